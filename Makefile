@@ -1,0 +1,103 @@
+# nibbled: one Makefile. `make help` lists the targets.
+#
+# Objects of a variant go to build/VARIANT: rel (optimised) or san (ASan + UBSan). A source file's folder decides
+# where it is linked: core and arch form libnib.a, appliance is nibbled, tools is nibble, tests/core/X_test.c is
+# the test program X_test. arch/x86/X_ISA.c is compiled for that instruction set only.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+CC      ?= gcc
+VARIANT ?= rel
+VERSION := 0.1.0
+MACHINE := $(shell uname -m)
+B       := build/$(VARIANT)
+
+PKGS     := yaml-0.1 libmicrohttpd jansson libpcre2-8 libcrypto libsystemd
+WARN     := -Wall -Wextra -Wshadow -Wconversion -Werror
+CFLAGS.rel := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+CFLAGS.san := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+LDFLAGS.rel := -Wl,-z,relro,-z,now
+LDFLAGS.san := -fsanitize=address,undefined
+BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"'
+CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(shell pkg-config --cflags $(PKGS)) $(CFLAGS)
+LDLIBS   = $(shell pkg-config --libs $(PKGS)) -lm -lpthread
+LDFLAGS_ALL = -pie $(LDFLAGS.$(VARIANT)) $(LDFLAGS)
+
+ISA.avx2   := -mavx2 -mfma -mf16c
+ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma
+ISA.amx    := $(ISA.avx512) -mamx-tile -mamx-bf16
+
+CORE_SRC := $(wildcard core/*.c)
+ARCH_SRC := $(wildcard arch/*.c arch/ref/*.c)
+ifeq ($(MACHINE),x86_64)
+ARCH_SRC += $(wildcard arch/x86/*.c)
+endif
+APPL_SRC := $(wildcard appliance/*.c)
+TOOL_SRC := $(wildcard tools/*.c)
+LIB_OBJ  := $(patsubst %.c,$(B)/%.o,$(CORE_SRC) $(ARCH_SRC))
+APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
+TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
+TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c))
+
+.PHONY: all help demo check check-fast tests tidy format vectors install clean setup
+all: $(B)/nibbled $(B)/nibble
+
+help:
+	@echo "make              build nibbled and nibble into $(B)"
+	@echo "make demo         install what is missing, build, make a model image, start the daemon, ask it a question"
+	@echo "make check        install what is missing, build with sanitizers, run every test"
+	@echo "make tidy         check the tree's rules, formatting and clang-tidy"
+	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
+	@echo "make install      DESTDIR= PREFIX=  install programs, units, man pages, completion"
+	@echo "make clean        remove build/"
+	@echo "VARIANT=san       build with ASan and UBSan"
+
+$(B)/libnib.a: $(LIB_OBJ)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(B)/nibbled: $(APPL_OBJ) $(B)/libnib.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+
+# nibble shares the daemon's client-side and config code, but not its main
+$(B)/nibble: $(TOOL_OBJ) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+
+$(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
+$(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
+$(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
+$(B)/%.o: %.c
+	@mkdir -p $(dir $@)
+	$(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
+
+tests: $(TESTS)
+$(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(shell pkg-config --libs check)
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	@$(MAKE) --no-print-directory VARIANT=rel all
+	@tools/demo.sh
+
+check: setup
+	@tests/run.sh
+
+# what `make check` runs, without installing anything
+check-fast:
+	@tests/run.sh --no-python
+
+vectors: setup
+	@tests/vectors/make.sh
+
+tidy:
+	@tests/tidy.sh
+
+format:
+	clang-format -i $(shell git ls-files '*.c' '*.h')
+
+clean:
+	rm -rf build
+
+-include $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)

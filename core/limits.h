@@ -1,0 +1,66 @@
+/* core/limits.h: every cap in the product, one line each, with its unit and reason.
+ * A number that bounds memory, time or input belongs here and nowhere else. */
+#ifndef NIB_CORE_LIMITS_H
+#define NIB_CORE_LIMITS_H
+
+/* text for people */
+#define NIB_MAX_MSG_BYTES 512 /* one error sentence with its NUL */
+
+/* model shapes (a shape in core/model.c must stay inside these) */
+#define NIB_MAX_LAYERS          64     /* 120b has 36 */
+#define NIB_MAX_EXPERTS         128    /* 120b */
+#define NIB_MAX_EXPERTS_USED    4      /* all gpt-oss models */
+#define NIB_MAX_HIDDEN          8192   /* elements; 2,880 today */
+#define NIB_MAX_VOCAB           262144 /* ids; 201,088 today */
+#define NIB_MAX_CTX_TOKENS      131072 /* the model's trained context */
+#define NIB_MAX_SHAPE_NAME      32     /* bytes with NUL */
+
+/* model image */
+#define NIB_MAX_TENSORS          2048        /* 120b has 36 x 17 + 5 */
+#define NIB_MAX_TENSOR_NAME      96          /* bytes with NUL */
+#define NIB_MAX_TENSOR_DIMS      4           /* experts' blocks: [E, 2I, H/32, 16] */
+#define NIB_MAX_HEADER_BYTES     (1u << 20)  /* safetensors header of an image */
+#define NIB_MAX_SRC_HEADER_BYTES (100u << 20) /* header of a source checkpoint shard (the format's own cap) */
+#define NIB_MAX_SHARDS           256         /* files of a sharded checkpoint */
+#define NIB_MAX_PATH_BYTES       4096        /* a path with NUL */
+#define NIB_IMAGE_ALIGN          4096u       /* bytes; direct reads and mmap need a page */
+#define NIB_MAX_IO_CHUNK_BYTES   (8u << 20)  /* one read or write of a large file */
+
+/* tokenizer */
+#define NIB_MAX_TOKEN_BYTES     128        /* longest token of o200k_base */
+#define NIB_MAX_SPECIAL_TOKENS  64         /* named special tokens of a vocabulary */
+#define NIB_MAX_TEXT_BYTES      (4u << 20) /* text of one encode call: a request body's cap */
+#define NIB_MAX_UTF8_HELD       3          /* bytes of an incomplete sequence held back in streaming decode */
+
+/* harmony */
+#define NIB_MAX_MESSAGES        4096 /* of one conversation */
+#define NIB_MAX_TOOLS           128  /* function tools of one request (OpenAI's own cap) */
+#define NIB_MAX_NAME_BYTES      64   /* tool, role and channel names (OpenAI's own cap) */
+#define NIB_MAX_RECIPIENT_BYTES 128  /* "functions." and a name, or junk cut here */
+#define NIB_MAX_JSON_DEPTH      32   /* nesting of a request or a tool schema */
+
+/* sampling */
+#define NIB_MAX_TOP_LOGPROBS 20  /* OpenAI's own cap */
+#define NIB_MAX_LOGIT_BIAS   300 /* entries of logit_bias (OpenAI's own cap) */
+#define NIB_MAX_STOP_TOKENS  8   /* token ids that end a sequence */
+#define NIB_MAX_STOP_STRINGS 4   /* OpenAI's own cap */
+#define NIB_MAX_STOP_BYTES   256 /* one stop string */
+
+/* engine and scheduler */
+#define NIB_MAX_SLOTS       256  /* sequences resident at once */
+#define NIB_MAX_STEP_ROWS   2048 /* rows (tokens) of one step: decode rows and prefill chunks */
+#define NIB_MAX_QUEUE       256  /* requests waiting for a slot */
+#define NIB_MAX_STEPS_AHEAD 2    /* steps launched whose results were not yet read */
+#define NIB_KV_PAGE_TOKENS  64   /* tokens of one KV page: small enough to waste little, large enough to stream */
+#define NIB_MAX_THREADS     256  /* CPU worker threads */
+
+/* plan */
+#define NIB_MAX_REGIONS 512 /* lines of a memory plan */
+
+/* appliance */
+#define NIB_MAX_CONFIG_BYTES (64u << 10) /* nibbled.yaml */
+#define NIB_MAX_BODY_BYTES   (4u << 20)  /* request body */
+#define NIB_MAX_CONNS        512         /* open client connections */
+#define NIB_MAX_UID_RULES    64          /* SO_PEERCRED allow-list entries */
+
+#endif
