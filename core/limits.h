@@ -16,11 +16,14 @@
 #define NIB_MAX_SHAPE_NAME      32     /* bytes with NUL */
 
 /* model image */
-#define NIB_MAX_TENSORS          2048        /* 120b has 36 x 17 + 5 */
+#define NIB_MAX_TENSORS          1024        /* NIB_MAX_LAYERS x 15 + 5 = 965 */
 #define NIB_MAX_TENSOR_NAME      96          /* bytes with NUL */
 #define NIB_MAX_TENSOR_DIMS      4           /* experts' blocks: [E, 2I, H/32, 16] */
 #define NIB_MAX_HEADER_BYTES     (1u << 20)  /* safetensors header of an image */
 #define NIB_MAX_SRC_HEADER_BYTES (100u << 20) /* header of a source checkpoint shard (the format's own cap) */
+#define NIB_MAX_SOURCE_BYTES     256         /* what an image was packed from, with its NUL */
+#define NIB_MAX_TOKENIZER_BYTES  (32u << 20) /* tokenizer blob of an image; o200k needs about 6 MB */
+#define NIB_MAX_GENERATION_BYTES (16u << 10) /* generation defaults of an image, JSON text */
 #define NIB_MAX_SHARDS           256         /* files of a sharded checkpoint */
 #define NIB_MAX_PATH_BYTES       4096        /* a path with NUL */
 #define NIB_IMAGE_ALIGN          4096u       /* bytes; direct reads and mmap need a page */
