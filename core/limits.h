@@ -31,7 +31,6 @@
 
 /* tokenizer */
 #define NIB_MAX_TOKEN_BYTES     128        /* longest token of o200k_base */
-#define NIB_MAX_SPECIAL_TOKENS  64         /* named special tokens of a vocabulary */
 #define NIB_MAX_TEXT_BYTES      (4u << 20) /* text of one encode call: a request body's cap */
 #define NIB_MAX_UTF8_HELD       3          /* bytes of an incomplete sequence held back in streaming decode */
 
