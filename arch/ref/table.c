@@ -1,0 +1,26 @@
+/* arch/ref/table.c: the reference row of the kernel table. Constant data. */
+#include "arch/ref/ref.h"
+
+const struct nib_kernels nib_kernels_ref = {
+    .name = "ref",
+    .tile_n = 1,
+    .kv_elem_bytes = sizeof(float),
+    .dense_bytes = nib_ref_dense_bytes,
+    .dense_repack = nib_ref_dense_repack,
+    .mx_bytes = nib_ref_mx_bytes,
+    .mx_repack = nib_ref_mx_repack,
+    .acts_bytes = nib_ref_acts_bytes,
+    .acts_prep = nib_ref_acts_prep,
+    .dense_gemv = nib_ref_dense_gemv,
+    .dense_gemm = nib_ref_dense_gemm,
+    .mx_gemv = nib_ref_mx_gemv,
+    .mx_gemm = nib_ref_mx_gemm,
+    .gemm_scratch_bytes = nib_ref_gemm_scratch_bytes,
+    .rmsnorm = nib_ref_rmsnorm,
+    .rope = nib_ref_rope,
+    .swiglu = nib_ref_swiglu,
+    .kv_page_bytes = nib_ref_kv_page_bytes,
+    .kv_put = nib_ref_kv_put,
+    .attn_scratch_bytes = nib_ref_attn_scratch_bytes,
+    .attn = nib_ref_attn,
+};
