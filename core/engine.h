@@ -21,7 +21,8 @@
 
 enum nib_row_flag {
     NIB_ROW_LOGITS = 1,   /* sample a token after this row */
-    NIB_ROW_DECODE = 2,   /* the only row of its slot in this step, fed one token at a time: decode kernels */
+    NIB_ROW_DECODE = 2,   /* carries an answer token: the only row of its slot in this step (decode kernels), and already
+                             counted when it was sampled. Rows without it carry prompt tokens */
     NIB_ROW_FEEDBACK = 4, /* `token` is ignored: use the token this slot's last NIB_ROW_LOGITS row sampled */
     NIB_ROW_FIRST = 8     /* first row of a new sequence in this slot: forget the slot's sampler state */
 };
