@@ -15,6 +15,9 @@
 #include "core/limits.h"
 #include "core/model.h"
 #include "core/profile.h"
+#include "core/sched.h"
+
+#define NIB_PLAN_QUEUE 64 /* requests that wait, unless asked for otherwise */
 
 enum nib_space {
     NIB_SPACE_DEVICE, /* GPU memory; unused on a CPU row */
@@ -109,7 +112,8 @@ struct nib_plan_request {
     uint32_t step_rows_max;      /* 0 = the row's default */
     uint32_t threads;            /* CPU rows: worker threads, >= 1 */
     uint64_t memory_limit_bytes; /* plan as if the memory were this small; 0 = the profile's */
-    uint64_t sched_bytes;        /* storage the scheduler asks for, given the dims */
+    uint32_t queue_max;          /* requests that wait; 0 = NIB_PLAN_QUEUE */
+    uint32_t prefill_rows_max;   /* prompt rows of a step that also decodes; 0 = half of step_rows_max */
     uint64_t tokenizer_bytes;    /* storage of the image's vocabulary and its scratch */
     uint64_t front_bytes;        /* storage of the front thread */
 };
@@ -118,6 +122,7 @@ struct nib_plan {
     const struct nib_shape *shape;
     const struct nib_row_facts *row;
     struct nib_engine_dims dims;
+    struct nib_sched_config sched; /* what nib_sched_init gets; its storage is NIB_R_SCHED */
     uint32_t threads;
     uint32_t ring_pages;    /* pages of a slot's ring in a window layer */
     uint32_t spilled_layers; /* layers whose experts live in pinned memory: the last ones */

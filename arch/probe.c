@@ -1,0 +1,41 @@
+/* arch/probe.c: owns nothing; reads the facts of this machine's CPU.
+ * Boot only, any thread (opens /proc/meminfo). Fails when the system does not tell. */
+#include <inttypes.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "arch/table.h"
+
+#define RESERVED_MIN_BYTES (1ull << 30) /* kept for the rest of the system; or an eighth of the memory */
+
+static enum nib_err read_memory_bytes(uint64_t *ret_bytes, struct nib_msg *msg)
+{
+    FILE *file = fopen("/proc/meminfo", "re");
+    if (!file)
+        return nib_fail(msg, NIB_E_IO, "/proc/meminfo cannot be read");
+    uint64_t kib = 0;
+    int got = fscanf(file, "MemTotal: %" SCNu64 " kB", &kib);
+    (void)fclose(file);
+    if (got != 1 || kib == 0)
+        return nib_fail(msg, NIB_E_FORMAT, "/proc/meminfo does not begin with MemTotal");
+    *ret_bytes = kib * 1024;
+    return NIB_OK;
+}
+
+enum nib_err nib_arch_probe_cpu(struct nib_profile *ret_profile, struct nib_msg *msg)
+{
+    struct nib_profile p = {.name = "this CPU"};
+    enum nib_err err = read_memory_bytes(&p.memory_bytes, msg);
+    if (err)
+        return err;
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return nib_fail(msg, NIB_E_IO, "the system does not say which CPUs this process may use");
+    p.sms = (uint32_t)CPU_COUNT(&set);
+    p.reserved_bytes = p.memory_bytes / 8 > RESERVED_MIN_BYTES ? p.memory_bytes / 8 : RESERVED_MIN_BYTES;
+    if (p.reserved_bytes >= p.memory_bytes)
+        p.reserved_bytes = p.memory_bytes / 2;
+    *ret_profile = p;
+    return NIB_OK;
+}

@@ -1,0 +1,151 @@
+/* arch/table.c: owns the capability table and the choice of a row.
+ * Limits: NIB_MAX_ARCH_ROWS. Any thread. Fails with the name of what is missing. */
+#include "arch/table.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "core/arith.h"
+
+/* GPU rows: the figures of their memory until their kernels exist. Dense weights bf16, experts as E2M1 with one scale
+ * byte a block of 32, KV and activations 2 bytes. */
+static uint64_t gpu_dense_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)n * k * 2;
+}
+
+static uint64_t gpu_mx_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)n * (k / 2 + k / NIB_MX_BLOCK);
+}
+
+static uint64_t gpu_acts_bytes(uint32_t k)
+{
+    return (uint64_t)k * 2;
+}
+
+static uint64_t gpu_no_scratch(uint32_t size)
+{
+    (void)size;
+    return 0;
+}
+
+static uint64_t gpu_kv_page_bytes(uint32_t kv_heads)
+{
+    return 2ull * kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
+}
+
+static const struct nib_row_facts gpu_facts = {
+    .gpu = true,
+    .step_rows_max = 2048,
+    .slots = 64,
+    .steps_ahead = 2,
+    .acts_elem_bytes = 2,
+    .dense_bytes = gpu_dense_bytes,
+    .mx_bytes = gpu_mx_bytes,
+    .acts_bytes = gpu_acts_bytes,
+    .gemm_scratch_bytes = gpu_no_scratch,
+    .kv_page_bytes = gpu_kv_page_bytes,
+    .attn_scratch_bytes = gpu_no_scratch,
+};
+
+static const struct nib_arch_row rows[] = {
+    {.name = "sm120", .numbers = "fp4 block-scaled mma, bf16", .fallback = "sm80", .gpu = true, .cc_min = 120, .cc_max = 121},
+    {.name = "sm100", .numbers = "fp4 block-scaled tcgen05, bf16", .fallback = "sm80", .gpu = true, .cc_min = 100, .cc_max = 103},
+    {.name = "sm90", .numbers = "bf16 wgmma, experts decoded to bf16", .fallback = "sm80", .gpu = true, .cc_min = 90, .cc_max = 90},
+    {.name = "sm80", .numbers = "bf16 mma, experts decoded to bf16", .fallback = "sm75", .gpu = true, .cc_min = 80, .cc_max = 121},
+    {.name = "sm75", .numbers = "fp16 mma, experts decoded to fp16", .fallback = NULL, .gpu = true, .cc_min = 75, .cc_max = 121},
+    {.name = "ref", .numbers = "fp32, plain C", .kernels = &nib_kernels_ref},
+};
+enum { ROW_COUNT = sizeof rows / sizeof rows[0] };
+_Static_assert(ROW_COUNT <= NIB_MAX_ARCH_ROWS, "table is larger than its mask");
+
+const struct nib_arch_row *nib_arch_rows(size_t *ret_count)
+{
+    *ret_count = ROW_COUNT;
+    return rows;
+}
+
+const struct nib_arch_row *nib_arch_find(const char *name)
+{
+    for (size_t i = 0; i < ROW_COUNT; i++)
+        if (strcmp(rows[i].name, name) == 0)
+            return &rows[i];
+    return NULL;
+}
+
+struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
+{
+    const struct nib_kernels *k = row->kernels;
+    struct nib_row_facts facts = gpu_facts;
+    if (k)
+        facts = (struct nib_row_facts){
+            .step_rows_max = 256,
+            .slots = 8,
+            .steps_ahead = 1,
+            .acts_elem_bytes = 4,
+            .dense_bytes = k->dense_bytes,
+            .mx_bytes = k->mx_bytes,
+            .acts_bytes = k->acts_bytes,
+            .gemm_scratch_bytes = k->gemm_scratch_bytes,
+            .kv_page_bytes = k->kv_page_bytes,
+            .attn_scratch_bytes = k->attn_scratch_bytes,
+        };
+    facts.name = row->name;
+    return facts;
+}
+
+const char *nib_arch_refusal(const struct nib_arch_row *row, const struct nib_profile *profile, uint32_t mask)
+{
+    if (mask >> (row - rows) & 1)
+        return "masked";
+    if (row->gpu != profile->gpu)
+        return row->gpu ? "needs a GPU" : "for CPUs";
+    if (row->gpu && profile->compute_capability < row->cc_min)
+        return "needs a newer compute capability";
+    if (row->gpu && profile->compute_capability > row->cc_max)
+        return "for older compute capabilities";
+    if (row->cpu_features & ~profile->cpu_features)
+        return "needs CPU features this machine lacks";
+    return NULL;
+}
+
+enum nib_err nib_arch_select(const struct nib_profile *profile, uint32_t mask, const struct nib_arch_row **ret_row,
+                             struct nib_msg *msg)
+{
+    for (size_t i = 0; i < ROW_COUNT; i++) {
+        if (!nib_arch_refusal(&rows[i], profile, mask)) {
+            *ret_row = &rows[i];
+            return NIB_OK;
+        }
+    }
+    return nib_fail(msg, NIB_E_UNSUPPORTED, "no row of the capability table fits %s (compute capability %u, mask %#x)",
+                    profile->name, profile->compute_capability, mask);
+}
+
+static enum nib_err unknown_row(const char *name, size_t length, struct nib_msg *msg)
+{
+    char known[256] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < ROW_COUNT; i++)
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", rows[i].name);
+    return nib_fail(msg, NIB_E_ARG, "'%.*s' is no row of the capability table; the rows are %s",
+                    (int)nib_min_u64(length, 32), name, known);
+}
+
+enum nib_err nib_arch_mask_parse(const char *names, uint32_t *ret_mask, struct nib_msg *msg)
+{
+    uint32_t mask = 0;
+    while (*names) {
+        size_t length = strcspn(names, ",");
+        size_t i = 0;
+        while (i < ROW_COUNT && (strlen(rows[i].name) != length || memcmp(rows[i].name, names, length) != 0))
+            i++;
+        if (i == ROW_COUNT)
+            return unknown_row(names, length, msg);
+        mask |= 1u << i;
+        names += length + (names[length] == ',');
+    }
+    *ret_mask = mask;
+    return NIB_OK;
+}
