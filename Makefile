@@ -12,7 +12,7 @@ VERSION := 0.1.0
 MACHINE := $(shell uname -m)
 B       := build/$(VARIANT)
 
-PKGS     := yaml-0.1 libmicrohttpd jansson libpcre2-8 libcrypto libsystemd
+PKGS     := yaml-0.1 libmicrohttpd jansson libcrypto libsystemd
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Werror
 CFLAGS.rel := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 CFLAGS.san := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -39,7 +39,7 @@ APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
 TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c))
 
-.PHONY: all help demo check check-fast tests tidy format vectors install clean setup
+.PHONY: all help demo check check-fast tests tidy format vectors install clean setup print-tests
 all: $(B)/nibbled $(B)/nibble
 
 help:
@@ -83,6 +83,9 @@ demo: setup
 
 check: setup
 	@tests/run.sh
+
+print-tests:
+	@echo $(TESTS)
 
 # what `make check` runs, without installing anything
 check-fast:
