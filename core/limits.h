@@ -25,6 +25,9 @@
 #define NIB_MAX_TOKENIZER_BYTES  (32u << 20) /* tokenizer blob of an image; o200k needs about 6 MB */
 #define NIB_MAX_GENERATION_BYTES (16u << 10) /* generation defaults of an image, JSON text */
 #define NIB_MAX_SHARDS           256         /* files of a sharded checkpoint */
+#define NIB_MAX_SRC_TENSORS      2048        /* of a source checkpoint; 120b has 36 x 19 + 3 */
+#define NIB_MAX_SRC_KEYS         512         /* metadata keys of a GGUF file; gpt-oss has about 40 */
+#define NIB_MAX_SRC_JSON_BYTES   (64u << 20) /* a JSON file beside a checkpoint; tokenizer.json has 28 MB */
 #define NIB_MAX_PATH_BYTES       4096        /* a path with NUL */
 #define NIB_IMAGE_ALIGN          4096u       /* bytes; direct reads and mmap need a page */
 #define NIB_MAX_IO_CHUNK_BYTES   (8u << 20)  /* one read or write of a large file */
