@@ -27,6 +27,7 @@
 #define NIB_MAX_SHARDS           256         /* files of a sharded checkpoint */
 #define NIB_MAX_SRC_TENSORS      2048        /* of a source checkpoint; 120b has 36 x 19 + 3 */
 #define NIB_MAX_SRC_KEYS         512         /* metadata keys of a GGUF file; gpt-oss has about 40 */
+#define NIB_MAX_SRC_CONFIG_BYTES (1u << 20)  /* config.json, generation_config.json, the shard index; 120b's index has 70 KB */
 #define NIB_MAX_SRC_JSON_BYTES   (64u << 20) /* a JSON file beside a checkpoint; tokenizer.json has 28 MB */
 #define NIB_MAX_PATH_BYTES       4096        /* a path with NUL */
 #define NIB_IMAGE_ALIGN          4096u       /* bytes; direct reads and mmap need a page */

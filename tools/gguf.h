@@ -59,8 +59,8 @@ enum nib_err nib_gguf_open(struct nib_weights *w, const char *path, struct nib_g
 void nib_gguf_close(struct nib_gguf *gguf);
 
 /* The same for bytes[0..count), the first bytes of a file already in w; *ret points into them. */
-enum nib_err nib_gguf_parse(struct nib_weights *w, uint32_t file, const uint8_t *bytes,
-                            size_t count, struct nib_gguf *ret, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_gguf_parse(struct nib_weights *w, uint32_t file, const uint8_t *bytes, size_t count,
+                            struct nib_gguf *ret, struct nib_msg *msg) NIB_CHECKED;
 
 /* The key, or NULL. */
 const struct nib_gguf_key *nib_gguf_find(const struct nib_gguf *gguf, const char *name);

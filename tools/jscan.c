@@ -28,8 +28,7 @@ static enum nib_jevent bad(struct nib_jscan *scan)
 
 static void skip_space(struct nib_jscan *scan)
 {
-    while (scan->at < scan->end &&
-           (*scan->at == ' ' || *scan->at == '\t' || *scan->at == '\n' || *scan->at == '\r'))
+    while (scan->at < scan->end && (*scan->at == ' ' || *scan->at == '\t' || *scan->at == '\n' || *scan->at == '\r'))
         scan->at++;
 }
 
@@ -262,8 +261,8 @@ static size_t utf8_length(const unsigned char *at, const unsigned char *end)
     for (size_t i = 1; i < need; i++)
         if ((at[i] & 0xC0) != 0x80)
             return 0;
-    if ((at[0] == 0xE0 && at[1] < 0xA0) || (at[0] == 0xED && at[1] > 0x9F) ||
-        (at[0] == 0xF0 && at[1] < 0x90) || (at[0] == 0xF4 && at[1] > 0x8F))
+    if ((at[0] == 0xE0 && at[1] < 0xA0) || (at[0] == 0xED && at[1] > 0x9F) || (at[0] == 0xF0 && at[1] < 0x90) ||
+        (at[0] == 0xF4 && at[1] > 0x8F))
         return 0;
     return need;
 }
@@ -312,8 +311,7 @@ static bool unescape(const char **at, const char *end, uint32_t *ret_cp)
         *ret_cp = hi;
         return true;
     }
-    if (end - *at < 6 || (*at)[0] != '\\' || (*at)[1] != 'u' || !hex4(*at + 2, end, &lo) ||
-        lo < 0xDC00 || lo > 0xDFFF)
+    if (end - *at < 6 || (*at)[0] != '\\' || (*at)[1] != 'u' || !hex4(*at + 2, end, &lo) || lo < 0xDC00 || lo > 0xDFFF)
         return false;
     *at += 6;
     *ret_cp = 0x10000 + ((hi - 0xD800) << 10) + (lo - 0xDC00);

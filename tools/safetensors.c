@@ -25,8 +25,7 @@ static const char *label(const struct parse *p)
 
 static enum nib_err bad_json(const struct parse *p)
 {
-    return nib_fail(p->msg, NIB_E_FORMAT, "%s: the safetensors header is not well-formed JSON",
-                    label(p));
+    return nib_fail(p->msg, NIB_E_FORMAT, "%s: the safetensors header is not well-formed JSON", label(p));
 }
 
 static enum nib_err bad_entry(const struct parse *p, const char *name)
@@ -66,8 +65,7 @@ static enum nib_err parse_type(struct parse *p, struct nib_weight *t)
             return NIB_OK;
         }
     }
-    return nib_fail(p->msg, NIB_E_FORMAT,
-                    "%s: tensor %s has a type that is not one of F32, F16, BF16 and U8", label(p),
+    return nib_fail(p->msg, NIB_E_FORMAT, "%s: tensor %s has a type that is not one of F32, F16, BF16 and U8", label(p),
                     t->name);
 }
 
@@ -120,8 +118,7 @@ static enum nib_err parse_member(struct parse *p, bool *metadata_seen, uint64_t 
     }
     struct nib_weight t = {.file = p->file};
     if (!nib_weights_name_ok(p->scan.text, p->scan.text_bytes))
-        return nib_fail(p->msg, NIB_E_FORMAT,
-                        "%s: a tensor's name is not 1 to %d printable ASCII characters", label(p),
+        return nib_fail(p->msg, NIB_E_FORMAT, "%s: a tensor's name is not 1 to %d printable ASCII characters", label(p),
                         NIB_MAX_TENSOR_NAME - 1);
     memcpy(t.name, p->scan.text, p->scan.text_bytes);
     enum nib_err err = parse_entry(p, &t);
@@ -134,16 +131,15 @@ static enum nib_err parse_member(struct parse *p, bool *metadata_seen, uint64_t 
     uint64_t bytes = p->w->list[p->w->count - 1].bytes;
     if (bytes != claimed)
         return nib_fail(p->msg, NIB_E_FORMAT,
-                        "%s: tensor %s needs %" PRIu64
-                        " bytes for its shape, but its offsets span %" PRIu64,
-                        label(p), t.name, bytes, claimed);
+                        "%s: tensor %s needs %" PRIu64 " bytes for its shape, but its offsets span %" PRIu64, label(p),
+                        t.name, bytes, claimed);
     if (!nib_add_u64(*covered, bytes, covered))
         return bad_entry(p, t.name);
     return NIB_OK;
 }
 
-enum nib_err nib_safetensors_parse(struct nib_weights *w, uint32_t file, const char *header,
-                                   size_t bytes, struct nib_msg *msg)
+enum nib_err nib_safetensors_parse(struct nib_weights *w, uint32_t file, const char *header, size_t bytes,
+                                   struct nib_msg *msg)
 {
     struct parse p = {.w = w, .file = file, .data_offset = 8 + (uint64_t)bytes, .msg = msg};
     bool metadata_seen = false;
@@ -165,14 +161,12 @@ enum nib_err nib_safetensors_parse(struct nib_weights *w, uint32_t file, const c
         return bad_json(&p);
     uint64_t data = w->files[file].bytes - p.data_offset;
     if (covered != data)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "%s: its tensors cover %" PRIu64 " bytes of data, but it holds %" PRIu64,
+        return nib_fail(msg, NIB_E_FORMAT, "%s: its tensors cover %" PRIu64 " bytes of data, but it holds %" PRIu64,
                         label(&p), covered, data);
     return NIB_OK;
 }
 
-enum nib_err nib_safetensors_open(struct nib_weights *w, const char *path, uint32_t *ret_file,
-                                  struct nib_msg *msg)
+enum nib_err nib_safetensors_open(struct nib_weights *w, const char *path, uint32_t *ret_file, struct nib_msg *msg)
 {
     uint32_t file;
     enum nib_err err = nib_weights_open(w, path, &file, msg);

@@ -16,7 +16,7 @@ enum nib_err nib_safetensors_open(struct nib_weights *w, const char *path, uint3
                                   struct nib_msg *msg) NIB_CHECKED;
 
 /* The same for the JSON header[0..bytes) of a file already in w; the data begin at 8 + bytes. */
-enum nib_err nib_safetensors_parse(struct nib_weights *w, uint32_t file, const char *header,
-                                   size_t bytes, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_safetensors_parse(struct nib_weights *w, uint32_t file, const char *header, size_t bytes,
+                                   struct nib_msg *msg) NIB_CHECKED;
 
 #endif

@@ -54,8 +54,7 @@ uint32_t nib_weight_block_bytes(enum nib_weight_type type)
     return types[type].bytes;
 }
 
-enum nib_err nib_weights_open(struct nib_weights *w, const char *path, uint32_t *ret_file,
-                              struct nib_msg *msg)
+enum nib_err nib_weights_open(struct nib_weights *w, const char *path, uint32_t *ret_file, struct nib_msg *msg)
 {
     if (w->file_count == NIB_MAX_SHARDS)
         return nib_fail(msg, NIB_E_LIMIT, "a checkpoint may have at most %d files", NIB_MAX_SHARDS);
@@ -63,8 +62,7 @@ enum nib_err nib_weights_open(struct nib_weights *w, const char *path, uint32_t 
     if (fd < 0)
         return nib_fail(msg, NIB_E_IO, "cannot open %s: %s", path, strerror(errno));
     struct nib_weight_file file = {.fd = fd};
-    if (fstat(fd, &file.at_open) != 0 || !S_ISREG(file.at_open.st_mode) ||
-        file.at_open.st_size <= 0) {
+    if (fstat(fd, &file.at_open) != 0 || !S_ISREG(file.at_open.st_mode) || file.at_open.st_size <= 0) {
         close(fd);
         return nib_fail(msg, NIB_E_FORMAT, "%s is not a regular file with content", path);
     }
@@ -88,38 +86,34 @@ bool nib_weights_name_ok(const char *text, size_t bytes)
 }
 
 /* Bytes of the tensor from its type and shape. */
-static enum nib_err sized(const struct nib_weights *w, const struct nib_weight *t,
-                          uint64_t *ret_bytes, struct nib_msg *msg)
+static enum nib_err sized(const struct nib_weights *w, const struct nib_weight *t, uint64_t *ret_bytes,
+                          struct nib_msg *msg)
 {
     const char *label = w->files[t->file].label;
     if (t->dim_count == 0 || t->dim_count > NIB_MAX_TENSOR_DIMS)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "%s: tensor %s has %" PRIu32 " dimensions, 1 to %d are allowed", label,
+        return nib_fail(msg, NIB_E_FORMAT, "%s: tensor %s has %" PRIu32 " dimensions, 1 to %d are allowed", label,
                         t->name, t->dim_count, NIB_MAX_TENSOR_DIMS);
     uint64_t last = t->dims[t->dim_count - 1];
     if (last % types[t->type].elements != 0)
         return nib_fail(msg, NIB_E_FORMAT,
-                        "%s: rows of tensor %s are %" PRIu64
-                        " elements, not whole blocks of %" PRIu32,
-                        label, t->name, last, types[t->type].elements);
+                        "%s: rows of tensor %s are %" PRIu64 " elements, not whole blocks of %" PRIu32, label, t->name,
+                        last, types[t->type].elements);
     uint64_t bytes = types[t->type].bytes;
     for (uint32_t i = 0; i < t->dim_count; i++) {
         uint64_t n = i + 1 == t->dim_count ? last / types[t->type].elements : t->dims[i];
         if (n == 0 || !nib_mul_u64(bytes, n, &bytes))
-            return nib_fail(msg, NIB_E_FORMAT, "%s: tensor %s has a zero or impossible dimension",
-                            label, t->name);
+            return nib_fail(msg, NIB_E_FORMAT, "%s: tensor %s has a zero or impossible dimension", label, t->name);
     }
     *ret_bytes = bytes;
     return NIB_OK;
 }
 
-enum nib_err nib_weights_add(struct nib_weights *w, const struct nib_weight *tensor,
-                             struct nib_msg *msg)
+enum nib_err nib_weights_add(struct nib_weights *w, const struct nib_weight *tensor, struct nib_msg *msg)
 {
     const struct nib_weight_file *file = &w->files[tensor->file];
     if (w->count == NIB_MAX_SRC_TENSORS)
-        return nib_fail(msg, NIB_E_LIMIT, "%s: a checkpoint may have at most %d tensors",
-                        file->label, NIB_MAX_SRC_TENSORS);
+        return nib_fail(msg, NIB_E_LIMIT, "%s: a checkpoint may have at most %d tensors", file->label,
+                        NIB_MAX_SRC_TENSORS);
     struct nib_weight t = *tensor;
     enum nib_err err = sized(w, &t, &t.bytes, msg);
     if (err)
@@ -129,8 +123,7 @@ enum nib_err nib_weights_add(struct nib_weights *w, const struct nib_weight *ten
     uint64_t end;
     if (!nib_add_u64(t.offset, t.bytes, &end) || end > file->bytes)
         return nib_fail(msg, NIB_E_FORMAT,
-                        "%s: tensor %s takes %" PRIu64 " bytes at offset %" PRIu64
-                        ", but the file ends at %" PRIu64,
+                        "%s: tensor %s takes %" PRIu64 " bytes at offset %" PRIu64 ", but the file ends at %" PRIu64,
                         file->label, t.name, t.bytes, t.offset, file->bytes);
     w->list[w->count++] = t;
     return NIB_OK;
@@ -155,18 +148,16 @@ enum nib_err nib_weights_seal(struct nib_weights *w, struct nib_msg *msg)
     qsort(w->list, w->count, sizeof w->list[0], by_name);
     for (uint32_t i = 1; i < w->count; i++)
         if (strcmp(w->list[i - 1].name, w->list[i].name) == 0)
-            return nib_fail(msg, NIB_E_FORMAT, "tensor %s comes twice, in %s and in %s",
-                            w->list[i].name, w->files[w->list[i - 1].file].label,
-                            w->files[w->list[i].file].label);
+            return nib_fail(msg, NIB_E_FORMAT, "tensor %s comes twice, in %s and in %s", w->list[i].name,
+                            w->files[w->list[i - 1].file].label, w->files[w->list[i].file].label);
     const struct nib_weight *place[NIB_MAX_SRC_TENSORS];
     for (uint32_t i = 0; i < w->count; i++)
         place[i] = &w->list[i];
     qsort(place, w->count, sizeof place[0], by_place);
     for (uint32_t i = 1; i < w->count; i++)
-        if (place[i - 1]->file == place[i]->file &&
-            place[i - 1]->offset + place[i - 1]->bytes > place[i]->offset)
-            return nib_fail(msg, NIB_E_FORMAT, "%s: tensors %s and %s share bytes",
-                            w->files[place[i]->file].label, place[i - 1]->name, place[i]->name);
+        if (place[i - 1]->file == place[i]->file && place[i - 1]->offset + place[i - 1]->bytes > place[i]->offset)
+            return nib_fail(msg, NIB_E_FORMAT, "%s: tensors %s and %s share bytes", w->files[place[i]->file].label,
+                            place[i - 1]->name, place[i]->name);
     return NIB_OK;
 }
 
@@ -186,27 +177,25 @@ const struct nib_weight *nib_weights_find(const struct nib_weights *w, const cha
     return NULL;
 }
 
-enum nib_err nib_weights_read_file(const struct nib_weights *w, uint32_t file, uint64_t offset,
-                                   void *buf, size_t n, struct nib_msg *msg)
+enum nib_err nib_weights_read_file(const struct nib_weights *w, uint32_t file, uint64_t offset, void *buf, size_t n,
+                                   struct nib_msg *msg)
 {
     for (size_t done = 0; done < n;) {
-        ssize_t got =
-            pread(w->files[file].fd, (char *)buf + done, n - done, (off_t)(offset + done));
+        ssize_t got = pread(w->files[file].fd, (char *)buf + done, n - done, (off_t)(offset + done));
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            return nib_fail(msg, NIB_E_IO, "cannot read %s: %s", w->files[file].label,
-                            strerror(errno));
+            return nib_fail(msg, NIB_E_IO, "cannot read %s: %s", w->files[file].label, strerror(errno));
         if (got == 0)
-            return nib_fail(msg, NIB_E_IO, "%s ends at byte %" PRIu64 ", while it was being read",
-                            w->files[file].label, offset + done);
+            return nib_fail(msg, NIB_E_IO, "%s ends at byte %" PRIu64 ", while it was being read", w->files[file].label,
+                            offset + done);
         done += (size_t)got;
     }
     return NIB_OK;
 }
 
-enum nib_err nib_weights_read(const struct nib_weights *w, const struct nib_weight *tensor,
-                              uint64_t at, void *buf, size_t n, struct nib_msg *msg)
+enum nib_err nib_weights_read(const struct nib_weights *w, const struct nib_weight *tensor, uint64_t at, void *buf,
+                              size_t n, struct nib_msg *msg)
 {
     NIB_MUST(at <= tensor->bytes && n <= tensor->bytes - at);
     return nib_weights_read_file(w, tensor->file, tensor->offset + at, buf, n, msg);
@@ -218,8 +207,7 @@ enum nib_err nib_weights_check_unchanged(const struct nib_weights *w, struct nib
         const struct nib_weight_file *f = &w->files[i];
         struct stat now;
         if (fstat(f->fd, &now) != 0 || now.st_size != f->at_open.st_size ||
-            now.st_mtim.tv_sec != f->at_open.st_mtim.tv_sec ||
-            now.st_mtim.tv_nsec != f->at_open.st_mtim.tv_nsec)
+            now.st_mtim.tv_sec != f->at_open.st_mtim.tv_sec || now.st_mtim.tv_nsec != f->at_open.st_mtim.tv_nsec)
             return nib_fail(msg, NIB_E_IO, "%s changed while it was being read", f->label);
     }
     return NIB_OK;

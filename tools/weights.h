@@ -70,8 +70,7 @@ bool nib_weights_name_ok(const char *text, size_t bytes);
 
 /* Checks one tensor and adds it. Computes `bytes` from type and dims (what the caller left there is
  * not read); a last dimension that is not whole blocks, or a range outside the file, is refused. */
-enum nib_err nib_weights_add(struct nib_weights *w, const struct nib_weight *tensor,
-                             struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_weights_add(struct nib_weights *w, const struct nib_weight *tensor, struct nib_msg *msg) NIB_CHECKED;
 
 /* Sorts the list and refuses double names and shared bytes. After the last add. */
 enum nib_err nib_weights_seal(struct nib_weights *w, struct nib_msg *msg) NIB_CHECKED;
@@ -80,15 +79,14 @@ enum nib_err nib_weights_seal(struct nib_weights *w, struct nib_msg *msg) NIB_CH
 const struct nib_weight *nib_weights_find(const struct nib_weights *w, const char *name);
 
 /* Reads n bytes at `at` of the tensor, whole or NIB_E_IO. at + n <= tensor->bytes. */
-enum nib_err nib_weights_read(const struct nib_weights *w, const struct nib_weight *tensor,
-                              uint64_t at, void *buf, size_t n, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_weights_read(const struct nib_weights *w, const struct nib_weight *tensor, uint64_t at, void *buf,
+                              size_t n, struct nib_msg *msg) NIB_CHECKED;
 
 /* The same anywhere in a file. */
-enum nib_err nib_weights_read_file(const struct nib_weights *w, uint32_t file, uint64_t offset,
-                                   void *buf, size_t n, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_weights_read_file(const struct nib_weights *w, uint32_t file, uint64_t offset, void *buf, size_t n,
+                                   struct nib_msg *msg) NIB_CHECKED;
 
 /* Refuses when a file changed size or content time since it was opened. */
-enum nib_err nib_weights_check_unchanged(const struct nib_weights *w,
-                                         struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_weights_check_unchanged(const struct nib_weights *w, struct nib_msg *msg) NIB_CHECKED;
 
 #endif
