@@ -35,6 +35,7 @@
 
 /* tokenizer */
 #define NIB_MAX_TOKEN_BYTES     128        /* longest token of o200k_base */
+#define NIB_MAX_TOKEN_PROBES    256        /* looks into the token table for one token; 40 is usual at most */
 #define NIB_MAX_TEXT_BYTES      (4u << 20) /* text of one encode call: a request body's cap */
 #define NIB_MAX_UTF8_HELD       3          /* bytes of an incomplete sequence held back in streaming decode */
 

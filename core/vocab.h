@@ -25,6 +25,7 @@
 #include "core/err.h"
 #include "core/model.h"
 
+#define NIB_VOCAB_MAGIC        "NIBVOCAB" /* without its NUL */
 #define NIB_VOCAB_VERSION      1u
 #define NIB_VOCAB_HEADER_BYTES 32u
 
@@ -60,8 +61,8 @@ struct nib_vocab {
     const uint8_t *bytes; /* [token_bytes] */
 };
 
-/* Bytes of the blob that nib_vocab_build makes; 0 when they would pass 2^32. */
-size_t nib_vocab_build_bytes(const struct nib_vocab_src *src);
+/* Bytes of the blob that nib_vocab_build makes. */
+uint64_t nib_vocab_build_bytes(const struct nib_vocab_src *src);
 
 /* Writes the blob. Refuses a token that is empty or too long, a missing single byte, ids that do
  * not fit the shape, a wrong special token (NIB_E_FORMAT), and an out[] too small (NIB_E_LIMIT).
@@ -89,5 +90,9 @@ NIB_CHECKED enum nib_err nib_vocab_build_bytelevel(uint32_t vocab, uint32_t spec
  * finds that). NIB_E_FORMAT with one sentence. *ret points into blob. */
 NIB_CHECKED enum nib_err nib_vocab_parse(const void *blob, size_t bytes, struct nib_vocab *ret,
                                          struct nib_msg *msg);
+
+/* The same for the header and the sizes only. */
+NIB_CHECKED enum nib_err nib_vocab_parse_header(const void *blob, size_t bytes,
+                                                struct nib_vocab *ret, struct nib_msg *msg);
 
 #endif
