@@ -13,14 +13,17 @@ MACHINE := $(shell uname -m)
 B       := build/$(VARIANT)
 
 PKGS     := yaml-0.1 libmicrohttpd jansson libcrypto libsystemd
+TOOL_PKGS := libcurl libedit
 WARN     := -Wall -Wextra -Wshadow -Wconversion -Werror
 CFLAGS.rel := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 CFLAGS.san := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 LDFLAGS.rel := -Wl,-z,relro,-z,now
 LDFLAGS.san := -fsanitize=address,undefined
 BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"'
-CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(shell pkg-config --cflags $(PKGS)) $(CFLAGS)
-LDLIBS   = $(shell pkg-config --libs $(PKGS)) -lm -lpthread
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) $(TOOL_PKGS) 2>/dev/null)
+CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(PKG_CFLAGS) $(CFLAGS)
+LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
+TOOL_LDLIBS := $(shell pkg-config --libs $(TOOL_PKGS) 2>/dev/null)
 LDFLAGS_ALL = -pie $(LDFLAGS.$(VARIANT)) $(LDFLAGS)
 
 ISA.avx2   := -mavx2 -mfma -mf16c
@@ -61,7 +64,7 @@ $(B)/nibbled: $(APPL_OBJ) $(B)/libnib.a
 
 # nibble shares the daemon's client-side and config code, but not its main
 $(B)/nibble: $(TOOL_OBJ) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS)
 
 $(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
 $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
@@ -72,7 +75,7 @@ $(B)/%.o: %.c
 
 tests: $(TESTS)
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(shell pkg-config --libs check)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
 
 setup:
 	@tools/setup.sh

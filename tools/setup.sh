@@ -4,7 +4,8 @@
 set -euo pipefail
 
 packages=(gcc make pkg-config libc6-dev libyaml-dev libmicrohttpd-dev libjansson-dev libssl-dev
-    libsystemd-dev check curl ca-certificates)
+    libsystemd-dev libcurl4-openssl-dev libedit-dev
+    check curl ca-certificates)
 [ "${PYTHON:-yes}" = no ] || packages+=(python3 python3-venv)
 
 missing=()
