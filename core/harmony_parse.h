@@ -22,19 +22,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/harmony_header.h"
 #include "core/limits.h"
 #include "core/span.h"
+#include "core/utf8.h"
 
 struct nib_tokenizer;
 
 enum nib_harmony_kind { NIB_KIND_REASONING, NIB_KIND_CONTENT, NIB_KIND_CALL };
-
-enum nib_harmony_channel {
-    NIB_CHANNEL_NONE, /* none, or one that has no meaning here */
-    NIB_CHANNEL_ANALYSIS,
-    NIB_CHANNEL_COMMENTARY,
-    NIB_CHANNEL_FINAL
-};
 
 enum nib_harmony_event_type { NIB_EVENT_BEGIN, NIB_EVENT_TEXT, NIB_EVENT_END };
 
@@ -49,8 +44,9 @@ struct nib_harmony_event {
                              Valid until the next call on this parser. */
 };
 
-/* No call gives more events than this: a message may end, and another begin, hold text and end. */
-#define NIB_HARMONY_EVENTS_MAX 8
+/* No call gives more events than this: BEGIN, the text of a header that was none, the token's text,
+ * END. */
+#define NIB_HARMONY_EVENTS_MAX 4
 
 enum nib_harmony_finish {
     NIB_FINISH_STOP,       /* the model ended its turn */
@@ -58,36 +54,25 @@ enum nib_harmony_finish {
     NIB_FINISH_LENGTH      /* it was cut */
 };
 
-/* Longest header looked at; a longer one cannot be a header and becomes text. */
-#define NIB_HARMONY_HEADER_BYTES 512
-
-struct nib_harmony_header {
-    bool foreign;                 /* written for a role that is not the assistant */
-    struct nib_span channel;      /* absent if none */
-    struct nib_span recipient;    /* absent if none */
-    struct nib_span content_type; /* absent if none, without <|constrain|> */
-    bool constrain;               /* content_type was marked <|constrain|> */
-};
+#define NIB_HARMONY_TEXT_BYTES                                                                     \
+    (NIB_HARMONY_HEADER_BYTES + NIB_MAX_RECIPIENT_BYTES + NIB_UTF8_PUSH_BYTES(NIB_MAX_TOKEN_BYTES))
 
 /* Private; laid open so that the caller can place it. */
 struct nib_harmony_parser {
     const struct nib_tokenizer *tokenizer;
-    uint32_t special_base;
     uint8_t state;
-    bool role_given;    /* the prompt already said <|start|>assistant */
-    bool saw_call_stop; /* the turn ended with <|call|> */
-    bool done;          /* the model ended its turn; later tokens are ignored */
-    bool open;          /* BEGIN was given, END not yet */
+    bool role_given; /* header: the role is known to be the assistant before its first word */
+    bool done;       /* the turn is over; later tokens are ignored */
     enum nib_harmony_kind kind;
     enum nib_harmony_channel channel;
-    uint32_t messages;
-    uint32_t calls;
-    uint8_t held[4]; /* bytes of a UTF-8 sequence that is not complete */
-    uint8_t held_len;
-    uint16_t header_len;
-    char header[NIB_HARMONY_HEADER_BYTES];
-    char text[NIB_HARMONY_HEADER_BYTES +
-              4 * NIB_MAX_TOKEN_BYTES]; /* what the events of this call point into */
+    uint32_t messages; /* begun */
+    uint32_t calls;    /* begun */
+    struct nib_utf8_stream utf8;
+    size_t header_len;
+    size_t text_len;
+    char header[NIB_HARMONY_HEADER_BYTES]; /* text, with a mark byte for <|channel|> and
+                                              <|constrain|> */
+    char text[NIB_HARMONY_TEXT_BYTES];     /* what the events of this call point into */
 };
 
 /* Starts at a prompt that ended with <|start|>assistant. */

@@ -45,6 +45,7 @@
 #define NIB_MAX_NAME_BYTES      64   /* tool, role and channel names (OpenAI's own cap) */
 #define NIB_MAX_RECIPIENT_BYTES 128  /* "functions." and a name, or junk cut here */
 #define NIB_MAX_JSON_DEPTH      32   /* nesting of a request or a tool schema */
+#define NIB_MAX_SCHEMA_REQUIRED 256  /* names in one `required`: each property is looked up among them */
 
 /* sampling */
 #define NIB_MAX_TOP_LOGPROBS 20  /* OpenAI's own cap */
