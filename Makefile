@@ -19,7 +19,7 @@ CFLAGS.rel := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 CFLAGS.san := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 LDFLAGS.rel := -Wl,-z,relro,-z,now
 LDFLAGS.san := -fsanitize=address,undefined
-BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"'
+BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"' -DNIB_DATADIR='"$(PREFIX)/share/nibbled"'
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) $(TOOL_PKGS) 2>/dev/null)
 CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(PKG_CFLAGS) $(CFLAGS)
 LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread

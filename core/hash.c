@@ -34,31 +34,25 @@ void nib_sha256_drop(struct nib_sha256 *h)
 void nib_sha256(const void *bytes, size_t n, uint8_t ret_digest[NIB_SHA256_BYTES])
 {
     unsigned size = 0;
-    NIB_MUST(EVP_Digest(bytes, n, ret_digest, &size, EVP_sha256(), NULL) == 1 &&
-             size == NIB_SHA256_BYTES);
+    NIB_MUST(EVP_Digest(bytes, n, ret_digest, &size, EVP_sha256(), NULL) == 1 && size == NIB_SHA256_BYTES);
 }
 
-void nib_ed25519_public(const uint8_t secret[NIB_ED25519_KEY_BYTES],
-                        uint8_t ret_key[NIB_ED25519_KEY_BYTES])
+void nib_ed25519_public(const uint8_t secret[NIB_ED25519_KEY_BYTES], uint8_t ret_key[NIB_ED25519_KEY_BYTES])
 {
-    EVP_PKEY *pkey =
-        EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, secret, NIB_ED25519_KEY_BYTES);
+    EVP_PKEY *pkey = EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, secret, NIB_ED25519_KEY_BYTES);
     size_t size = NIB_ED25519_KEY_BYTES;
-    NIB_MUST(pkey && EVP_PKEY_get_raw_public_key(pkey, ret_key, &size) == 1 &&
-             size == NIB_ED25519_KEY_BYTES);
+    NIB_MUST(pkey && EVP_PKEY_get_raw_public_key(pkey, ret_key, &size) == 1 && size == NIB_ED25519_KEY_BYTES);
     EVP_PKEY_free(pkey);
 }
 
 void nib_ed25519_sign(const uint8_t secret[NIB_ED25519_KEY_BYTES], const void *bytes, size_t n,
                       uint8_t ret_signature[NIB_ED25519_SIGNATURE_BYTES])
 {
-    EVP_PKEY *pkey =
-        EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, secret, NIB_ED25519_KEY_BYTES);
+    EVP_PKEY *pkey = EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, secret, NIB_ED25519_KEY_BYTES);
     EVP_MD_CTX *ctx = EVP_MD_CTX_new();
     size_t size = NIB_ED25519_SIGNATURE_BYTES;
     NIB_MUST(pkey && ctx && EVP_DigestSignInit(ctx, NULL, NULL, NULL, pkey) == 1);
-    NIB_MUST(EVP_DigestSign(ctx, ret_signature, &size, bytes, n) == 1 &&
-             size == NIB_ED25519_SIGNATURE_BYTES);
+    NIB_MUST(EVP_DigestSign(ctx, ret_signature, &size, bytes, n) == 1 && size == NIB_ED25519_SIGNATURE_BYTES);
     EVP_MD_CTX_free(ctx);
     EVP_PKEY_free(pkey);
 }
@@ -66,8 +60,7 @@ void nib_ed25519_sign(const uint8_t secret[NIB_ED25519_KEY_BYTES], const void *b
 bool nib_ed25519_verify(const uint8_t key[NIB_ED25519_KEY_BYTES], const void *bytes, size_t n,
                         const uint8_t signature[NIB_ED25519_SIGNATURE_BYTES])
 {
-    EVP_PKEY *pkey =
-        EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, NULL, key, NIB_ED25519_KEY_BYTES);
+    EVP_PKEY *pkey = EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, NULL, key, NIB_ED25519_KEY_BYTES);
     EVP_MD_CTX *ctx = EVP_MD_CTX_new();
     NIB_MUST(pkey && ctx);
     bool good = EVP_DigestVerifyInit(ctx, NULL, NULL, NULL, pkey) == 1 &&

@@ -29,8 +29,7 @@ void nib_sha256_drop(struct nib_sha256 *h); /* legal when not begun */
 void nib_sha256(const void *bytes, size_t n, uint8_t ret_digest[NIB_SHA256_BYTES]);
 
 /* Ed25519 (RFC 8032) over n bytes. */
-void nib_ed25519_public(const uint8_t secret[NIB_ED25519_KEY_BYTES],
-                        uint8_t ret_key[NIB_ED25519_KEY_BYTES]);
+void nib_ed25519_public(const uint8_t secret[NIB_ED25519_KEY_BYTES], uint8_t ret_key[NIB_ED25519_KEY_BYTES]);
 void nib_ed25519_sign(const uint8_t secret[NIB_ED25519_KEY_BYTES], const void *bytes, size_t n,
                       uint8_t ret_signature[NIB_ED25519_SIGNATURE_BYTES]);
 bool nib_ed25519_verify(const uint8_t key[NIB_ED25519_KEY_BYTES], const void *bytes, size_t n,

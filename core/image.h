@@ -81,8 +81,7 @@ struct nib_image {
     uint8_t key[NIB_ED25519_KEY_BYTES]; /* public key; zeros when unsigned */
     uint8_t signature[NIB_ED25519_SIGNATURE_BYTES];
     uint8_t header_sha256[NIB_SHA256_BYTES];
-    char
-        source[NIB_MAX_SOURCE_BYTES]; /* what it was packed from; printable ASCII without " and \ */
+    char source[NIB_MAX_SOURCE_BYTES]; /* what it was packed from; printable ASCII without " and \ */
     uint32_t tensor_count;
     struct nib_tensor tensors[NIB_MAX_TENSORS]; /* in file order, offsets ascending */
 };
@@ -93,14 +92,12 @@ uint32_t nib_image_tensor_count(const struct nib_shape *shape);
 /* Fills shape, source, sizes, names, dims and offsets of the image that these arguments make;
  * hashes, key and signature are zeros. NIB_E_ARG: source has bytes outside printable ASCII, or " or
  * \; a blob is empty or above its cap. The description of the file, without a file. */
-enum nib_err nib_image_layout(const struct nib_shape *shape, const char *source,
-                              uint64_t tokenizer_bytes, uint64_t generation_bytes,
-                              struct nib_image *ret_image, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_layout(const struct nib_shape *shape, const char *source, uint64_t tokenizer_bytes,
+                              uint64_t generation_bytes, struct nib_image *ret_image, struct nib_msg *msg) NIB_CHECKED;
 
 /* The tensor; never NULL. `layer` is 0 for tensors outside layers. The process stops on an id or
  * layer that the shape does not have. */
-const struct nib_tensor *nib_image_tensor(const struct nib_image *image, enum nib_tensor_id id,
-                                          uint32_t layer);
+const struct nib_tensor *nib_image_tensor(const struct nib_image *image, enum nib_tensor_id id, uint32_t layer);
 
 /* "BF16", "U8" */
 const char *nib_dtype_name(enum nib_dtype dtype);
@@ -111,25 +108,21 @@ uint64_t nib_dtype_bytes(enum nib_dtype dtype);
 /* Pure check of head[0..head_bytes), the first bytes of a file of file_bytes bytes: at least its
  * whole header (what nib_image_header_bytes says). Accepts only the bytes that the writer would
  * have made, checks the header's own hash, and a signature against the key beside it. */
-enum nib_err nib_image_parse(const uint8_t *head, size_t head_bytes, uint64_t file_bytes,
-                             struct nib_image *ret_image, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_parse(const uint8_t *head, size_t head_bytes, uint64_t file_bytes, struct nib_image *ret_image,
+                             struct nib_msg *msg) NIB_CHECKED;
 
 /* Bytes of the header with its length field, from the first 8 bytes of a file; NIB_E_FORMAT when no
  * image has that. */
-enum nib_err nib_image_header_bytes(const uint8_t first[8], uint64_t *ret_bytes,
-                                    struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_header_bytes(const uint8_t first[8], uint64_t *ret_bytes, struct nib_msg *msg) NIB_CHECKED;
 
 /* Refuses an unsigned image, one signed by another key, and a signature that does not verify. */
-enum nib_err nib_image_check_signature(const struct nib_image *image,
-                                       const uint8_t key[NIB_ED25519_KEY_BYTES],
+enum nib_err nib_image_check_signature(const struct nib_image *image, const uint8_t key[NIB_ED25519_KEY_BYTES],
                                        struct nib_msg *msg) NIB_CHECKED;
 
 /* Compares the bytes of a whole tensor (t->bytes of them) with its hash. A loader that streams
  * hashes with nib_sha256_* itself and compares by nib_image_check_digest. */
-enum nib_err nib_image_check_tensor(const struct nib_tensor *t, const void *bytes,
-                                    struct nib_msg *msg) NIB_CHECKED;
-enum nib_err nib_image_check_digest(const struct nib_tensor *t,
-                                    const uint8_t digest[NIB_SHA256_BYTES],
+enum nib_err nib_image_check_tensor(const struct nib_tensor *t, const void *bytes, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_check_digest(const struct nib_tensor *t, const uint8_t digest[NIB_SHA256_BYTES],
                                     struct nib_msg *msg) NIB_CHECKED;
 
 /* An open image file. The descriptor is opened once; everything is read through it. */
@@ -141,13 +134,12 @@ struct nib_image_file {
 /* Opens a regular file without holes, reads and checks its header. A FIFO, device, folder, empty
  * file, a file with holes or of the wrong size is refused. Takes and returns the header's bytes of
  * heap while it runs (boot only). On failure nothing stays open. */
-enum nib_err nib_image_open(const char *path, struct nib_image_file *ret_file,
-                            struct nib_image *ret_image, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_open(const char *path, struct nib_image_file *ret_file, struct nib_image *ret_image,
+                            struct nib_msg *msg) NIB_CHECKED;
 
 /* Refuses when the file changed size or content time since it was opened: call after the last read.
  */
-enum nib_err nib_image_check_unchanged(const struct nib_image_file *file,
-                                       struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_check_unchanged(const struct nib_image_file *file, struct nib_msg *msg) NIB_CHECKED;
 
 /* Reads n bytes at offset into buf, whole or NIB_E_IO. */
 enum nib_err nib_image_read(const struct nib_image_file *file, uint64_t offset, void *buf, size_t n,
@@ -155,15 +147,14 @@ enum nib_err nib_image_read(const struct nib_image_file *file, uint64_t offset, 
 
 /* Checks tensor i and the zeros after it, reading through buf (any size from 4,096 bytes;
  * NIB_MAX_IO_CHUNK_BYTES is good). `progress` (or NULL) is called with the bytes just read. */
-enum nib_err nib_image_check_stored(const struct nib_image_file *file,
-                                    const struct nib_image *image, uint32_t index, void *buf,
-                                    size_t buf_bytes, void (*progress)(void *arg, uint64_t bytes),
-                                    void *arg, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_check_stored(const struct nib_image_file *file, const struct nib_image *image, uint32_t index,
+                                    void *buf, size_t buf_bytes, void (*progress)(void *arg, uint64_t bytes), void *arg,
+                                    struct nib_msg *msg) NIB_CHECKED;
 
 /* Maps the whole file read-only; tensor t is at base + t->offset. A file that shrinks later makes
  * reads fault. */
-enum nib_err nib_image_map(const struct nib_image_file *file, const struct nib_image *image,
-                           const uint8_t **ret_base, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_map(const struct nib_image_file *file, const struct nib_image *image, const uint8_t **ret_base,
+                           struct nib_msg *msg) NIB_CHECKED;
 void nib_image_unmap(const struct nib_image *image, const uint8_t *base);
 void nib_image_close(struct nib_image_file *file);
 
@@ -181,9 +172,8 @@ struct nib_image_writer {
     struct nib_sha256 hash;
 };
 
-enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path,
-                                   const struct nib_shape *shape, const char *source,
-                                   uint64_t tokenizer_bytes, uint64_t generation_bytes,
+enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path, const struct nib_shape *shape,
+                                   const char *source, uint64_t tokenizer_bytes, uint64_t generation_bytes,
                                    struct nib_msg *msg) NIB_CHECKED;
 
 /* The tensor that the next byte belongs to, or NULL when all are complete. */
@@ -191,8 +181,7 @@ const struct nib_tensor *nib_image_write_next(const struct nib_image_writer *w);
 
 /* Appends n bytes of the current tensor (w's next), at most what it still lacks; the following
  * tensor begins when it is full. After a failure only write_abort is allowed. */
-enum nib_err nib_image_write(struct nib_image_writer *w, const void *bytes, size_t n,
-                             struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_write(struct nib_image_writer *w, const void *bytes, size_t n, struct nib_msg *msg) NIB_CHECKED;
 
 /* All tensors must be complete. On failure the temporary file is gone, and PATH is as before.
  * Closes w. */

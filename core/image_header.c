@@ -32,7 +32,7 @@ struct walk {
     const uint8_t *in; /* MATCH */
     uint64_t bytes;    /* of in */
     uint64_t at;
-    bool good; /* MATCH: no difference so far; at stays at the first one */
+    bool good;                               /* MATCH: no difference so far; at stays at the first one */
     uint64_t header_sha256_at, signature_at; /* where the digits begin */
 };
 
@@ -71,8 +71,7 @@ static void walk_hex(struct walk *w, uint8_t *bytes, size_t n)
 {
     char text[2 * NIB_ED25519_SIGNATURE_BYTES + 1];
     if (w->mode == MATCH) {
-        w->good = w->good && w->bytes - w->at >= 2 * n &&
-                  nib_hex_parse((const char *)w->in + w->at, n, bytes);
+        w->good = w->good && w->bytes - w->at >= 2 * n && nib_hex_parse((const char *)w->in + w->at, n, bytes);
         w->at += w->good ? 2 * n : 0;
         return;
     }
@@ -143,8 +142,8 @@ static void walk_fields(struct walk *w, struct fields *f)
 }
 
 /* One tensor's entry: bytes [*offset, *offset + bytes) of the data. */
-static void walk_entry(struct walk *w, const char *name, enum nib_dtype dtype, const uint64_t *dims,
-                       uint32_t dim_count, uint64_t bytes, uint64_t *offset)
+static void walk_entry(struct walk *w, const char *name, enum nib_dtype dtype, const uint64_t *dims, uint32_t dim_count,
+                       uint64_t bytes, uint64_t *offset)
 {
     put_text(w, ",\"");
     put_text(w, name);
@@ -283,61 +282,50 @@ static bool signature_good(const uint8_t *digest, const uint8_t *key, const uint
     return nib_ed25519_verify(key, message, n, signature);
 }
 
-enum nib_err nib_image_header_bytes(const uint8_t first[8], uint64_t *ret_bytes,
-                                    struct nib_msg *msg)
+enum nib_err nib_image_header_bytes(const uint8_t first[8], uint64_t *ret_bytes, struct nib_msg *msg)
 {
     uint64_t length = 0;
     for (int i = 0; i < LENGTH_BYTES; i++)
         length |= (uint64_t)first[i] << (8 * i);
-    if (length > NIB_MAX_HEADER_BYTES - LENGTH_BYTES ||
-        (length + LENGTH_BYTES) % NIB_IMAGE_ALIGN != 0 || length == 0)
-        return nib_fail(
-            msg, NIB_E_FORMAT,
-            "not a model image: it begins with a header length of %llu bytes, which no image has",
-            (unsigned long long)length);
+    if (length > NIB_MAX_HEADER_BYTES - LENGTH_BYTES || (length + LENGTH_BYTES) % NIB_IMAGE_ALIGN != 0 || length == 0)
+        return nib_fail(msg, NIB_E_FORMAT,
+                        "not a model image: it begins with a header length of %llu bytes, which no image has",
+                        (unsigned long long)length);
     *ret_bytes = length + LENGTH_BYTES;
     return NIB_OK;
 }
 
 /* After the walk matched: what follows the JSON, the header's hash and the signature under its own
  * key. */
-static enum nib_err check_rest(const struct walk *w, const struct fields *f, const uint8_t *head,
-                               uint64_t header_bytes, struct nib_msg *msg)
+static enum nib_err check_rest(const struct walk *w, const struct fields *f, const uint8_t *head, uint64_t header_bytes,
+                               struct nib_msg *msg)
 {
     uint8_t digest[NIB_SHA256_BYTES];
     if (nib_round_up(w->at, NIB_IMAGE_ALIGN) != header_bytes)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "the image's header is %llu bytes long; its content needs %llu",
-                        (unsigned long long)header_bytes,
-                        (unsigned long long)nib_round_up(w->at, NIB_IMAGE_ALIGN));
+        return nib_fail(msg, NIB_E_FORMAT, "the image's header is %llu bytes long; its content needs %llu",
+                        (unsigned long long)header_bytes, (unsigned long long)nib_round_up(w->at, NIB_IMAGE_ALIGN));
     for (uint64_t i = w->at; i < header_bytes; i++)
         if (head[i] != ' ')
-            return nib_fail(msg, NIB_E_FORMAT,
-                            "the image's header ends at byte %llu, but byte %llu is not a space",
+            return nib_fail(msg, NIB_E_FORMAT, "the image's header ends at byte %llu, but byte %llu is not a space",
                             (unsigned long long)w->at, (unsigned long long)i);
     header_digest(w, head, header_bytes, digest);
     if (memcmp(digest, f->header_sha256, sizeof digest) != 0)
-        return nib_fail(msg, NIB_E_HASH,
-                        "the image's header differs from its own hash: it was damaged or changed");
+        return nib_fail(msg, NIB_E_HASH, "the image's header differs from its own hash: it was damaged or changed");
     bool has_key = !all_zero(f->key, sizeof f->key);
     bool has_signature = !all_zero(f->signature, sizeof f->signature);
     if (has_key != has_signature)
-        return nib_fail(msg, NIB_E_SIGNATURE, "the image has a %s without a %s",
-                        has_key ? "key" : "signature", has_key ? "signature" : "key");
+        return nib_fail(msg, NIB_E_SIGNATURE, "the image has a %s without a %s", has_key ? "key" : "signature",
+                        has_key ? "signature" : "key");
     if (has_key && !signature_good(digest, f->key, f->signature))
-        return nib_fail(msg, NIB_E_SIGNATURE,
-                        "the image's signature was not made by the key it names");
+        return nib_fail(msg, NIB_E_SIGNATURE, "the image's signature was not made by the key it names");
     return NIB_OK;
 }
 
-static void fill_image(const struct fields *f, const uint8_t *head, uint64_t header_bytes,
-                       struct nib_image *ret_image)
+static void fill_image(const struct fields *f, const uint8_t *head, uint64_t header_bytes, struct nib_image *ret_image)
 {
-    struct walk w = {
-        .mode = MATCH, .in = head, .bytes = header_bytes, .at = LENGTH_BYTES, .good = true};
+    struct walk w = {.mode = MATCH, .in = head, .bytes = header_bytes, .at = LENGTH_BYTES, .good = true};
     struct fields again = {0};
-    NIB_MUST(nib_image_layout(f->shape, f->source, f->tokenizer_bytes, f->generation_bytes,
-                              ret_image, NULL) == NIB_OK);
+    NIB_MUST(nib_image_layout(f->shape, f->source, f->tokenizer_bytes, f->generation_bytes, ret_image, NULL) == NIB_OK);
     memcpy(ret_image->header_sha256, f->header_sha256, sizeof f->header_sha256);
     memcpy(ret_image->key, f->key, sizeof f->key);
     memcpy(ret_image->signature, f->signature, sizeof f->signature);
@@ -346,22 +334,19 @@ static void fill_image(const struct fields *f, const uint8_t *head, uint64_t hea
     NIB_MUST(w.good && ret_image->header_bytes == header_bytes);
 }
 
-enum nib_err nib_image_parse(const uint8_t *head, size_t head_bytes, uint64_t file_bytes,
-                             struct nib_image *ret_image, struct nib_msg *msg)
+enum nib_err nib_image_parse(const uint8_t *head, size_t head_bytes, uint64_t file_bytes, struct nib_image *ret_image,
+                             struct nib_msg *msg)
 {
     uint64_t header_bytes;
     if (head_bytes < LENGTH_BYTES)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "not a model image: it has %zu bytes, too few for a header", head_bytes);
+        return nib_fail(msg, NIB_E_FORMAT, "not a model image: it has %zu bytes, too few for a header", head_bytes);
     enum nib_err err = nib_image_header_bytes(head, &header_bytes, msg);
     if (err)
         return err;
     if (head_bytes < header_bytes)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "the image is cut: its header needs %llu bytes and %zu are there",
+        return nib_fail(msg, NIB_E_FORMAT, "the image is cut: its header needs %llu bytes and %zu are there",
                         (unsigned long long)header_bytes, head_bytes);
-    struct walk w = {
-        .mode = MATCH, .in = head, .bytes = header_bytes, .at = LENGTH_BYTES, .good = true};
+    struct walk w = {.mode = MATCH, .in = head, .bytes = header_bytes, .at = LENGTH_BYTES, .good = true};
     struct fields f = {0};
     uint64_t data_bytes = walk_header(&w, &f, NULL);
     if (!w.good && w.at > LENGTH_BYTES && f.shape_name[0] && !f.shape)
@@ -370,36 +355,30 @@ enum nib_err nib_image_parse(const uint8_t *head, size_t head_bytes, uint64_t fi
                         "damaged near byte %llu",
                         f.shape_name, (unsigned long long)w.at);
     if (!w.good)
-        return nib_fail(
-            msg, NIB_E_FORMAT,
-            "the image's header differs at byte %llu from what a %s image must have there",
-            (unsigned long long)w.at, f.shape ? f.shape->name : "model");
+        return nib_fail(msg, NIB_E_FORMAT,
+                        "the image's header differs at byte %llu from what a %s image must have there",
+                        (unsigned long long)w.at, f.shape ? f.shape->name : "model");
     err = check_rest(&w, &f, head, header_bytes, msg);
     if (err)
         return err;
     if (file_bytes != header_bytes + data_bytes)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "the image has %llu bytes; shape %s with these blobs needs %llu",
-                        (unsigned long long)file_bytes, f.shape->name,
-                        (unsigned long long)(header_bytes + data_bytes));
+        return nib_fail(msg, NIB_E_FORMAT, "the image has %llu bytes; shape %s with these blobs needs %llu",
+                        (unsigned long long)file_bytes, f.shape->name, (unsigned long long)(header_bytes + data_bytes));
     fill_image(&f, head, header_bytes, ret_image);
     return NIB_OK;
 }
 
-enum nib_err nib_image_check_signature(const struct nib_image *image,
-                                       const uint8_t key[NIB_ED25519_KEY_BYTES],
+enum nib_err nib_image_check_signature(const struct nib_image *image, const uint8_t key[NIB_ED25519_KEY_BYTES],
                                        struct nib_msg *msg)
 {
     if (!image->is_signed)
-        return nib_fail(msg, NIB_E_SIGNATURE,
-                        "the image is not signed; a signature by the given key is required");
+        return nib_fail(msg, NIB_E_SIGNATURE, "the image is not signed; a signature by the given key is required");
     if (memcmp(image->key, key, NIB_ED25519_KEY_BYTES) != 0) {
         char theirs[17];
         char ours[17];
         nib_hex_print(image->key, 8, theirs);
         nib_hex_print(key, 8, ours);
-        return nib_fail(msg, NIB_E_SIGNATURE, "the image is signed by key %s...; required is %s...",
-                        theirs, ours);
+        return nib_fail(msg, NIB_E_SIGNATURE, "the image is signed by key %s...; required is %s...", theirs, ours);
     }
     if (!signature_good(image->header_sha256, key, image->signature))
         return nib_fail(msg, NIB_E_SIGNATURE, "the image's signature does not verify");

@@ -6,8 +6,8 @@
 
 /* Tensor `index` of the table for that shape, with name, id, layer, type, dims and bytes; offset
  * and hash zero. */
-void nib_image_tensor_at(const struct nib_shape *shape, uint64_t tokenizer_bytes,
-                         uint64_t generation_bytes, uint32_t index, struct nib_tensor *ret_tensor);
+void nib_image_tensor_at(const struct nib_shape *shape, uint64_t tokenizer_bytes, uint64_t generation_bytes,
+                         uint32_t index, struct nib_tensor *ret_tensor);
 
 /* Printable ASCII without " and \, and short enough. */
 bool nib_image_source_allowed(const char *source, size_t n);

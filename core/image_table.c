@@ -44,9 +44,7 @@ static const struct row rows[NIB_T_COUNT] = {
     [NIB_T_UP_BLOCKS] = {"up.blocks", NIB_DTYPE_U8, {DIM_E, DIM_2I, DIM_H_BLOCKS, DIM_BLOCK_BYTES}},
     [NIB_T_UP_SCALES] = {"up.scales", NIB_DTYPE_U8, {DIM_E, DIM_2I, DIM_H_BLOCKS}},
     [NIB_T_UP_BIAS] = {"up.bias", NIB_DTYPE_BF16, {DIM_E, DIM_2I}},
-    [NIB_T_DOWN_BLOCKS] = {"down.blocks",
-                           NIB_DTYPE_U8,
-                           {DIM_E, DIM_H, DIM_I_BLOCKS, DIM_BLOCK_BYTES}},
+    [NIB_T_DOWN_BLOCKS] = {"down.blocks", NIB_DTYPE_U8, {DIM_E, DIM_H, DIM_I_BLOCKS, DIM_BLOCK_BYTES}},
     [NIB_T_DOWN_SCALES] = {"down.scales", NIB_DTYPE_U8, {DIM_E, DIM_H, DIM_I_BLOCKS}},
     [NIB_T_DOWN_BIAS] = {"down.bias", NIB_DTYPE_BF16, {DIM_E, DIM_H}},
     [NIB_T_FINAL_NORM] = {"final_norm", NIB_DTYPE_BF16, {DIM_H}},
@@ -60,8 +58,7 @@ static const struct row rows[NIB_T_COUNT] = {
 
 _Static_assert(1 + NIB_MAX_LAYERS * LAYER_TENSORS + TAIL_TENSORS <= NIB_MAX_TENSORS, "tensor cap");
 
-static uint64_t dim_size(const struct nib_shape *s, enum dim dim, uint64_t tokenizer_bytes,
-                         uint64_t generation_bytes)
+static uint64_t dim_size(const struct nib_shape *s, enum dim dim, uint64_t tokenizer_bytes, uint64_t generation_bytes)
 {
     switch (dim) {
     case DIM_NONE:
@@ -108,8 +105,8 @@ uint32_t nib_image_tensor_count(const struct nib_shape *shape)
     return 1 + shape->layers * LAYER_TENSORS + TAIL_TENSORS;
 }
 
-void nib_image_tensor_at(const struct nib_shape *s, uint64_t tokenizer_bytes,
-                         uint64_t generation_bytes, uint32_t index, struct nib_tensor *ret_tensor)
+void nib_image_tensor_at(const struct nib_shape *s, uint64_t tokenizer_bytes, uint64_t generation_bytes, uint32_t index,
+                         struct nib_tensor *ret_tensor)
 {
     struct nib_tensor t = {0};
     uint32_t layers_end = 1 + s->layers * LAYER_TENSORS;
@@ -137,8 +134,7 @@ void nib_image_tensor_at(const struct nib_shape *s, uint64_t tokenizer_bytes,
     *ret_tensor = t;
 }
 
-const struct nib_tensor *nib_image_tensor(const struct nib_image *image, enum nib_tensor_id id,
-                                          uint32_t layer)
+const struct nib_tensor *nib_image_tensor(const struct nib_image *image, enum nib_tensor_id id, uint32_t layer)
 {
     bool in_layer = id >= NIB_T_ATTN_NORM && id <= NIB_T_DOWN_BIAS;
     NIB_MUST((unsigned)id < NIB_T_COUNT && layer < (in_layer ? image->shape->layers : 1));
@@ -165,9 +161,8 @@ bool nib_image_source_allowed(const char *source, size_t n)
     return true;
 }
 
-enum nib_err nib_image_layout(const struct nib_shape *shape, const char *source,
-                              uint64_t tokenizer_bytes, uint64_t generation_bytes,
-                              struct nib_image *ret_image, struct nib_msg *msg)
+enum nib_err nib_image_layout(const struct nib_shape *shape, const char *source, uint64_t tokenizer_bytes,
+                              uint64_t generation_bytes, struct nib_image *ret_image, struct nib_msg *msg)
 {
     if (!nib_image_source_allowed(source, strlen(source)))
         return nib_fail(msg, NIB_E_ARG,
@@ -178,8 +173,7 @@ enum nib_err nib_image_layout(const struct nib_shape *shape, const char *source,
         return nib_fail(msg, NIB_E_ARG, "the tokenizer has %llu bytes; allowed are 1 to %u",
                         (unsigned long long)tokenizer_bytes, NIB_MAX_TOKENIZER_BYTES);
     if (generation_bytes == 0 || generation_bytes > NIB_MAX_GENERATION_BYTES)
-        return nib_fail(msg, NIB_E_ARG,
-                        "the generation defaults have %llu bytes; allowed are 1 to %u",
+        return nib_fail(msg, NIB_E_ARG, "the generation defaults have %llu bytes; allowed are 1 to %u",
                         (unsigned long long)generation_bytes, NIB_MAX_GENERATION_BYTES);
     memset(ret_image, 0, sizeof *ret_image);
     ret_image->shape = shape;

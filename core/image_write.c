@@ -12,8 +12,7 @@
 #include "core/arith.h"
 #include "core/image_header.h"
 
-static enum nib_err write_at(int fd, uint64_t offset, const void *bytes, size_t n,
-                             struct nib_msg *msg)
+static enum nib_err write_at(int fd, uint64_t offset, const void *bytes, size_t n, struct nib_msg *msg)
 {
     size_t done = 0;
     while (done < n) {
@@ -22,36 +21,31 @@ static enum nib_err write_at(int fd, uint64_t offset, const void *bytes, size_t 
             continue;
         if (put <= 0)
             return nib_fail(msg, NIB_E_IO, "writing the image failed at byte %llu: %s",
-                            (unsigned long long)(offset + done),
-                            put < 0 ? strerror(errno) : "no progress");
+                            (unsigned long long)(offset + done), put < 0 ? strerror(errno) : "no progress");
         done += (size_t)put;
     }
     return NIB_OK;
 }
 
-enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path,
-                                   const struct nib_shape *shape, const char *source,
-                                   uint64_t tokenizer_bytes, uint64_t generation_bytes,
+enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path, const struct nib_shape *shape,
+                                   const char *source, uint64_t tokenizer_bytes, uint64_t generation_bytes,
                                    struct nib_msg *msg)
 {
     w->hash.ctx = NULL;
     int n = snprintf(w->temp_path, sizeof w->temp_path, "%s.tmp.%ld", path, (long)getpid());
     if (n < 0 || (size_t)n >= sizeof w->temp_path)
-        return nib_fail(msg, NIB_E_LIMIT, "the image's path is longer than %d bytes",
-                        NIB_MAX_PATH_BYTES - 24);
+        return nib_fail(msg, NIB_E_LIMIT, "the image's path is longer than %d bytes", NIB_MAX_PATH_BYTES - 24);
     (void)snprintf(w->path, sizeof w->path, "%s", path);
-    enum nib_err err =
-        nib_image_layout(shape, source, tokenizer_bytes, generation_bytes, &w->image, msg);
+    enum nib_err err = nib_image_layout(shape, source, tokenizer_bytes, generation_bytes, &w->image, msg);
     if (err)
         return err;
     w->fd = open(w->temp_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (w->fd < 0)
         return nib_fail(msg, NIB_E_IO, "cannot create %s: %s", w->temp_path, strerror(errno));
     /* a full disk is better known now; a file system that cannot reserve is told nothing */
-    if (fallocate(w->fd, 0, 0, (off_t)w->image.file_bytes) != 0 &&
-        (errno == ENOSPC || errno == EFBIG)) {
-        err = nib_fail(msg, NIB_E_IO, "the image needs %llu bytes: %s",
-                       (unsigned long long)w->image.file_bytes, strerror(errno));
+    if (fallocate(w->fd, 0, 0, (off_t)w->image.file_bytes) != 0 && (errno == ENOSPC || errno == EFBIG)) {
+        err = nib_fail(msg, NIB_E_IO, "the image needs %llu bytes: %s", (unsigned long long)w->image.file_bytes,
+                       strerror(errno));
         nib_image_write_abort(w);
         return err;
     }
@@ -79,13 +73,12 @@ static enum nib_err finish_tensor(struct nib_image_writer *w, struct nib_msg *ms
     return write_at(w->fd, end, zeros, nib_round_up(end, NIB_IMAGE_ALIGN) - end, msg);
 }
 
-enum nib_err nib_image_write(struct nib_image_writer *w, const void *bytes, size_t n,
-                             struct nib_msg *msg)
+enum nib_err nib_image_write(struct nib_image_writer *w, const void *bytes, size_t n, struct nib_msg *msg)
 {
     const struct nib_tensor *t = nib_image_write_next(w);
     if (!t || n > t->bytes - w->done_bytes)
-        return nib_fail(msg, NIB_E_ARG, "more bytes than tensor %s has (%llu)",
-                        t ? t->name : "after the last", t ? (unsigned long long)t->bytes : 0);
+        return nib_fail(msg, NIB_E_ARG, "more bytes than tensor %s has (%llu)", t ? t->name : "after the last",
+                        t ? (unsigned long long)t->bytes : 0);
     nib_sha256_add(&w->hash, bytes, n);
     enum nib_err err = write_at(w->fd, t->offset + w->done_bytes, bytes, n, msg);
     if (err)
@@ -110,8 +103,7 @@ static void sync_folder(const char *path)
     }
 }
 
-static enum nib_err put_header(int fd, struct nib_image *image, const uint8_t *secret,
-                               struct nib_msg *msg)
+static enum nib_err put_header(int fd, struct nib_image *image, const uint8_t *secret, struct nib_msg *msg)
 {
     uint8_t *head = malloc(image->header_bytes);
     if (!head)
@@ -130,14 +122,12 @@ enum nib_err nib_image_write_end(struct nib_image_writer *w, struct nib_msg *msg
     enum nib_err err = NIB_OK;
     const struct nib_tensor *t = nib_image_write_next(w);
     if (t)
-        err =
-            nib_fail(msg, NIB_E_STATE, "the image is incomplete: tensor %s has %llu of %llu bytes",
-                     t->name, (unsigned long long)w->done_bytes, (unsigned long long)t->bytes);
+        err = nib_fail(msg, NIB_E_STATE, "the image is incomplete: tensor %s has %llu of %llu bytes", t->name,
+                       (unsigned long long)w->done_bytes, (unsigned long long)t->bytes);
     if (!err)
         err = put_header(w->fd, &w->image, NULL, msg);
     if (!err && rename(w->temp_path, w->path) != 0)
-        err = nib_fail(msg, NIB_E_IO, "cannot rename %s to %s: %s", w->temp_path, w->path,
-                       strerror(errno));
+        err = nib_fail(msg, NIB_E_IO, "cannot rename %s to %s: %s", w->temp_path, w->path, strerror(errno));
     if (err) {
         nib_image_write_abort(w);
         return err;
@@ -157,14 +147,12 @@ void nib_image_write_abort(struct nib_image_writer *w)
     (void)unlink(w->temp_path);
 }
 
-enum nib_err nib_image_sign(const char *path, const uint8_t secret[NIB_ED25519_KEY_BYTES],
-                            struct nib_msg *msg)
+enum nib_err nib_image_sign(const char *path, const uint8_t secret[NIB_ED25519_KEY_BYTES], struct nib_msg *msg)
 {
     struct nib_image_file file;
     struct nib_image *image = malloc(sizeof *image);
     if (!image)
-        return nib_fail(msg, NIB_E_NOMEM, "no memory for the image's description (%zu bytes)",
-                        sizeof *image);
+        return nib_fail(msg, NIB_E_NOMEM, "no memory for the image's description (%zu bytes)", sizeof *image);
     enum nib_err err = nib_image_open(path, &file, image, msg);
     if (err) {
         free(image);

@@ -81,8 +81,7 @@ void nib_mxfp8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[3
  * E4M3. x is finite. */
 float nib_nvfp4_tensor_scale(const float *x, size_t count);
 void nib_nvfp4_decode(float tensor_scale, uint8_t scale, const uint8_t codes[8], float ret_x[16]);
-void nib_nvfp4_encode(const float x[16], float tensor_scale, uint8_t *ret_scale,
-                      uint8_t ret_codes[8]);
+void nib_nvfp4_encode(const float x[16], float tensor_scale, uint8_t *ret_scale, uint8_t ret_codes[8]);
 
 /* NF4: value = quantile[code] * absmax of the block of 64; in a byte the HIGH nibble is the even
  * element (bitsandbytes' order). Encoding takes the nearest quantile, the lower one at a midpoint.
@@ -96,10 +95,8 @@ void nib_nf4_encode(const float x[64], float *ret_absmax, uint8_t ret_codes[32])
  * values), and map is the signed 8-bit dynamic map of bitsandbytes (7 exponent levels, powers of
  * ten). */
 float nib_nf4_map_value(uint8_t code);
-void nib_nf4_scales_decode(float offset, float group_scale, const uint8_t *codes, size_t count,
-                           float *ret_absmax);
-void nib_nf4_scales_encode(const float *absmax, size_t count, float offset, float *ret_group_scale,
-                           uint8_t *ret_codes);
+void nib_nf4_scales_decode(float offset, float group_scale, const uint8_t *codes, size_t count, float *ret_absmax);
+void nib_nf4_scales_encode(const float *absmax, size_t count, float offset, float *ret_group_scale, uint8_t *ret_codes);
 
 /* Q8_0: value = int8 * fp16 scale. Encoding as GGUF does: scale max|x| / 127, elements rounded half
  * away from zero with the scale before its rounding to fp16. x is finite. */

@@ -93,8 +93,7 @@ void nib_nvfp4_decode(float tensor_scale, uint8_t scale, const uint8_t codes[8],
     }
 }
 
-void nib_nvfp4_encode(const float x[16], float tensor_scale, uint8_t *ret_scale,
-                      uint8_t ret_codes[8])
+void nib_nvfp4_encode(const float x[16], float tensor_scale, uint8_t *ret_scale, uint8_t ret_codes[8])
 {
     float max = max_magnitude(x, NIB_NVFP4_BLOCK);
     uint8_t scale = nib_e4m3_encode(max / E2M1_MAX / tensor_scale);

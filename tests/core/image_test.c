@@ -21,8 +21,7 @@ static uint8_t *make_header(const uint8_t *secret, struct nib_image *ret_image)
     const struct nib_shape *nano = nib_shape_find("nano");
     ck_assert_int_eq(nib_image_layout(nano, "a test", 1234, 77, ret_image, NULL), NIB_OK);
     for (uint32_t i = 0; i < ret_image->tensor_count; i++)
-        nib_sha256(ret_image->tensors[i].name, strlen(ret_image->tensors[i].name),
-                   ret_image->tensors[i].sha256);
+        nib_sha256(ret_image->tensors[i].name, strlen(ret_image->tensors[i].name), ret_image->tensors[i].sha256);
     uint8_t *head = malloc(ret_image->header_bytes);
     ck_assert_ptr_nonnull(head);
     nib_image_header_seal(ret_image, secret, head);
@@ -83,11 +82,9 @@ START_TEST(layout_refuses_what_a_header_cannot_hold)
     longer[NIB_MAX_SOURCE_BYTES - 1] = 0;
     ck_assert_int_eq(nib_image_layout(nano, longer, 1, 1, &image, &msg), NIB_OK);
     ck_assert_int_eq(nib_image_layout(nano, "x", 0, 1, &image, &msg), NIB_E_ARG);
-    ck_assert_int_eq(nib_image_layout(nano, "x", NIB_MAX_TOKENIZER_BYTES + 1, 1, &image, &msg),
-                     NIB_E_ARG);
+    ck_assert_int_eq(nib_image_layout(nano, "x", NIB_MAX_TOKENIZER_BYTES + 1, 1, &image, &msg), NIB_E_ARG);
     ck_assert_int_eq(nib_image_layout(nano, "x", 1, 0, &image, &msg), NIB_E_ARG);
-    ck_assert_int_eq(nib_image_layout(nano, "x", 1, NIB_MAX_GENERATION_BYTES + 1, &image, &msg),
-                     NIB_E_ARG);
+    ck_assert_int_eq(nib_image_layout(nano, "x", 1, NIB_MAX_GENERATION_BYTES + 1, &image, &msg), NIB_E_ARG);
 }
 END_TEST
 
@@ -97,8 +94,7 @@ START_TEST(a_header_reads_back)
     for (int with_key = 0; with_key < 2; with_key++) {
         static struct nib_image made;
         uint8_t *head = make_header(with_key ? secret : NULL, &made);
-        ck_assert_int_eq(nib_image_parse(head, made.header_bytes, made.file_bytes, &image, NULL),
-                         NIB_OK);
+        ck_assert_int_eq(nib_image_parse(head, made.header_bytes, made.file_bytes, &image, NULL), NIB_OK);
         ck_assert_int_eq(memcmp(&image, &made, sizeof image), 0);
         ck_assert_int_eq(image.is_signed, with_key);
         free(head);
@@ -108,8 +104,7 @@ END_TEST
 
 /* Parses a copy that ends with the heap block, so that the sanitizer sees an over-read; counts
  * refusals. */
-static void expect_refused(const uint8_t *head, size_t n, uint64_t file_bytes, const char *what,
-                           uint64_t where)
+static void expect_refused(const uint8_t *head, size_t n, uint64_t file_bytes, const char *what, uint64_t where)
 {
     uint8_t *copy = malloc(n ? n : 1);
     struct nib_msg msg = {""};
@@ -145,8 +140,7 @@ START_TEST(every_bit_of_the_header_counts)
             head[bit / 8] ^= (uint8_t)(1 << bit % 8);
         }
         printf("header bit flips refused (%s): %llu of %llu\n", with_key ? "signed" : "unsigned",
-               (unsigned long long)image.header_bytes * 8,
-               (unsigned long long)image.header_bytes * 8);
+               (unsigned long long)image.header_bytes * 8, (unsigned long long)image.header_bytes * 8);
         free(head);
     }
 }
@@ -200,8 +194,8 @@ START_TEST(mutated_headers_are_refused)
         expect_refused(head, image.header_bytes, image.file_bytes, "mutation", (uint64_t)i);
         refused++;
     }
-    printf("header mutations: %llu refused, %llu left the header as it was, 0 accepted\n",
-           (unsigned long long)refused, (unsigned long long)same);
+    printf("header mutations: %llu refused, %llu left the header as it was, 0 accepted\n", (unsigned long long)refused,
+           (unsigned long long)same);
     ck_assert_uint_eq(refused + same, HEADER_MUTATIONS);
     ck_assert_uint_gt(refused, HEADER_MUTATIONS / 2);
     free(head);
@@ -238,8 +232,6 @@ START_TEST(signatures_bind_the_header_to_a_key)
 }
 END_TEST
 
-NIB_SUITE(image, every_shape_has_a_layout, the_20b_has_the_published_sizes,
-          layout_refuses_what_a_header_cannot_hold, a_header_reads_back,
-          every_cut_of_the_header_is_refused, every_bit_of_the_header_counts,
-          mutated_headers_are_refused, a_file_of_another_size_is_refused,
-          signatures_bind_the_header_to_a_key)
+NIB_SUITE(image, every_shape_has_a_layout, the_20b_has_the_published_sizes, layout_refuses_what_a_header_cannot_hold,
+          a_header_reads_back, every_cut_of_the_header_is_refused, every_bit_of_the_header_counts,
+          mutated_headers_are_refused, a_file_of_another_size_is_refused, signatures_bind_the_header_to_a_key)

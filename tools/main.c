@@ -1,0 +1,85 @@
+/* tools/main.c: owns the table of subcommands and the help. Main thread. Exit codes: see tools/commands.h. */
+#include <stdio.h>
+#include <string.h>
+
+#include "core/model.h"
+#include "tools/commands.h"
+
+struct command {
+    const char *name;
+    const char *args; /* after the name, for the usage line */
+    const char *help; /* one line */
+    const char *more; /* options and notes, each line indented by four; "" when there are none */
+    int (*run)(int argc, char **argv);
+};
+
+/* In the order a person meets them. */
+static const struct command commands[] = {
+    {"synth", "SHAPE OUT [--seed N] [--format image] [--vocab FILE]",
+     "make a random, seeded model image or checkpoint of a listed shape",
+     "    --seed N       same seed, same bytes (default 1)\n"
+     "    --format image write the model image OUT (default)\n"
+     "    --vocab FILE   o200k ranks, for shapes with the whole vocabulary (default: the installed "
+     "o200k_base.tiktoken)\n",
+     nib_cmd_synth},
+    {"info", "IMAGE [--json] [--tensors]", "say what a model image holds, from its header alone",
+     "    --json         one JSON object\n"
+     "    --tensors      list every tensor too\n",
+     nib_cmd_info},
+    {"verify", "IMAGE [--key PUBLIC]", "check every byte of a model image against its hashes",
+     "    --key PUBLIC   the image must also be signed by this key: a file, or 64 hex digits\n", nib_cmd_verify},
+    {"keygen", "NAME", "make an Ed25519 key pair: NAME.key (secret, mode 0600) and NAME.pub",
+     "    Each file is one line of 64 hex digits.\n", nib_cmd_keygen},
+    {"sign", "IMAGE --key SECRET", "check a model image, then sign its header in place",
+     "    --key SECRET   the file NAME.key that keygen made\n", nib_cmd_sign},
+};
+
+#define COMMAND_COUNT (sizeof commands / sizeof commands[0])
+
+static void print_command(FILE *out, const struct command *c)
+{
+    (void)fprintf(out, "  nibble %s %s\n    %s\n%s", c->name, c->args, c->help, c->more);
+}
+
+static void print_help(FILE *out)
+{
+    size_t count;
+    const struct nib_shape *shapes = nib_shapes(&count);
+    (void)fprintf(out, "nibble %s: the command of nibbled, the gpt-oss inference daemon\n\nCommands:\n", NIB_VERSION);
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        print_command(out, &commands[i]);
+    (void)fprintf(out, "\nnibble COMMAND --help shows one command; nibble --version the version.\nShapes:");
+    for (size_t i = 0; i < count; i++)
+        (void)fprintf(out, " %s", shapes[i].name);
+    (void)fprintf(out, "\nExit codes: 0 done, 1 refused or failed, 2 wrong usage.\n");
+}
+
+static int run(const struct command *c, int argc, char **argv)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            print_command(stdout, c);
+            return NIB_EXIT_OK;
+        }
+    int code = c->run(argc, argv);
+    if (code == NIB_EXIT_USAGE)
+        (void)fprintf(stderr, "usage: nibble %s %s\n", c->name, c->args);
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help(argc < 2 ? stderr : stdout);
+        return argc < 2 ? NIB_EXIT_USAGE : NIB_EXIT_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        (void)printf("nibble %s\n", NIB_VERSION);
+        return NIB_EXIT_OK;
+    }
+    for (size_t i = 0; i < COMMAND_COUNT; i++)
+        if (strcmp(argv[1], commands[i].name) == 0)
+            return run(&commands[i], argc - 1, argv + 1);
+    (void)fprintf(stderr, "nibble: no command \"%s\"; nibble --help lists them\n", argv[1]);
+    return NIB_EXIT_USAGE;
+}
