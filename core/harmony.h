@@ -45,7 +45,7 @@ struct nib_harmony_message {
     enum nib_harmony_role role;
     struct nib_span name;         /* of the author; absent for most */
     struct nib_span recipient;    /* "functions.NAME" of a call; "all" is not rendered; an assistant
-                                     message that has    one ends with <|call|> */
+                                     message that has one ends with <|call|> */
     struct nib_span channel;      /* "analysis", "commentary", "final"; absent for user messages */
     struct nib_span content_type; /* "json"; absent for most */
     bool constrain; /* <|constrain|> before content_type, as the model writes it for tool calls */
@@ -110,16 +110,21 @@ struct nib_harmony_conversation {
     enum nib_harmony_tail tail;
 };
 
-/* Bytes the renderer may write: the longest text run of the conversation must fit (the developer
- * message with its tool types is usually that one). */
+/* Memory the renderer may write, all the caller's. A text run is what stands between two special
+ * tokens; the developer message with its tool types is usually the longest. */
 struct nib_harmony_scratch {
-    char *ptr;
-    size_t bytes;
+    char *text; /* [text_bytes] system, developer and header runs are put together here */
+    size_t text_bytes;
+    void *bpe; /* [bpe_bytes] the tokenizer's: nib_tokenizer_scratch_bytes of the longest run */
+    size_t bpe_bytes;
 };
 
 /* The defaults: identity, cutoff, medium effort, channels analysis, commentary, final, required; no
  * date, no tools. */
 void nib_harmony_system_init(struct nib_harmony_system *system);
+
+/* Least ids_max: one character may be four tokens. */
+#define NIB_HARMONY_IDS_MIN 4
 
 /* Renders `conv` to ids[0..*ret_n). On failure *ret_n is untouched and ids holds rubbish.
  * NIB_E_LIMIT: too many messages, tools or header bytes, a schema nested too deeply, a text run

@@ -293,8 +293,8 @@ size_t nib_harmony_parser_end(struct nib_harmony_parser *p, bool cut,
     if (!p->done && (p->state != STATE_HEADER || unfinished_is_text(p)))
         close_message(p, &sink);
     p->done = true;
-    *ret_finish = length         ? NIB_FINISH_LENGTH
-                  : p->calls > 0 ? NIB_FINISH_TOOL_CALLS
-                                 : NIB_FINISH_STOP;
+    *ret_finish = length         ? NIB_TURN_LENGTH
+                  : p->calls > 0 ? NIB_TURN_TOOL_CALLS
+                                 : NIB_TURN_STOP;
     return sink.count;
 }

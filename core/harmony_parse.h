@@ -49,9 +49,9 @@ struct nib_harmony_event {
 #define NIB_HARMONY_EVENTS_MAX 4
 
 enum nib_harmony_finish {
-    NIB_FINISH_STOP,       /* the model ended its turn */
-    NIB_FINISH_TOOL_CALLS, /* it ended its turn and wants a tool's answer */
-    NIB_FINISH_LENGTH      /* it was cut */
+    NIB_TURN_STOP,       /* the model ended its turn */
+    NIB_TURN_TOOL_CALLS, /* it ended its turn and wants a tool's answer */
+    NIB_TURN_LENGTH      /* it was cut */
 };
 
 #define NIB_HARMONY_TEXT_BYTES                                                                     \
