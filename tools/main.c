@@ -15,10 +15,11 @@ struct command {
 
 /* In the order a person meets them. */
 static const struct command commands[] = {
-    {"synth", "SHAPE OUT [--seed N] [--format image] [--vocab FILE]",
+    {"synth", "SHAPE OUT [--seed N] [--format image|hf] [--vocab FILE]",
      "make a random, seeded model image or checkpoint of a listed shape",
      "    --seed N       same seed, same bytes (default 1)\n"
      "    --format image write the model image OUT (default)\n"
+     "    --format hf    write a Hugging Face checkpoint into the folder OUT; its weights equal the image's\n"
      "    --vocab FILE   o200k ranks, for shapes with the whole vocabulary (default: the installed "
      "o200k_base.tiktoken)\n",
      nib_cmd_synth},

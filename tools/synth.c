@@ -144,12 +144,13 @@ enum nib_err nib_synth_image(const struct nib_synth *synth, const uint8_t *blob,
 }
 
 /* The positional arguments and options; false after saying what is wrong. */
-static bool parse_options(int argc, char **argv, struct nib_synth *synth)
+static bool parse_options(int argc, char **argv, struct nib_synth *synth, bool *ret_hf)
 {
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
                                             {"format", required_argument, NULL, 'f'},
                                             {"vocab", required_argument, NULL, 'v'},
                                             {0}};
+    bool hf = false;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         char *end = optarg;
         switch (c) {
@@ -162,8 +163,9 @@ static bool parse_options(int argc, char **argv, struct nib_synth *synth)
             }
             break;
         case 'f':
-            if (strcmp(optarg, "image") != 0) {
-                (void)fprintf(stderr, "nibble synth: --format is \"%s\"; allowed is image\n", optarg);
+            hf = strcmp(optarg, "hf") == 0;
+            if (!hf && strcmp(optarg, "image") != 0) {
+                (void)fprintf(stderr, "nibble synth: --format is \"%s\"; allowed are image and hf\n", optarg);
                 return false;
             }
             break;
@@ -180,6 +182,7 @@ static bool parse_options(int argc, char **argv, struct nib_synth *synth)
     synth->out = argv[optind + 1];
     if (!synth->shape)
         (void)fprintf(stderr, "nibble synth: no shape \"%s\"; nibble --help lists them\n", argv[optind]);
+    *ret_hf = hf;
     return synth->shape != NULL;
 }
 
@@ -189,11 +192,12 @@ int nib_cmd_synth(int argc, char **argv)
     struct nib_msg msg = {""};
     uint8_t *blob = NULL;
     size_t blob_bytes = 0;
-    if (!parse_options(argc, argv, &synth))
+    bool hf = false;
+    if (!parse_options(argc, argv, &synth, &hf))
         return NIB_EXIT_USAGE;
     enum nib_err err = nib_synth_vocab(&synth, &blob, &blob_bytes, &msg);
     if (!err)
-        err = nib_synth_image(&synth, blob, blob_bytes, &msg);
+        err = (hf ? nib_synth_hf : nib_synth_image)(&synth, blob, blob_bytes, &msg);
     free(blob);
     if (err) {
         (void)fprintf(stderr, "nibble synth: %s\n", msg.text);
