@@ -23,6 +23,11 @@ static const struct command commands[] = {
      "    --vocab FILE   o200k ranks, for shapes with the whole vocabulary (default: the installed "
      "o200k_base.tiktoken)\n",
      nib_cmd_synth},
+    {"pack", "SOURCE OUT [--key SECRET] [--vocab FILE]", "turn a checkpoint into the model image OUT",
+     "    SOURCE         a Hugging Face folder, OpenAI's original folder, or a GGUF file (the first of a split)\n"
+     "    --key SECRET   sign the image with the file NAME.key that keygen made\n"
+     "    --vocab FILE   a .tiktoken file in place of the source's own tokenizer\n",
+     nib_cmd_pack},
     {"info", "IMAGE [--json] [--tensors]", "say what a model image holds, from its header alone",
      "    --json         one JSON object\n"
      "    --tensors      list every tensor too\n",

@@ -56,14 +56,13 @@ struct nib_pack {
     size_t generation_bytes;
     uint32_t eos_added; /* stop ids that the source's defaults lacked */
     char source[NIB_MAX_SOURCE_BYTES];
-    uint32_t type_counts[NIB_W_COUNT];               /* source tensors by type */
     struct nib_pack_origin origins[NIB_MAX_TENSORS]; /* by image tensor, blobs left out */
     uint64_t values_converted, values_inexact;       /* dense values that were not bf16 */
 };
 
 /* Opens SRC. vocab_path names a .tiktoken file to use in place of the source's own tokenizer, or is
- * NULL; default_vocab is used when the source has none. *p is to be closed, also after a failure. */
-enum nib_err nib_pack_open(struct nib_pack *p, const char *src, const char *vocab_path, const char *default_vocab,
+ * NULL. *p is to be closed, also after a failure. */
+enum nib_err nib_pack_open(struct nib_pack *p, const char *src, const char *vocab_path,
                            struct nib_msg *msg) NIB_CHECKED;
 void nib_pack_close(struct nib_pack *p);
 

@@ -206,8 +206,8 @@ enum nib_err nib_bpe_blob(struct nib_bpe *bpe, uint8_t **ret_blob, size_t *ret_b
                                 .specials_count = squeeze_specials(bpe)};
     if (src.specials_count == 0)
         return nib_fail(msg, NIB_E_FORMAT, "%s names no special tokens", bpe->label);
-    size_t bytes = nib_vocab_build_bytes(&src);
-    uint8_t *blob = bytes ? malloc(bytes) : NULL;
+    uint64_t bytes = nib_vocab_build_bytes(&src);
+    uint8_t *blob = malloc(bytes);
     if (!blob)
         return nib_fail(msg, NIB_E_NOMEM, "no memory for the vocabulary of %s", bpe->label);
     enum nib_err err = nib_vocab_build(&src, blob, bytes, ret_bytes, msg);

@@ -217,6 +217,9 @@ enum nib_err nib_pack_gguf_tokenizer(struct nib_pack *p, struct nib_msg *msg)
     struct nib_span model;
     if (!nib_gguf_string(p->gguf, "tokenizer.ggml.model", &model) || !nib_span_eq(model, NIB_SPAN("gpt2")))
         return nib_fail(msg, NIB_E_FORMAT, "metadata key tokenizer.ggml.model must be gpt2");
+    struct nib_span pre;
+    if (nib_gguf_string(p->gguf, "tokenizer.ggml.pre", &pre) && !nib_span_eq(pre, NIB_SPAN("gpt-4o")))
+        return nib_fail(msg, NIB_E_FORMAT, "metadata key tokenizer.ggml.pre must be gpt-4o");
     const struct nib_gguf_key *tokens = nib_gguf_find(p->gguf, "tokenizer.ggml.tokens");
     struct nib_bpe bpe;
     nib_bpe_init(&bpe, p->shape, p->weights->files[0].label, tokens ? tokens->value.len + 1 : 1);
