@@ -10,7 +10,8 @@
  * - decode rows always go through the *_gemv entries and prefill rows through the *_gemm entries, whatever their number,
  *   so that rounding depends on the kind of the row only.
  * - Shapes: m rows, k inputs (multiple of 32), n outputs. n0 and n1 are multiples of tile_n, or n1 = n.
- * - All outputs are overwritten. All pointers are 64-byte aligned at their start; leading dimensions are in elements. */
+ * - All outputs are overwritten. All pointers are 64-byte aligned at their start; leading dimensions are in elements.
+ * - Every *_bytes function returns a multiple of 64, so that what is laid end to end stays aligned. */
 #ifndef NIB_ARCH_KERNELS_H
 #define NIB_ARCH_KERNELS_H
 

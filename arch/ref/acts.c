@@ -24,5 +24,5 @@ const float *nib_ref_acts_row(const struct nib_matmul *mm, uint32_t i)
 
 uint64_t nib_ref_gemm_scratch_bytes(uint32_t k)
 {
-    return (uint64_t)k * sizeof(float); /* one decoded row of weights */
+    return nib_round_up((uint64_t)k * sizeof(float), 64); /* one decoded row of weights */
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "arch/ref/ref.h"
+#include "core/arith.h"
 #include "core/limits.h"
 #include "core/mx.h"
 
@@ -31,7 +32,7 @@ void nib_ref_kv_put(void *page, uint32_t kv_heads, uint32_t token, const float *
 
 uint64_t nib_ref_attn_scratch_bytes(uint32_t ctx_tokens)
 {
-    return (uint64_t)ctx_tokens * sizeof(double); /* one query's scores */
+    return nib_round_up((uint64_t)ctx_tokens * sizeof(double), 64); /* one query's scores */
 }
 
 /* Key of position p and KV head h; its value lies kv_heads * HEAD_PAGE elements further. */

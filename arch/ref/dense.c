@@ -2,11 +2,12 @@
 #include <string.h>
 
 #include "arch/ref/ref.h"
+#include "core/arith.h"
 #include "core/mx.h"
 
 uint64_t nib_ref_dense_bytes(uint32_t n, uint32_t k)
 {
-    return (uint64_t)n * k * sizeof(uint16_t);
+    return nib_round_up((uint64_t)n * k * sizeof(uint16_t), 64);
 }
 
 void nib_ref_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k, uint32_t n0,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "arch/ref/ref.h"
+#include "core/arith.h"
 
 static const uint8_t *row_blocks(const struct nib_matmul *mm, uint32_t j)
 {
@@ -19,7 +20,7 @@ static const uint8_t *row_scales(const struct nib_matmul *mm, uint32_t j)
 
 uint64_t nib_ref_mx_bytes(uint32_t n, uint32_t k)
 {
-    return (uint64_t)n * (k / NIB_MX_BLOCK) * (NIB_MXFP4_BLOCK_BYTES + 1);
+    return nib_round_up((uint64_t)n * (k / NIB_MX_BLOCK) * (NIB_MXFP4_BLOCK_BYTES + 1), 64);
 }
 
 void nib_ref_mx_repack(void *dst, const uint8_t *blocks, const uint8_t *scales, uint32_t n,
