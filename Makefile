@@ -77,6 +77,10 @@ tests: $(TESTS)
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
 
+# programs that the vectors' scripts drive; not tests themselves
+$(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+
 setup:
 	@tools/setup.sh
 

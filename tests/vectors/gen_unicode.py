@@ -73,4 +73,5 @@ def main():
     OUT.write_text(text)
 
 
-main()
+if __name__ == "__main__":
+    main()
