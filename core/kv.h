@@ -9,16 +9,16 @@
 #include "core/arena.h"
 #include "core/engine.h"
 
-#define NIB_KV_FREE UINT32_MAX /* owner of a free page */
+#define NIB_KV_FREE 0x80000000u /* in place: a free page; the low bits index the free stack */
 
 struct nib_kv {
     uint32_t slots;
     uint32_t pages_count; /* of the pool */
     uint32_t table_pages; /* pages of the longest sequence */
     uint32_t free_count;
-    uint32_t *free;              /* [pages_count] stack; the last put is the first taken */
-    uint32_t *owner;             /* [pages_count] slot or NIB_KV_FREE */
-    uint32_t *ids;               /* [slots][table_pages] */
+    uint32_t *free;  /* [pages_count] stack; the last put is the first taken */
+    uint32_t *place; /* [pages_count] index into ids, or NIB_KV_FREE + index into free */
+    uint32_t *ids;   /* [slots][table_pages] */
     struct nib_kv_table *tables; /* [slots], what a struct nib_step points at */
 };
 

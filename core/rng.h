@@ -14,4 +14,7 @@ void nib_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t ret_w
  * with that seed: counter (block, pos, 0, 0), key (low half of seed, high half). */
 void nib_rng_draw(uint64_t seed, uint32_t pos, uint32_t block, uint32_t ret_words[4]);
 
+/* The words of ids 32 * group .. 32 * group + 31: blocks 8 * group .. 8 * group + 7 in one pass. */
+void nib_rng_draw32(uint64_t seed, uint32_t pos, uint32_t group, uint32_t ret_words[32]);
+
 #endif

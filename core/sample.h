@@ -81,7 +81,8 @@ size_t nib_sample_scratch_bytes(uint32_t vocab);
  * is 0 and nothing else is set. */
 void nib_sample(const struct nib_sample_in *in, void *scratch, struct nib_sampled *ret);
 
-/* exp(x) for x <= 0 as step 5 defines it: about 1e-7 relative; exactly 1 at 0; 0 below -80. */
+/* exp(x) for x <= 0 as step 5 defines it: about 1e-7 relative; exactly 1 at 0; below -80 as at -80.
+ */
 float nib_sample_exp(float x);
 
 #endif
