@@ -144,9 +144,8 @@ static void random_sampling(struct nib_sampling *s, uint32_t vocab, uint64_t *st
         s->presence_penalty = coin(state, 2) ? 0.25f : -1.5f;
     if (coin(state, 3))
         for (s->bias_count = 0; s->bias_count < 5; s->bias_count++)
-            s->bias[s->bias_count] =
-                (struct nib_bias){.token = (uint32_t)(nib_test_rand(state) % vocab),
-                                  .bias = normal(state) * (coin(state, 3) ? 100.0f / 8 : 1.0f)};
+            s->bias[s->bias_count] = (struct nib_bias){.token = (uint32_t)(nib_test_rand(state) % vocab),
+                                                       .bias = normal(state) * (coin(state, 3) ? 100.0f / 8 : 1.0f)};
 }
 
 /* kind 0: spread; 1: few distinct values, many ties; 2: flat; 3: a few peaks over a far floor;
@@ -155,14 +154,13 @@ static void random_logits(float *logits, uint32_t vocab, uint32_t kind, uint64_t
 {
     for (uint32_t i = 0; i < vocab; i++) {
         float n = normal(state);
-        logits[i] = kind == 0   ? n * 3.0f
-                    : kind == 1 ? (float)(int)(n * 2.0f)
-                    : kind == 2 ? 1.5f
-                    : kind == 3 ? n + (coin(state, 50) ? 20.0f : 0.0f)
-                    : kind == 4 ? n * 1e30f
-                    : coin(state, 3)
-                        ? -INFINITY
-                        : (coin(state, 2) ? -0.0f : (coin(state, 2) ? 0.0f : n));
+        logits[i] = kind == 0        ? n * 3.0f
+                    : kind == 1      ? (float)(int)(n * 2.0f)
+                    : kind == 2      ? 1.5f
+                    : kind == 3      ? n + (coin(state, 50) ? 20.0f : 0.0f)
+                    : kind == 4      ? n * 1e30f
+                    : coin(state, 3) ? -INFINITY
+                                     : (coin(state, 2) ? -0.0f : (coin(state, 2) ? 0.0f : n));
     }
 }
 
@@ -170,7 +168,7 @@ static void *scratch_of(uint32_t vocab)
 {
     size_t bytes = (nib_sample_scratch_bytes(vocab) + 63) / 64 * 64;
     void *p = aligned_alloc(64, bytes);
-    ck_assert_ptr_nonnull(p);
+    NIB_MUST(p);
     memset(p, 0xa5, bytes);
     return p;
 }
@@ -205,10 +203,8 @@ static uint32_t compare_one(uint32_t vocab, uint64_t *state)
     nib_sample(&in, scratch, &out);
     ck_assert_int_eq(out.failed, want == UINT32_MAX);
     if (!out.failed)
-        ck_assert_msg(out.token == want,
-                      "vocab %u t %g k %u p %g min_p %g: token %u, oracle %u (%u kept)", vocab,
-                      (double)s.temperature, s.top_k, (double)s.top_p, (double)s.min_p, out.token,
-                      want, kept);
+        ck_assert_msg(out.token == want, "vocab %u t %g k %u p %g min_p %g: token %u, oracle %u (%u kept)", vocab,
+                      (double)s.temperature, s.top_k, (double)s.top_p, (double)s.min_p, out.token, want, kept);
     free(scratch);
     free(ids);
     free(counts);
@@ -297,9 +293,8 @@ START_TEST(draws_follow_the_distribution)
     static const struct {
         float temperature, top_p, min_p;
         uint32_t top_k;
-    } cases[] = {{1.0f, 1.0f, 0.0f, 0},   {0.5f, 1.0f, 0.0f, 0},  {3.0f, 1.0f, 0.0f, 0},
-                 {100.0f, 1.0f, 0.0f, 0}, {1.0f, 0.8f, 0.0f, 0},  {1.0f, 1.0f, 0.0f, 20},
-                 {1.0f, 1.0f, 0.1f, 0},   {0.7f, 0.9f, 0.05f, 50}};
+    } cases[] = {{1.0f, 1.0f, 0.0f, 0}, {0.5f, 1.0f, 0.0f, 0},  {3.0f, 1.0f, 0.0f, 0}, {100.0f, 1.0f, 0.0f, 0},
+                 {1.0f, 0.8f, 0.0f, 0}, {1.0f, 1.0f, 0.0f, 20}, {1.0f, 1.0f, 0.1f, 0}, {0.7f, 0.9f, 0.05f, 50}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct nib_sampling s;
         nib_sample_defaults(&s);
@@ -332,10 +327,8 @@ START_TEST(neighbouring_seeds_and_positions_are_independent)
                 nib_sample_defaults(&s);
                 s.temperature = 1.0f;
                 s.seed = by_seed ? 2 * i + k : 5;
-                struct nib_sample_in in = {.logits = logits,
-                                           .sampling = &s,
-                                           .vocab = N,
-                                           .pos = by_seed ? 9 : 2 * i + k};
+                struct nib_sample_in in = {
+                    .logits = logits, .sampling = &s, .vocab = N, .pos = by_seed ? 9 : 2 * i + k};
                 struct nib_sampled out;
                 nib_sample(&in, scratch, &out);
                 token[k] = out.token;
@@ -359,12 +352,8 @@ END_TEST
 static struct nib_sampled draw(const float *logits, uint32_t vocab, const struct nib_sampling *s,
                                const uint32_t *banned, const uint32_t *counts)
 {
-    struct nib_sample_in in = {.logits = logits,
-                               .banned = banned,
-                               .state = counts,
-                               .sampling = s,
-                               .vocab = vocab,
-                               .pos = 3};
+    struct nib_sample_in in = {
+        .logits = logits, .banned = banned, .state = counts, .sampling = s, .vocab = vocab, .pos = 3};
     struct nib_sampled out;
     void *scratch = scratch_of(vocab);
     nib_sample(&in, scratch, &out);
@@ -537,8 +526,7 @@ START_TEST(reserved_ids_are_banned_and_named_ones_are_not)
 {
     const struct nib_shape *shape = nib_shape_find("20b");
     ck_assert_ptr_nonnull(shape);
-    static const uint32_t named[] = {199998, 199999, 200002, 200003, 200005,
-                                     200006, 200007, 200008, 200012};
+    static const uint32_t named[] = {199998, 199999, 200002, 200003, 200005, 200006, 200007, 200008, 200012};
     uint32_t *banned = calloc(nib_sample_banned_words(shape->vocab), sizeof *banned);
     nib_sample_ban_reserved(shape, banned);
     for (uint32_t id = 0; id < shape->vocab; id++) {
@@ -571,12 +559,12 @@ START_TEST(parameters_out_of_range_are_refused)
     struct nib_msg msg;
     nib_sample_defaults(&good);
     ck_assert_int_eq(nib_sample_check(&good, 100, &msg), NIB_OK);
-#define BAD(field, value, word)                                                                    \
-    do {                                                                                           \
-        s = good;                                                                                  \
-        s.field = (value);                                                                         \
-        ck_assert_int_eq(nib_sample_check(&s, 100, &msg), NIB_E_ARG);                              \
-        ck_assert_ptr_nonnull(strstr(msg.text, word));                                             \
+#define BAD(field, value, word)                                                                                        \
+    do {                                                                                                               \
+        s = good;                                                                                                      \
+        s.field = (value);                                                                                             \
+        ck_assert_int_eq(nib_sample_check(&s, 100, &msg), NIB_E_ARG);                                                  \
+        ck_assert_ptr_nonnull(strstr(msg.text, word));                                                                 \
     } while (0)
     BAD(temperature, -0.1f, "temperature");
     BAD(temperature, 101.0f, "temperature");
@@ -611,8 +599,8 @@ static double micros(void)
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
 }
 
-static void bench_one(const char *shape, const float *logits, const char *name,
-                      const struct nib_sampling *s, const uint32_t *counts)
+static void bench_one(const char *shape, const float *logits, const char *name, const struct nib_sampling *s,
+                      const uint32_t *counts)
 {
     enum { DRAWS = 100 };
     void *scratch = scratch_of(VOCAB_20B);
@@ -621,12 +609,8 @@ static void bench_one(const char *shape, const float *logits, const char *name,
     struct nib_sampled out;
     double best = INFINITY, sum = 0;
     for (uint32_t i = 0; i < DRAWS; i++) {
-        struct nib_sample_in in = {.logits = logits,
-                                   .banned = banned,
-                                   .state = counts,
-                                   .sampling = s,
-                                   .vocab = VOCAB_20B,
-                                   .pos = i};
+        struct nib_sample_in in = {
+            .logits = logits, .banned = banned, .state = counts, .sampling = s, .vocab = VOCAB_20B, .pos = i};
         double start = micros();
         nib_sample(&in, scratch, &out);
         double took = micros() - start;
