@@ -1,0 +1,119 @@
+/* tests/core/engine_test.c: nib_step_check takes good steps and refuses each broken rule by name. */
+#include "core/engine.h"
+
+#include "tests/harness.h"
+
+static struct nib_step step;
+static struct nib_kv_table tables[4];
+static struct nib_sampling sampling[4];
+static uint32_t pages[4][4] = {{0, 1, 2, 3}, {4, 5, 6, 7}, {8, 9, 10, 11}, {12, 13, 14, 15}};
+static struct nib_engine engine;
+
+static void row(uint32_t token, uint32_t pos, uint16_t slot, uint16_t flags)
+{
+    step.rows[step.rows_count++] = (struct nib_row){.token = token, .pos = pos, .slot = slot, .flags = flags};
+}
+
+/* A step with a decode row, a first chunk, a fed-back row and a last chunk. */
+static void good(void)
+{
+    engine = (struct nib_engine){.shape = nib_shape_find("nano"),
+                                 .dims = {.slots = 4, .ctx_tokens = 200, .kv_pages = 16, .step_rows_max = 8}};
+    ck_assert_ptr_nonnull(engine.shape);
+    for (uint32_t i = 0; i < 4; i++)
+        tables[i] = (struct nib_kv_table){.pages = pages[i], .pages_count = 4};
+    memset(&step, 0, sizeof step);
+    step.serial = 1;
+    step.tables = tables;
+    step.sampling = sampling;
+    row(5, 70, 2, NIB_ROW_LOGITS | NIB_ROW_DECODE);
+    row(UINT32_MAX, 9, 0, NIB_ROW_LOGITS | NIB_ROW_DECODE | NIB_ROW_FEEDBACK);
+    row(1, 0, 1, NIB_ROW_FIRST);
+    row(2, 1, 1, 0);
+    row(3, 2, 1, 0);
+    row(7, 63, 3, 0);
+    row(8, 64, 3, NIB_ROW_LOGITS);
+}
+
+static void refused(const char *word)
+{
+    struct nib_msg msg = {""};
+    ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_E_ARG);
+    ck_assert_msg(strstr(msg.text, word), "\"%s\" does not name \"%s\"", msg.text, word);
+    good();
+    ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_OK);
+}
+
+START_TEST(a_step_needs_its_parts)
+{
+    good();
+    step.serial = 0;
+    refused("serial");
+    step.rows_count = 0;
+    refused("0 rows");
+    engine.dims.step_rows_max = 6;
+    refused("7 rows");
+    step.tables = NULL;
+    refused("tables");
+    step.sampling = NULL;
+    refused("sampling");
+}
+END_TEST
+
+START_TEST(each_row_obeys_its_limits)
+{
+    good();
+    step.rows[6].slot = 4;
+    refused("slot 4");
+    step.rows[6].slot = UINT16_MAX;
+    refused("slot 65535");
+    step.rows[0].pos = 200;
+    refused("position 200");
+    step.rows[0].token = engine.shape->vocab;
+    refused("token");
+    step.rows[0].flags |= 16;
+    refused("flags");
+    step.rows[6].flags |= NIB_ROW_FEEDBACK;
+    refused("FEEDBACK");
+    step.rows[0].flags |= NIB_ROW_FIRST;
+    refused("FIRST and DECODE");
+    step.rows[2].flags = 0;
+    refused("without FIRST");
+}
+END_TEST
+
+START_TEST(a_slot_has_one_run_of_rows)
+{
+    good();
+    step.rows[3].pos = 3;
+    refused("follows");
+    step.rows[4].pos = 1;
+    refused("follows");
+    step.rows[3].flags = NIB_ROW_FIRST;
+    refused("FIRST inside");
+    step.rows[3].flags = NIB_ROW_LOGITS;
+    refused("LOGITS before");
+    step.rows[6].flags |= NIB_ROW_DECODE;
+    refused("DECODE, but");
+    step.rows[5].slot = 2;
+    refused("not consecutive");
+}
+END_TEST
+
+START_TEST(tables_cover_the_rows)
+{
+    good();
+    tables[3].pages_count = 1;
+    refused("needs 2");
+    tables[3].pages = NULL;
+    refused("needs 2");
+    pages[2][1] = 16;
+    struct nib_msg msg;
+    ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_E_ARG);
+    pages[2][1] = 9;
+    pages[2][2] = UINT32_MAX; /* past the row's position: not read */
+    ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_OK);
+}
+END_TEST
+
+NIB_SUITE(engine, a_step_needs_its_parts, each_row_obeys_its_limits, a_slot_has_one_run_of_rows, tables_cover_the_rows)
