@@ -9,6 +9,7 @@ DESTDIR ?=
 CC      ?= gcc
 VARIANT ?= rel
 VERSION := 0.1.0
+Q       := $(if $(V),,@)# V=1 shows the commands
 MACHINE := $(shell uname -m)
 B       := build/$(VARIANT)
 
@@ -53,29 +54,29 @@ help:
 	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
 	@echo "make install      DESTDIR= PREFIX=  install programs, units, man pages, completion"
 	@echo "make clean        remove build/"
-	@echo "VARIANT=san       build with ASan and UBSan"
+	@echo "VARIANT=san       build with ASan and UBSan; V=1 shows the commands"
 
 $(B)/libnib.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)echo "  AR  $@"; $(AR) rcs $@ $^
 
 $(B)/nibbled: $(APPL_OBJ) $(B)/libnib.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
 # nibble shares the daemon's client-side and config code, but not its main
 $(B)/nibble: $(TOOL_OBJ) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS)
+	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS)
 
 $(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
 $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
 $(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
 $(B)/%.o: %.c
 	@mkdir -p $(dir $@)
-	$(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
+	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
 
 tests: $(TESTS)
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
+	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
 
 # programs that the vectors' scripts drive; not tests themselves
 $(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a

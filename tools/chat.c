@@ -12,6 +12,7 @@
 #include "core/limits.h"
 #include "tools/client.h"
 #include "tools/commands.h"
+#include "tools/units.h"
 
 struct chat {
     const char *socket;
@@ -21,7 +22,7 @@ struct chat {
     bool colour;
     bool quiet; /* no statistics */
     bool dimmed; /* reasoning is being printed */
-    int max_tokens;
+    uint32_t max_tokens; /* 0: the daemon's default */
     char *answer; /* content so far, [NIB_MAX_BODY_BYTES + 1] */
     size_t answer_bytes;
 };
@@ -32,22 +33,6 @@ static void on_interrupt(int signal)
 {
     (void)signal;
     stop_asked = 1;
-}
-
-static void usage(FILE *to)
-{
-    (void)fprintf(to,
-                  "usage: nibble chat [options] [QUESTION]\n"
-                  "\n"
-                  "Talks to a running nibbled. With QUESTION it asks that and ends; else it reads lines until Ctrl-D.\n"
-                  "Ctrl-C stops the answer. In the conversation: /effort LEVEL, /system TEXT, /reset, /models, /help, /quit.\n"
-                  "\n"
-                  "  --socket PATH     the daemon's socket; default $NIBBLED_SOCKET or " NIB_DEFAULT_SOCKET "\n"
-                  "  --effort LEVEL    reasoning effort: low, medium or high\n"
-                  "  --system TEXT     instructions for the whole conversation\n"
-                  "  --max-tokens N    longest answer, reasoning included\n"
-                  "  --no-color        plain text even on a terminal\n"
-                  "  --quiet           no line of statistics after an answer\n");
 }
 
 static void set_dim(struct chat *c, bool dim)
@@ -236,38 +221,29 @@ static int parse_args(int argc, char **argv, struct chat *c)
     static const struct option longs[] = {{"socket", required_argument, 0, 's'},     {"effort", required_argument, 0, 'e'},
                                           {"system", required_argument, 0, 'y'},     {"max-tokens", required_argument, 0, 'm'},
                                           {"no-color", no_argument, 0, 'n'},         {"quiet", no_argument, 0, 'q'},
-                                          {"help", no_argument, 0, 'h'},             {0}};
+                                          {0}};
     int option;
     optind = 1;
-    while ((option = getopt_long(argc, argv, "h", longs, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         bool good = true;
-        if (option == 'h') {
-            usage(stdout);
-            return NIB_EXIT_OK;
-        } else if (option == 's')
+        if (option == 's')
             c->socket = optarg;
         else if (option == 'e')
             good = set_effort(c, optarg);
         else if (option == 'y')
             set_system(c, optarg);
         else if (option == 'm')
-            good = (c->max_tokens = atoi(optarg)) > 0;
+            good = nib_parse_count(optarg, NIB_MAX_CTX_TOKENS, &c->max_tokens);
         else if (option == 'n')
             c->colour = false;
         else if (option == 'q')
             c->quiet = true;
         else
             good = false;
-        if (!good) {
-            usage(stderr);
+        if (!good)
             return NIB_EXIT_USAGE;
-        }
     }
-    if (optind + 1 < argc) {
-        usage(stderr);
-        return NIB_EXIT_USAGE;
-    }
-    return -1;
+    return optind + 1 < argc ? NIB_EXIT_USAGE : -1;
 }
 
 int nib_cmd_chat(int argc, char **argv)

@@ -28,6 +28,35 @@ static const struct command commands[] = {
      "    --key SECRET   sign the image with the file NAME.key that keygen made\n"
      "    --vocab FILE   a .tiktoken file in place of the source's own tokenizer\n",
      nib_cmd_pack},
+    {"plan", "[SHAPE | --all] [options]", "print the memory plan of a shape for this machine or any profile",
+     "    --profile NAME      a name in etc/profiles, or a JSON file (default: this machine's CPU)\n"
+     "    --all               a line each for 20b and 120b on every profile\n"
+     "    --context N         longest sequence, tokens (default: the largest that fits)\n"
+     "    --slots N           sequences at once (default: the row's)\n"
+     "    --threads N         CPU rows: worker threads (default: the CPUs of this process)\n"
+     "    --memory-limit SIZE plan as if the memory were this small, e.g. 12G\n"
+     "    --mask ROWS         pass over these rows of the capability table, e.g. amx,avx512\n"
+     "    --json              machine-readable\n",
+     nib_cmd_plan},
+    {"bench", "IMAGE [options]", "measure prefill and decode beside the memory's read rate; needs no daemon",
+     "    --prompt N          tokens of the prompt (default 256)\n"
+     "    --tokens N          decode steps (default 64)\n"
+     "    --batch N           sequences at once (default 1)\n"
+     "    --rows N            rows of a step\n"
+     "    --threads N         worker threads (default: the CPUs of this process)\n"
+     "    --mask ROWS         pass over these rows of the capability table, e.g. amx,avx512\n"
+     "    --memory-limit SIZE plan as if the memory were this small\n"
+     "    --format FORMAT     text, json or csv\n",
+     nib_cmd_bench},
+    {"chat", "[QUESTION] [options]", "talk to a running nibbled; with QUESTION ask that and end",
+     "    Ctrl-C stops the answer, Ctrl-D ends the chat; /help lists what may be typed.\n"
+     "    --socket PATH  the daemon's socket (default: $NIBBLED_SOCKET, or /run/nibbled/nibbled.sock)\n"
+     "    --effort LEVEL reasoning effort: low, medium or high\n"
+     "    --system TEXT  instructions for the whole conversation\n"
+     "    --max-tokens N longest answer, reasoning included\n"
+     "    --no-color     plain text even on a terminal\n"
+     "    --quiet        no line of statistics after an answer\n",
+     nib_cmd_chat},
     {"info", "IMAGE [--json] [--tensors]", "say what a model image holds, from its header alone",
      "    --json         one JSON object\n"
      "    --tensors      list every tensor too\n",

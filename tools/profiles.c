@@ -8,10 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifndef NIB_DATA_DIR
-#define NIB_DATA_DIR "/usr/local/share/nibbled"
-#endif
-
 static enum nib_err load_path(const char *path, struct nib_profile *ret_profile, struct nib_msg *msg)
 {
     static char text[NIB_MAX_PROFILE_BYTES + 1];
@@ -35,7 +31,7 @@ static const char *folder(unsigned i, char buf[NIB_MAX_PATH_BYTES])
         (void)snprintf(buf, NIB_MAX_PATH_BYTES, "%s/profiles", data ? data : "etc");
         return buf;
     case 1:
-        return NIB_DATA_DIR "/profiles";
+        return NIB_DATADIR "/profiles";
     default:
         return NULL;
     }
@@ -59,7 +55,7 @@ enum nib_err nib_profile_load(const char *name, struct nib_profile *ret_profile,
         }
     }
     return nib_fail(msg, NIB_E_ARG, "there is no machine profile '%s' in etc/profiles or %s/profiles", name,
-                    NIB_DATA_DIR);
+                    NIB_DATADIR);
 }
 
 static int is_json(const struct dirent *entry)
@@ -102,5 +98,5 @@ enum nib_err nib_profiles_list(struct nib_profile ret_profiles[NIB_MAX_PROFILES]
         free(entries);
         return err;
     }
-    return nib_fail(msg, NIB_E_IO, "there is no folder etc/profiles or %s/profiles", NIB_DATA_DIR);
+    return nib_fail(msg, NIB_E_IO, "there is no folder etc/profiles or %s/profiles", NIB_DATADIR);
 }

@@ -1,6 +1,7 @@
 /* tools/units.c: owns nothing. Any thread. Fails by returning false. */
 #include "tools/units.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,5 +22,18 @@ bool nib_parse_size(const char *text, uint64_t *ret_bytes)
     if (!(value >= 0 && value <= 0x1p60))
         return false;
     *ret_bytes = (uint64_t)value;
+    return true;
+}
+
+bool nib_parse_count(const char *text, uint32_t max, uint32_t *ret_value)
+{
+    char *end;
+    if (*text < '0' || *text > '9')
+        return false;
+    errno = 0;
+    unsigned long value = strtoul(text, &end, 10);
+    if (errno || *end || value == 0 || value > max)
+        return false;
+    *ret_value = (uint32_t)value;
     return true;
 }
