@@ -18,8 +18,8 @@
 
 struct nib_arch_row {
     const char *name;
-    const char *numbers;               /* number strategy, for people */
-    const char *fallback;              /* next row of the chain, or NULL */
+    const char *numbers;  /* number strategy, for people */
+    const char *fallback; /* next row of the chain, or NULL */
     bool gpu;
     uint32_t cc_min, cc_max;           /* compute capability, inclusive (GPU rows) */
     uint32_t cpu_features;             /* all of these (CPU rows): enum nib_cpu_feature */

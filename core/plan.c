@@ -106,6 +106,24 @@ static bool shrink(const struct nib_plan_request *r, struct nib_plan *plan)
     return true;
 }
 
+/* Spilling goes by whole layers; what the last one freed beyond the need goes back to context, then to slots. */
+static void regrow(const struct nib_plan_request *r, struct nib_plan *plan)
+{
+    struct nib_engine_dims *d = &plan->dims;
+    for (bool grew = plan->spilled_layers > 0; grew;) {
+        struct nib_engine_dims before = *d;
+        if (!r->ctx_tokens && d->ctx_tokens < CTX_COMFORT)
+            d->ctx_tokens *= 2;
+        else if (!r->slots && d->slots < SLOTS_COMFORT)
+            d->slots *= 2;
+        else
+            break;
+        grew = try_pages(r, plan, pages_of(d->ctx_tokens));
+        if (!grew)
+            *d = before;
+    }
+}
+
 /* The most pages that fit, at least `lowest`, which is known to. */
 static void grow_pages(const struct nib_plan_request *r, struct nib_plan *plan, uint32_t lowest)
 {
@@ -154,6 +172,7 @@ enum nib_err nib_plan_make(const struct nib_plan_request *r, struct nib_plan *re
     while (!try_pages(r, &plan, pages_of(plan.dims.ctx_tokens)))
         if (!shrink(r, &plan))
             return refuse(r, &plan, msg);
+    regrow(r, &plan);
     grow_pages(r, &plan, pages_of(plan.dims.ctx_tokens));
     nib_plan_predict(r, &plan);
     *ret_plan = plan;

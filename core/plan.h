@@ -29,13 +29,13 @@ enum nib_space {
 /* What a region holds. Matrices are in the row's layout. R = step_rows_max rows, A = R x experts_used assignments. */
 enum nib_region_kind {
     /* weights, whole life */
-    NIB_R_EMBED,   /* [V][H] bf16, canonical (rows are looked up) */
-    NIB_R_LM_HEAD, /* [V][H] */
-    NIB_R_SMALL,   /* norms, biases, sinks of all layers, bf16, canonical */
-    NIB_R_QKV,     /* all layers [qkv_dim][H] */
-    NIB_R_OUT,     /* all layers [H][q_dim] */
-    NIB_R_ROUTER,  /* all layers [E][H] */
-    NIB_R_EXPERTS, /* one region a layer: E x (up [2I][H], down [H][I]); may be spilled to pinned memory */
+    NIB_R_EMBED,        /* [V][H] bf16, canonical (rows are looked up) */
+    NIB_R_LM_HEAD,      /* [V][H] */
+    NIB_R_SMALL,        /* norms, biases, sinks of all layers, bf16, canonical */
+    NIB_R_QKV,          /* all layers [qkv_dim][H] */
+    NIB_R_OUT,          /* all layers [H][q_dim] */
+    NIB_R_ROUTER,       /* all layers [E][H] */
+    NIB_R_EXPERTS,      /* one region a layer: E x (up [2I][H], down [H][I]); may be spilled to pinned memory */
     NIB_R_EXPERT_CACHE, /* device slots for experts that live in pinned memory */
     /* KV cache, whole life */
     NIB_R_KV_FULL,   /* pages of the full-attention layers: [kv_pages][full layers] pages of one layer */
@@ -79,20 +79,20 @@ enum nib_phase {
 struct nib_region {
     enum nib_region_kind kind;
     enum nib_space space;
-    int32_t layer;         /* of NIB_R_EXPERTS; -1 = all layers */
-    uint8_t phase_first;   /* enum nib_phase; a whole-life region spans all phases */
+    int32_t layer;       /* of NIB_R_EXPERTS; -1 = all layers */
+    uint8_t phase_first; /* enum nib_phase; a whole-life region spans all phases */
     uint8_t phase_last;
     uint64_t bytes;
-    uint64_t align;        /* power of two */
-    uint64_t offset;       /* in its space's arena */
+    uint64_t align;  /* power of two */
+    uint64_t offset; /* in its space's arena */
 };
 
 /* What a capability-table row says of its memory, as pure functions: see arch/kernels.h for their meaning. */
 struct nib_row_facts {
     const char *name;
     bool gpu;
-    uint32_t step_rows_max;   /* default rows of a step */
-    uint32_t slots;           /* default sequences at once */
+    uint32_t step_rows_max; /* default rows of a step */
+    uint32_t slots;         /* default sequences at once */
     uint32_t steps_ahead;
     uint32_t acts_elem_bytes; /* of unprepared activations: 4 (fp32) or 2 (bf16) */
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
@@ -124,7 +124,7 @@ struct nib_plan {
     struct nib_engine_dims dims;
     struct nib_sched_config sched; /* what nib_sched_init gets; its storage is NIB_R_SCHED */
     uint32_t threads;
-    uint32_t ring_pages;    /* pages of a slot's ring in a window layer */
+    uint32_t ring_pages;     /* pages of a slot's ring in a window layer */
     uint32_t spilled_layers; /* layers whose experts live in pinned memory: the last ones */
     bool embed_spilled;
     uint32_t regions_count;
@@ -141,8 +141,8 @@ struct nib_plan {
 
 /* Makes the plan. NIB_E_ARG: a request value is out of range. NIB_E_LIMIT: it does not fit; the sentence holds the two
  * numbers that disagree. *ret_plan is untouched on failure. */
-enum nib_err nib_plan_make(const struct nib_plan_request *request, struct nib_plan *ret_plan, struct nib_msg *msg)
-    NIB_CHECKED;
+enum nib_err nib_plan_make(const struct nib_plan_request *request, struct nib_plan *ret_plan,
+                           struct nib_msg *msg) NIB_CHECKED;
 
 /* The region of that kind (and layer, for NIB_R_EXPERTS; else -1), or NULL when the plan has none. */
 const struct nib_region *nib_plan_region(const struct nib_plan *plan, enum nib_region_kind kind, int32_t layer);

@@ -11,8 +11,8 @@
 
 enum { REGION_ALIGN = 4096, PHASE_LAST = NIB_PHASE_COUNT - 1 };
 
-#define STAGING_BYTES (64ull << 20)      /* 8 buffers of NIB_MAX_IO_CHUNK_BYTES */
-#define ENGINE_BYTES  (2ull << 20)       /* the engine's own structs: step, outputs, lists */
+#define STAGING_BYTES (64ull << 20)               /* 8 buffers of NIB_MAX_IO_CHUNK_BYTES */
+#define ENGINE_BYTES  (2ull << 20)                /* the engine's own structs: step, outputs, lists */
 #define CACHE_EXPERTS (4u * NIB_MAX_EXPERTS_USED) /* device slots for spilled experts: two layers' picks, twice */
 
 struct builder {
@@ -80,8 +80,14 @@ static void add_scratch(struct builder *b, enum nib_region_kind kind, enum nib_p
 /* Norms, biases and sinks of one layer, each padded to 64 bytes. */
 static uint64_t small_layer_bytes(const struct nib_shape *s)
 {
-    const uint64_t counts[] = {s->hidden,  nib_qkv_dim(s), s->heads, s->hidden, s->hidden, s->experts,
-                               (uint64_t)s->experts * 2 * s->intermediate, (uint64_t)s->experts * s->hidden};
+    const uint64_t counts[] = {s->hidden,
+                               nib_qkv_dim(s),
+                               s->heads,
+                               s->hidden,
+                               s->hidden,
+                               s->experts,
+                               (uint64_t)s->experts * 2 * s->intermediate,
+                               (uint64_t)s->experts * s->hidden};
     uint64_t bytes = 0;
     for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++)
         bytes += nib_round_up(counts[i] * 2, 64);
@@ -225,20 +231,34 @@ void nib_plan_layout(const struct nib_plan_request *request, struct nib_plan *pl
 const char *nib_region_name(enum nib_region_kind kind)
 {
     static const char *const names[NIB_R_KIND_COUNT] = {
-        [NIB_R_EMBED] = "embedding",        [NIB_R_LM_HEAD] = "lm_head",
-        [NIB_R_SMALL] = "norms and biases", [NIB_R_QKV] = "qkv",
-        [NIB_R_OUT] = "attention out",      [NIB_R_ROUTER] = "router",
-        [NIB_R_EXPERTS] = "experts",        [NIB_R_EXPERT_CACHE] = "expert cache",
-        [NIB_R_KV_FULL] = "kv full",        [NIB_R_KV_WINDOW] = "kv window",
-        [NIB_R_X] = "residual",             [NIB_R_NORMED] = "normed",
-        [NIB_R_ACTS] = "matmul input",      [NIB_R_QKV_OUT] = "qkv out",
-        [NIB_R_ATTN] = "attention",         [NIB_R_ROUTE] = "routing",
-        [NIB_R_UP] = "expert up",           [NIB_R_GATED] = "expert gated",
-        [NIB_R_DOWN] = "expert down",       [NIB_R_LOGITS] = "logits",
-        [NIB_R_SAMPLE] = "sampler scratch", [NIB_R_THREAD] = "thread scratch",
-        [NIB_R_ROPE] = "rope",              [NIB_R_STAGING] = "staging",
-        [NIB_R_SAMPLER_STATE] = "sampler",  [NIB_R_ENGINE] = "engine",
-        [NIB_R_SCHED] = "scheduler",        [NIB_R_TOKENIZER] = "tokenizer",
+        [NIB_R_EMBED] = "embedding",
+        [NIB_R_LM_HEAD] = "lm_head",
+        [NIB_R_SMALL] = "norms and biases",
+        [NIB_R_QKV] = "qkv",
+        [NIB_R_OUT] = "attention out",
+        [NIB_R_ROUTER] = "router",
+        [NIB_R_EXPERTS] = "experts",
+        [NIB_R_EXPERT_CACHE] = "expert cache",
+        [NIB_R_KV_FULL] = "kv full",
+        [NIB_R_KV_WINDOW] = "kv window",
+        [NIB_R_X] = "residual",
+        [NIB_R_NORMED] = "normed",
+        [NIB_R_ACTS] = "matmul input",
+        [NIB_R_QKV_OUT] = "qkv out",
+        [NIB_R_ATTN] = "attention",
+        [NIB_R_ROUTE] = "routing",
+        [NIB_R_UP] = "expert up",
+        [NIB_R_GATED] = "expert gated",
+        [NIB_R_DOWN] = "expert down",
+        [NIB_R_LOGITS] = "logits",
+        [NIB_R_SAMPLE] = "sampler scratch",
+        [NIB_R_THREAD] = "thread scratch",
+        [NIB_R_ROPE] = "rope",
+        [NIB_R_STAGING] = "staging",
+        [NIB_R_SAMPLER_STATE] = "sampler",
+        [NIB_R_ENGINE] = "engine",
+        [NIB_R_SCHED] = "scheduler",
+        [NIB_R_TOKENIZER] = "tokenizer",
         [NIB_R_FRONT] = "front",
     };
     return (unsigned)kind < NIB_R_KIND_COUNT ? names[kind] : "unknown";

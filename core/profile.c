@@ -15,7 +15,10 @@ struct field {
     double min, max;
 };
 
-#define FIELD(key, type, member, min, max) {key, type, offsetof(struct nib_profile, member), min, max}
+#define FIELD(key, type, member, min, max)                                                                             \
+    {                                                                                                                  \
+        key, type, offsetof(struct nib_profile, member), min, max                                                      \
+    }
 
 static const struct field fields[] = {
     FIELD("name", FIELD_NAME, name, 1, NIB_MAX_PROFILE_NAME - 1),

@@ -28,8 +28,8 @@ struct options {
 
 struct result {
     double read_bytes_s;
-    double prefill_s; /* best pass: all prompts */
-    double decode_s;  /* best pass: all decode steps */
+    double prefill_s;                  /* best pass: all prompts */
+    double decode_s;                   /* best pass: all decode steps */
     double decode_p50_s, decode_p99_s; /* of one step, all passes */
 };
 
@@ -254,12 +254,12 @@ static void print(const struct bench *b)
                      r->read_bytes_s / 1e9, prefill, decode_rate, r->decode_p50_s * 1e3, r->decode_p99_s * 1e3, roof,
                      share);
     } else {
-        json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "shape",
-                                 plan->shape->name, "row", plan->row->name, "threads", (int)plan->threads, "batch",
-                                 (int)o->batch, "prompt", (int)o->prompt, "tokens", (int)o->tokens, "read_bytes_s",
-                                 r->read_bytes_s, "prefill_tokens_s", prefill, "decode_tokens_s", decode_rate,
-                                 "decode_p50_ms", r->decode_p50_s * 1e3, "decode_p99_ms", r->decode_p99_s * 1e3,
-                                 "roof_tokens_s", roof, "share_of_roof", share);
+        json_t *json =
+            json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "shape", plan->shape->name,
+                      "row", plan->row->name, "threads", (int)plan->threads, "batch", (int)o->batch, "prompt",
+                      (int)o->prompt, "tokens", (int)o->tokens, "read_bytes_s", r->read_bytes_s, "prefill_tokens_s",
+                      prefill, "decode_tokens_s", decode_rate, "decode_p50_ms", r->decode_p50_s * 1e3, "decode_p99_ms",
+                      r->decode_p99_s * 1e3, "roof_tokens_s", roof, "share_of_roof", share);
         (void)json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
         (void)putchar('\n');
         json_decref(json);
@@ -306,10 +306,14 @@ static bool parse_option(int option, struct options *o)
 
 static bool parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {{"format", required_argument, 0, 'f'},  {"mask", required_argument, 0, 'm'},
-                                          {"threads", required_argument, 0, 't'}, {"prompt", required_argument, 0, 'p'},
-                                          {"tokens", required_argument, 0, 'n'},  {"batch", required_argument, 0, 'b'},
-                                          {"rows", required_argument, 0, 'r'},    {"memory-limit", required_argument, 0, 'l'},
+    static const struct option longs[] = {{"format", required_argument, 0, 'f'},
+                                          {"mask", required_argument, 0, 'm'},
+                                          {"threads", required_argument, 0, 't'},
+                                          {"prompt", required_argument, 0, 'p'},
+                                          {"tokens", required_argument, 0, 'n'},
+                                          {"batch", required_argument, 0, 'b'},
+                                          {"rows", required_argument, 0, 'r'},
+                                          {"memory-limit", required_argument, 0, 'l'},
                                           {0}};
     int option;
     optind = 1;

@@ -20,10 +20,10 @@ struct chat {
     json_t *messages;
     json_t *system; /* message or NULL */
     bool colour;
-    bool quiet; /* no statistics */
-    bool dimmed; /* reasoning is being printed */
+    bool quiet;          /* no statistics */
+    bool dimmed;         /* reasoning is being printed */
     uint32_t max_tokens; /* 0: the daemon's default */
-    char *answer; /* content so far, [NIB_MAX_BODY_BYTES + 1] */
+    char *answer;        /* content so far, [NIB_MAX_BODY_BYTES + 1] */
     size_t answer_bytes;
 };
 
@@ -117,8 +117,8 @@ static enum nib_err ask(struct chat *c, const char *question, struct nib_msg *ms
     }
     (void)putchar('\n');
     print_stats(c, &stats);
-    json_array_append_new(c->messages, json_pack("{s:s, s:s%}", "role", "assistant", "content", c->answer,
-                                                 c->answer_bytes));
+    json_array_append_new(c->messages,
+                          json_pack("{s:s, s:s%}", "role", "assistant", "content", c->answer, c->answer_bytes));
     return NIB_OK;
 }
 
@@ -218,9 +218,12 @@ static int converse(struct chat *c)
 /* Returns an exit code, or -1 to go on with argv[optind]. */
 static int parse_args(int argc, char **argv, struct chat *c)
 {
-    static const struct option longs[] = {{"socket", required_argument, 0, 's'},     {"effort", required_argument, 0, 'e'},
-                                          {"system", required_argument, 0, 'y'},     {"max-tokens", required_argument, 0, 'm'},
-                                          {"no-color", no_argument, 0, 'n'},         {"quiet", no_argument, 0, 'q'},
+    static const struct option longs[] = {{"socket", required_argument, 0, 's'},
+                                          {"effort", required_argument, 0, 'e'},
+                                          {"system", required_argument, 0, 'y'},
+                                          {"max-tokens", required_argument, 0, 'm'},
+                                          {"no-color", no_argument, 0, 'n'},
+                                          {"quiet", no_argument, 0, 'q'},
                                           {0}};
     int option;
     optind = 1;

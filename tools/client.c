@@ -175,8 +175,7 @@ static void end(struct exchange *x)
 }
 
 enum nib_err nib_client_chat(const char *socket, json_t *request, const struct nib_client_sink *sink,
-                             const volatile sig_atomic_t *stop, struct nib_client_stats *ret_stats,
-                             struct nib_msg *msg)
+                             const volatile sig_atomic_t *stop, struct nib_client_stats *ret_stats, struct nib_msg *msg)
 {
     struct exchange x = {.sink = sink, .stop = stop};
     json_object_set_new(request, "stream", json_true());

@@ -20,11 +20,11 @@ struct nib_client_sink {
 };
 
 struct nib_client_stats {
-    double first_s;             /* from the request to the first delta; 0: none came */
-    double total_s;             /* from the request to the end */
+    double first_s; /* from the request to the first delta; 0: none came */
+    double total_s; /* from the request to the end */
     uint32_t prompt_tokens;
     uint32_t completion_tokens;
-    char finish[16];            /* "stop", "length", "tool_calls"; "" when the answer was cut */
+    char finish[16]; /* "stop", "length", "tool_calls"; "" when the answer was cut */
 };
 
 /* POSTs `request` (stream and usage are set here) to /v1/chat/completions and feeds the sink until the answer ends or

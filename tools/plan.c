@@ -58,12 +58,15 @@ static bool parse_option(int option, struct options *o)
 /* Returns an exit code, or -1 to go on. */
 static int parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {
-        {"profile", required_argument, 0, 'p'}, {"all", no_argument, 0, 'a'},
-        {"context", required_argument, 0, 'c'}, {"slots", required_argument, 0, 's'},
-        {"threads", required_argument, 0, 't'}, {"memory-limit", required_argument, 0, 'l'},
-        {"mask", required_argument, 0, 'm'},    {"json", no_argument, 0, 'j'},
-     {0}};
+    static const struct option longs[] = {{"profile", required_argument, 0, 'p'},
+                                          {"all", no_argument, 0, 'a'},
+                                          {"context", required_argument, 0, 'c'},
+                                          {"slots", required_argument, 0, 's'},
+                                          {"threads", required_argument, 0, 't'},
+                                          {"memory-limit", required_argument, 0, 'l'},
+                                          {"mask", required_argument, 0, 'm'},
+                                          {"json", no_argument, 0, 'j'},
+                                          {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
@@ -157,27 +160,26 @@ static json_t *plan_json(const struct nib_plan *plan, const struct nib_profile *
     json_t *regions = json_array();
     for (uint32_t i = 0; i < plan->regions_count; i++) {
         const struct nib_region *r = &plan->regions[i];
-        json_array_append_new(regions,
-                              json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:i, s:i}", "name", nib_region_name(r->kind),
-                                        "space", nib_space_name(r->space), "layer", (int)r->layer, "offset",
-                                        (json_int_t)r->offset, "bytes", (json_int_t)r->bytes, "align",
-                                        (json_int_t)r->align, "phase_first", (int)r->phase_first, "phase_last",
-                                        (int)r->phase_last));
+        json_array_append_new(regions, json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:i, s:i}", "name",
+                                                 nib_region_name(r->kind), "space", nib_space_name(r->space), "layer",
+                                                 (int)r->layer, "offset", (json_int_t)r->offset, "bytes",
+                                                 (json_int_t)r->bytes, "align", (json_int_t)r->align, "phase_first",
+                                                 (int)r->phase_first, "phase_last", (int)r->phase_last));
     }
     json_t *arenas = json_object();
     for (int s = 0; s < NIB_SPACE_COUNT; s++)
         json_object_set_new(arenas, nib_space_name((enum nib_space)s),
                             json_pack("{s:I, s:I}", "bytes", (json_int_t)plan->arena_bytes[s], "budget_bytes",
                                       (json_int_t)plan->budget_bytes[s]));
-    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:b, s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}", "shape",
-                     plan->shape->name, "profile", profile->name, "row", plan->row->name, "context_tokens",
+    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:b, s:i, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}",
+                     "shape", plan->shape->name, "profile", profile->name, "row", plan->row->name, "context_tokens",
                      (int)plan->dims.ctx_tokens, "slots", (int)plan->dims.slots, "kv_pages", (int)plan->dims.kv_pages,
                      "page_tokens", NIB_KV_PAGE_TOKENS, "step_rows", (int)plan->dims.step_rows_max, "embedding_spilled",
                      plan->embed_spilled, "spilled_layers", (int)plan->spilled_layers, "weight_bytes",
                      (json_int_t)plan->weight_bytes, "kv_bytes", (json_int_t)plan->kv_bytes, "decode_bytes",
                      (json_int_t)plan->decode_bytes, "decode_tokens_s", plan->decode_tokens_s, "batch_decode_tokens_s",
-                     plan->batch_decode_tokens_s, "prefill_tokens_s", plan->prefill_tokens_s, "arenas", arenas, "regions",
-                     regions);
+                     plan->batch_decode_tokens_s, "prefill_tokens_s", plan->prefill_tokens_s, "arenas", arenas,
+                     "regions", regions);
 }
 
 static void print_json(json_t *value)

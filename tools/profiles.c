@@ -64,8 +64,8 @@ static int is_json(const struct dirent *entry)
     return length > 5 && strcmp(entry->d_name + length - 5, ".json") == 0;
 }
 
-static enum nib_err load_entries(const char *dir, struct dirent **entries, int found,
-                                 struct nib_profile *ret_profiles, size_t *ret_count, struct nib_msg *msg)
+static enum nib_err load_entries(const char *dir, struct dirent **entries, int found, struct nib_profile *ret_profiles,
+                                 size_t *ret_count, struct nib_msg *msg)
 {
     enum nib_err err = NIB_OK;
     if (found > NIB_MAX_PROFILES)

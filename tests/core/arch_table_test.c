@@ -6,8 +6,8 @@
 static const struct {
     const char *profile, *row;
 } expected[] = {
-    {"b200", "sm100"}, {"b100", "sm100"}, {"h200", "sm90"},    {"h100", "sm90"},    {"a100-40", "sm80"},
-    {"a100-80", "sm80"}, {"l40s", "sm80"}, {"l4", "sm80"},     {"a10g", "sm80"},    {"t4", "sm75"},
+    {"b200", "sm100"},    {"b100", "sm100"},   {"h200", "sm90"},   {"h100", "sm90"},       {"a100-40", "sm80"},
+    {"a100-80", "sm80"},  {"l40s", "sm80"},    {"l4", "sm80"},     {"a10g", "sm80"},       {"t4", "sm75"},
     {"rtx5090", "sm120"}, {"rtx4090", "sm80"}, {"orin64", "sm80"}, {"dgx-spark", "sm120"},
 };
 
@@ -75,8 +75,7 @@ END_TEST
 START_TEST(bad_profiles_are_refused)
 {
     static const char *const bad[] = {
-        "", "[]", "{}", "{\"name\": 3}",
-        "{\"name\":\"x\",\"gpu\":1}",
+        "", "[]", "{}", "{\"name\": 3}", "{\"name\":\"x\",\"gpu\":1}",
     };
     struct nib_profile profile = {.sms = 77};
     struct nib_msg msg;
@@ -87,5 +86,5 @@ START_TEST(bad_profiles_are_refused)
 }
 END_TEST
 
-NIB_SUITE(arch_table, each_profile_gets_its_row, a_mask_walks_down_the_rows,
-          a_cpu_without_features_gets_the_reference, fallbacks_are_rows, bad_profiles_are_refused)
+NIB_SUITE(arch_table, each_profile_gets_its_row, a_mask_walks_down_the_rows, a_cpu_without_features_gets_the_reference,
+          fallbacks_are_rows, bad_profiles_are_refused)
