@@ -43,6 +43,11 @@ void nib_json_pool_init(void *memory, size_t bytes)
     json_object_seed(1); /* keys of one request cannot slow another: each tree is bounded */
 }
 
+void *nib_json_take(size_t bytes)
+{
+    return pool_take(bytes);
+}
+
 void nib_json_reset(void)
 {
     pool.used = 0;

@@ -21,6 +21,10 @@ void nib_json_pool_init(void *memory, size_t bytes);
 enum nib_err nib_json_parse(const char *text, size_t bytes, json_t **ret_root,
                             struct nib_msg *msg) NIB_CHECKED;
 
+/* Memory that lives as long as the tree: for what is decoded from it. NULL when the pool is full.
+ */
+void *nib_json_take(size_t bytes);
+
 /* Drops everything taken from the pool since nib_json_parse. */
 void nib_json_reset(void);
 
