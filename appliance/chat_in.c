@@ -174,22 +174,27 @@ static bool read_assistant(const json_t *message, struct nib_chat *chat, struct 
     bool empty = m.parts_count == 0 || (m.parts_count == 1 && m.parts[0].len == 0);
     if (!empty || calls_count == 0)
         *add(chat, NIB_ROLE_ASSISTANT) = m;
+    if (calls_count > NIB_MAX_TOOLS)
+        return nib_refuse(ret, 400, "invalid_value", "messages",
+                          "'tool_calls' has %zu calls; at most %d are allowed", calls_count,
+                          NIB_MAX_TOOLS);
+    if (calls_count)
+        chat->calls = calls;
     for (size_t i = 0; i < calls_count; i++)
         if (!read_call(json_array_get(calls, i), chat, ret))
             return false;
     return true;
 }
 
-/* Name of the function that the call with this id went to, in messages [0, before). */
-static const json_t *name_of_call(const json_t *messages, size_t before, const json_t *id)
+/* Name of the function that the call with this id went to: one of the latest message that has
+ * calls.
+ */
+static const json_t *name_of_call(const json_t *calls, const json_t *id)
 {
-    for (size_t i = before; i-- > 0;) {
-        const json_t *calls = json_object_get(json_array_get(messages, i), "tool_calls");
-        for (size_t c = json_array_size(calls); c-- > 0;) {
-            const json_t *call = json_array_get(calls, c);
-            if (json_equal(json_object_get(call, "id"), id))
-                return json_object_get(json_object_get(call, "function"), "name");
-        }
+    for (size_t c = json_array_size(calls); c-- > 0;) {
+        const json_t *call = json_array_get(calls, c);
+        if (json_equal(json_object_get(call, "id"), id))
+            return json_object_get(json_object_get(call, "function"), "name");
     }
     return NULL;
 }
@@ -199,12 +204,13 @@ static bool read_tool_result(const json_t *messages, size_t index, struct nib_ch
 {
     const json_t *message = json_array_get(messages, index);
     const json_t *id = json_object_get(message, "tool_call_id");
-    const json_t *name = json_is_string(id) ? name_of_call(messages, index, id) : NULL;
+    const json_t *name = json_is_string(id) ? name_of_call(chat->calls, id) : NULL;
     if (!name)
         name = json_object_get(message, "name");
     if (absent(name))
-        return nib_refuse(ret, 400, "invalid_value", "messages",
-                          "message %zu: 'tool_call_id' names no earlier tool call", index);
+        return nib_refuse(
+            ret, 400, "invalid_value", "messages",
+            "message %zu: 'tool_call_id' names no call of the message with calls before it", index);
     if (!name_ok(name))
         return bad_name(ret, "messages");
     struct nib_harmony_message *m = add(chat, NIB_ROLE_TOOL);

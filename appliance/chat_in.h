@@ -11,6 +11,7 @@ struct nib_chat {
     struct nib_harmony_message *messages; /* in the JSON pool */
     size_t messages_count;
     size_t messages_max;
+    const json_t *calls; /* of the latest assistant message that has some; NULL: none */
 };
 
 /* Decodes "messages", "tools" and "tool_choice". Everything borrowed lives as long as the tree. */

@@ -279,6 +279,9 @@ static enum nib_err check_whole(const struct nib_config *config, struct nib_msg 
     size_t n = strlen(config->image_key);
     if (n != 0 && (n != 64 || strspn(config->image_key, "0123456789abcdefABCDEF") != 64))
         return nib_fail(msg, NIB_E_ARG, "image.public_key must be empty or 64 hex digits");
+    if (strspn(config->model_name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                   "._:/-") != strlen(config->model_name))
+        return nib_fail(msg, NIB_E_ARG, "model.name may have letters, digits and ._:/- only");
     const char *d = config->date;
     if (d[0] != '\0' &&
         (strlen(d) != 10 || d[4] != '-' || d[7] != '-' || strspn(d, "0123456789-") != 10))

@@ -1,0 +1,132 @@
+/* appliance/front.h: the thread that owns sockets, HTTP, JSON and text.
+ *
+ * libmicrohttpd's epoll descriptor, the stepper's eventfd, a signalfd and the clients' hang-ups are
+ * waited for in one loop; no thread but this one touches libmicrohttpd or jansson. Before READY it
+ * serves /health, /metrics and refusals only. Its memory comes from the plan, fixed at boot;
+ * libmicrohttpd's own memory is bounded by limits.connections. */
+#ifndef NIB_APPLIANCE_FRONT_H
+#define NIB_APPLIANCE_FRONT_H
+
+#include <microhttpd.h>
+
+#include "appliance/answer.h"
+#include "appliance/config.h"
+#include "appliance/metrics.h"
+#include "appliance/peer.h"
+#include "appliance/prompt.h"
+#include "appliance/stepper.h"
+
+/* Storage that boot carves for the front. */
+struct nib_front_mem {
+    uint32_t jobs_count, bodies_count, ctx_tokens, slots;
+    const struct nib_tokenizer *tokenizer;
+    const char *model;
+    uint32_t vocab;
+    struct nib_job_in *inputs;    /* [jobs_count], shared with the stepper */
+    struct nib_front_job *jobs;   /* [jobs_count] */
+    char *answers;                /* [jobs_count][answer_bytes] */
+    char *bodies;                 /* [bodies_count][body_bytes] */
+    void *json_pool;              /* [json_bytes] */
+    void *encode_scratch;
+    size_t encode_scratch_bytes;
+    char *render_scratch;
+    size_t render_scratch_bytes;
+};
+
+/* The front's side of a job. */
+struct nib_front_job {
+    bool used, ended, cancelled, started, waiting;
+    int32_t conn; /* -1: the client is gone or answered */
+    uint32_t uid;
+    enum nib_end end;
+    uint64_t retry_ms;
+    uint64_t received_us, first_us, last_us;
+    struct nib_answer answer;
+};
+
+enum nib_phase_http {
+    NIB_HTTP_IDLE, /* no request line yet */
+    NIB_HTTP_HEAD, /* request line seen */
+    NIB_HTTP_BODY,
+    NIB_HTTP_WAIT, /* a job works on it, nothing to send */
+    NIB_HTTP_SEND
+};
+
+struct nib_route;
+
+struct nib_conn {
+    bool used, suspended, dispatched, counted;
+    uint32_t generation;
+    int fd;
+    struct MHD_Connection *mhd;
+    struct nib_peer peer;
+    enum nib_phase_http phase;
+    uint64_t since_ms; /* the phase began, or output last moved */
+    const struct nib_route *route;
+    int32_t body; /* of the pool; -1: none */
+    size_t body_used;
+    int32_t job; /* -1: none */
+    int status;  /* sent */
+    uint64_t received_us;
+    struct nib_refusal refusal; /* found while the body still comes in */
+};
+
+struct nib_front {
+    const struct nib_config *config;
+    struct nib_stepper *stepper;
+    struct nib_front_mem mem; /* valid once attached */
+    bool attached;            /* READY was seen */
+    bool draining, failed;
+    int listen_fd, epoll_fd, signal_fd;
+    struct MHD_Daemon *mhd;
+    struct nib_conn conns[NIB_MAX_CONNS];
+    bool body_used[64];
+    uint32_t jobs_active;
+    struct nib_peer_counts peers;
+    struct nib_metrics metrics;
+    struct nib_prompt_env env;
+    struct nib_params params; /* of the request being decoded */
+    uint64_t next_id, created_offset_s;
+    uint64_t drain_until_ms, watchdog_ms, watchdog_last_ms, watchdog_alive, status_last_ms;
+    int exit_code;
+};
+
+/* Serves until SIGTERM has drained, or the stepper failed; returns the process's exit code. */
+int nib_front_run(struct nib_front *front);
+
+/* ---- between the front's files ---- */
+
+/* conn.c: libmicrohttpd's callbacks and deadlines */
+enum nib_err nib_conn_start(struct nib_front *front, struct nib_msg *msg) NIB_CHECKED;
+void nib_conn_resume(struct nib_front *front, struct nib_conn *conn);
+void nib_conn_suspend(struct nib_conn *conn);
+void nib_conn_kill(struct nib_conn *conn);
+void nib_conn_hangup(struct nib_front *front, uint64_t mark);
+void nib_conn_deadlines(struct nib_front *front, uint64_t now_ms);
+char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn);
+
+/* respond.c: whole responses */
+enum MHD_Result nib_respond_error(struct nib_front *front, struct nib_conn *conn,
+                                  const struct nib_refusal *refusal);
+enum MHD_Result nib_respond_text(struct nib_front *front, struct nib_conn *conn, int status,
+                                 const char *type, const struct nib_out *text, bool copy);
+enum MHD_Result nib_respond_answer(struct nib_front *front, struct nib_conn *conn);
+
+/* routes.c: what is where */
+struct nib_route {
+    const char *path;
+    const char *method;
+    bool generates; /* counts in the ledger */
+    bool early;     /* served before READY too */
+    enum MHD_Result (*serve)(struct nib_front *front, struct nib_conn *conn);
+};
+const struct nib_route *nib_route_find(const char *path);
+
+/* generate.c: requests that become jobs */
+enum MHD_Result nib_generate_chat(struct nib_front *front, struct nib_conn *conn);
+enum MHD_Result nib_generate_completion(struct nib_front *front, struct nib_conn *conn);
+enum MHD_Result nib_generate_resumed(struct nib_front *front, struct nib_conn *conn);
+void nib_generate_event(struct nib_front *front, const struct nib_job_event *event);
+void nib_generate_detach(struct nib_front *front, struct nib_conn *conn);
+
+#endif
