@@ -18,8 +18,7 @@ void nib_answer_init(struct nib_answer *a, const struct nib_answer_spec *spec)
     a->usage = p->include_usage;
     a->logprobs = spec->chat ? p->logprobs : p->completion_logprobs >= 0;
     a->top_logprobs =
-        (uint32_t)(spec->chat ? p->top_logprobs
-                              : (p->completion_logprobs > 0 ? p->completion_logprobs : 0));
+        (uint32_t)(spec->chat ? p->top_logprobs : (p->completion_logprobs > 0 ? p->completion_logprobs : 0));
     a->model = spec->model;
     a->id = spec->id;
     a->created = spec->created;

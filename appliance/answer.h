@@ -53,12 +53,12 @@ struct nib_answer {
     struct nib_utf8_stream utf8;
     uint32_t answer_tokens, reasoning_tokens;
     bool in_reasoning, in_content; /* kind of the open message */
-    bool begun;     /* streamed: the role was sent */
-    bool closing;   /* the end is being written: it may use the reserve */
-    bool finished;  /* nothing more is taken */
-    bool stop_hit;  /* a stop string was found */
-    bool turn_over; /* the parser saw the end of the turn before the engine did */
-    bool overflow;  /* the buffer is full */
+    bool begun;                    /* streamed: the role was sent */
+    bool closing;                  /* the end is being written: it may use the reserve */
+    bool finished;                 /* nothing more is taken */
+    bool stop_hit;                 /* a stop string was found */
+    bool turn_over;                /* the parser saw the end of the turn before the engine did */
+    bool overflow;                 /* the buffer is full */
     const char *finish_reason;
     uint64_t text_bytes; /* completions: text so far, for text_offset */
 
@@ -118,8 +118,7 @@ size_t nib_answer_read(struct nib_answer *answer, char *to, size_t max);
 bool nib_answer_fits(struct nib_answer *answer, size_t len);
 
 /* Appends raw JSON text to a section, or sets overflow. */
-void nib_answer_keep(struct nib_answer *answer, enum nib_section section, const char *text,
-                     size_t len);
+void nib_answer_keep(struct nib_answer *answer, enum nib_section section, const char *text, size_t len);
 
 /* Appends bytes to the ring, all or none (then overflow). */
 void nib_answer_send(struct nib_answer *answer, const char *text, size_t len);

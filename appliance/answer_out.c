@@ -14,8 +14,7 @@ static char event_text[NIB_EVENT_BYTES];
 
 void nib_delta_reset(struct nib_delta *d)
 {
-    struct nib_out *const outs[] = {&d->content, &d->reasoning, &d->logprobs,
-                                    &d->values,  &d->tops,      &d->offsets};
+    struct nib_out *const outs[] = {&d->content, &d->reasoning, &d->logprobs, &d->values, &d->tops, &d->offsets};
     for (size_t i = 0; i < 6; i++)
         *outs[i] = nib_out_of(parts[i], sizeof parts[i]);
 }
@@ -49,8 +48,7 @@ static void number(struct nib_out *out, float logprob)
         nib_out_text(out, "-9999.0");
 }
 
-static void chat_entry(struct nib_out *out, const struct nib_tokenizer *tok, uint32_t id,
-                       float logprob)
+static void chat_entry(struct nib_out *out, const struct nib_tokenizer *tok, uint32_t id, float logprob)
 {
     const uint8_t *bytes;
     size_t n = nib_tokenizer_decode(tok, id, &bytes);
@@ -111,8 +109,7 @@ static struct nib_out event_begin(const struct nib_answer *a)
                 "data: {\"id\":\"%s-%016llx\",\"object\":\"%s\",\"created\":%llu,\"model\":\"%s\","
                 "\"system_fingerprint\":\"nibbled-" NIB_VERSION "\",\"choices\":[",
                 a->chat ? "chatcmpl" : "cmpl", (unsigned long long)a->id,
-                a->chat ? "chat.completion.chunk" : "text_completion",
-                (unsigned long long)a->created, a->model);
+                a->chat ? "chat.completion.chunk" : "text_completion", (unsigned long long)a->created, a->model);
     return out;
 }
 
@@ -182,8 +179,7 @@ static void completion_event(struct nib_answer *a, const struct nib_delta *d)
     event_end(a, &out, after_choices(a));
 }
 
-static void keep(struct nib_answer *a, enum nib_section section, const struct nib_out *text,
-                 bool list)
+static void keep(struct nib_answer *a, enum nib_section section, const struct nib_out *text, bool list)
 {
     if (text->full)
         a->overflow = true;
@@ -195,8 +191,8 @@ static void keep(struct nib_answer *a, enum nib_section section, const struct ni
 void nib_answer_flush(struct nib_answer *a, struct nib_delta *d)
 {
     if (!a->stream) {
-        if (!nib_answer_fits(a, d->content.used + d->reasoning.used + d->logprobs.used +
-                                    d->values.used + d->tops.used + d->offsets.used + 256))
+        if (!nib_answer_fits(a, d->content.used + d->reasoning.used + d->logprobs.used + d->values.used + d->tops.used +
+                                    d->offsets.used + 256))
             return;
         keep(a, NIB_SEC_CONTENT, &d->content, false);
         keep(a, NIB_SEC_REASONING, &d->reasoning, false);
@@ -224,11 +220,11 @@ void nib_answer_flush(struct nib_answer *a, struct nib_delta *d)
 }
 
 /* Opening text of a call, up to the arguments' first byte. */
-static void call_head(const struct nib_answer *a, struct nib_out *out, uint32_t index,
-                      struct nib_span name)
+static void call_head(const struct nib_answer *a, struct nib_out *out, uint32_t index, struct nib_span name)
 {
-    nib_out_fmt(out, "\"id\":\"call_%016llx%04x\",\"type\":\"function\",\"function\":{\"name\":",
-                (unsigned long long)a->id, index);
+    nib_out_fmt(out,
+                "\"id\":\"call_%016llx%04x\",\"type\":\"function\",\"function\":{\"name\":", (unsigned long long)a->id,
+                index);
     nib_out_string(out, name);
     nib_out_text(out, ",\"arguments\":\"");
 }
@@ -281,8 +277,7 @@ static void usage_text(const struct nib_answer *a, struct nib_out *out)
                 "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
                 "\"prompt_tokens_details\":{\"cached_tokens\":0},"
                 "\"completion_tokens_details\":{\"reasoning_tokens\":%u}}",
-                a->prompt_tokens, a->answer_tokens, a->prompt_tokens + a->answer_tokens,
-                a->reasoning_tokens);
+                a->prompt_tokens, a->answer_tokens, a->prompt_tokens + a->answer_tokens, a->reasoning_tokens);
 }
 
 static void close_stream(struct nib_answer *a)
@@ -312,16 +307,14 @@ static void piece(struct nib_answer *a, struct nib_out *frame, int section)
     if (section < 0)
         return;
     uint64_t len = a->section_bytes[section];
-    a->pieces[a->pieces_count++] =
-        (struct nib_piece){.is_section = true, .at = (uint32_t)section, .len = len};
+    a->pieces[a->pieces_count++] = (struct nib_piece){.is_section = true, .at = (uint32_t)section, .len = len};
     a->total_bytes += len;
 }
 
 static void chat_pieces(struct nib_answer *a, struct nib_out *f)
 {
     const uint64_t *n = a->section_bytes;
-    nib_out_text(f,
-                 "{\"index\":0,\"message\":{\"role\":\"assistant\",\"refusal\":null,\"content\":");
+    nib_out_text(f, "{\"index\":0,\"message\":{\"role\":\"assistant\",\"refusal\":null,\"content\":");
     if (n[NIB_SEC_CONTENT] || !n[NIB_SEC_CALLS]) {
         nib_out_text(f, "\"");
         piece(a, f, NIB_SEC_CONTENT);
@@ -381,8 +374,7 @@ void nib_answer_close(struct nib_answer *a)
                 "{\"id\":\"%s-%016llx\",\"object\":\"%s\",\"created\":%llu,\"model\":\"%s\","
                 "\"system_fingerprint\":\"nibbled-" NIB_VERSION "\",\"choices\":[",
                 a->chat ? "chatcmpl" : "cmpl", (unsigned long long)a->id,
-                a->chat ? "chat.completion" : "text_completion", (unsigned long long)a->created,
-                a->model);
+                a->chat ? "chat.completion" : "text_completion", (unsigned long long)a->created, a->model);
     if (a->chat)
         chat_pieces(a, &f);
     else

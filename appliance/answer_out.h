@@ -15,8 +15,7 @@ struct nib_delta {
 void nib_delta_reset(struct nib_delta *delta);
 
 /* Log-probabilities of one token, with alternatives, into the delta. */
-void nib_delta_logprob(struct nib_delta *delta, const struct nib_answer *answer,
-                       const struct nib_sampled *sampled);
+void nib_delta_logprob(struct nib_delta *delta, const struct nib_answer *answer, const struct nib_sampled *sampled);
 
 /* Sends or keeps what the delta holds, and empties it. */
 void nib_answer_flush(struct nib_answer *answer, struct nib_delta *delta);

@@ -29,14 +29,12 @@ static bool name_ok(const json_t *v)
 {
     size_t n = json_string_length(v);
     return json_is_string(v) && n >= 1 && n <= NIB_MAX_NAME_BYTES &&
-           strspn(json_string_value(v),
-                  "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == n;
+           strspn(json_string_value(v), "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == n;
 }
 
 static bool bad_name(struct nib_refusal *ret, const char *param)
 {
-    return nib_refuse(ret, 400, "invalid_value", param,
-                      "a function's name must have 1 to %d letters, digits, _ or -",
+    return nib_refuse(ret, 400, "invalid_value", param, "a function's name must have 1 to %d letters, digits, _ or -",
                       NIB_MAX_NAME_BYTES);
 }
 
@@ -67,10 +65,9 @@ static bool read_content(const json_t *v, struct nib_harmony_message *m, struct 
             const json_t *part = json_array_get(v, i);
             const char *type = json_string_value(json_object_get(part, "type"));
             if (!type || strcmp(type, "text") != 0)
-                return nib_refuse(
-                    ret, 400, "unsupported_value", "messages",
-                    "message content may hold parts of type \"text\" only; this model "
-                    "has no image, audio or file input");
+                return nib_refuse(ret, 400, "unsupported_value", "messages",
+                                  "message content may hold parts of type \"text\" only; this model "
+                                  "has no image, audio or file input");
             text = json_object_get(part, "text");
         }
         if (!json_is_string(text))
@@ -93,8 +90,7 @@ static struct nib_harmony_message *add(struct nib_chat *chat, enum nib_harmony_r
 
 /* The first system or developer message, when it is the first of all, is the conversation's
  * instructions; later ones are messages of their own. */
-static bool read_developer(const json_t *message, size_t index, struct nib_chat *chat,
-                           struct nib_refusal *ret)
+static bool read_developer(const json_t *message, size_t index, struct nib_chat *chat, struct nib_refusal *ret)
 {
     struct nib_harmony_message m = {.role = NIB_ROLE_DEVELOPER};
     if (!read_content(json_object_get(message, "content"), &m, ret))
@@ -131,8 +127,7 @@ static bool read_call(const json_t *call, struct nib_chat *chat, struct nib_refu
     if (!name_ok(name))
         return bad_name(ret, "messages");
     if (!json_is_string(arguments))
-        return nib_refuse(ret, 400, "invalid_type", "messages",
-                          "'arguments' of a tool call must be a string");
+        return nib_refuse(ret, 400, "invalid_type", "messages", "'arguments' of a tool call must be a string");
     struct nib_harmony_message *m = add(chat, NIB_ROLE_ASSISTANT);
     m->channel = NIB_SPAN("commentary");
     m->content_type = NIB_SPAN("json");
@@ -175,9 +170,8 @@ static bool read_assistant(const json_t *message, struct nib_chat *chat, struct 
     if (!empty || calls_count == 0)
         *add(chat, NIB_ROLE_ASSISTANT) = m;
     if (calls_count > NIB_MAX_TOOLS)
-        return nib_refuse(ret, 400, "invalid_value", "messages",
-                          "'tool_calls' has %zu calls; at most %d are allowed", calls_count,
-                          NIB_MAX_TOOLS);
+        return nib_refuse(ret, 400, "invalid_value", "messages", "'tool_calls' has %zu calls; at most %d are allowed",
+                          calls_count, NIB_MAX_TOOLS);
     if (calls_count)
         chat->calls = calls;
     for (size_t i = 0; i < calls_count; i++)
@@ -199,8 +193,7 @@ static const json_t *name_of_call(const json_t *calls, const json_t *id)
     return NULL;
 }
 
-static bool read_tool_result(const json_t *messages, size_t index, struct nib_chat *chat,
-                             struct nib_refusal *ret)
+static bool read_tool_result(const json_t *messages, size_t index, struct nib_chat *chat, struct nib_refusal *ret)
 {
     const json_t *message = json_array_get(messages, index);
     const json_t *id = json_object_get(message, "tool_call_id");
@@ -208,9 +201,8 @@ static bool read_tool_result(const json_t *messages, size_t index, struct nib_ch
     if (!name)
         name = json_object_get(message, "name");
     if (absent(name))
-        return nib_refuse(
-            ret, 400, "invalid_value", "messages",
-            "message %zu: 'tool_call_id' names no call of the message with calls before it", index);
+        return nib_refuse(ret, 400, "invalid_value", "messages",
+                          "message %zu: 'tool_call_id' names no call of the message with calls before it", index);
     if (!name_ok(name))
         return bad_name(ret, "messages");
     struct nib_harmony_message *m = add(chat, NIB_ROLE_TOOL);
@@ -221,8 +213,7 @@ static bool read_tool_result(const json_t *messages, size_t index, struct nib_ch
     return read_content(json_object_get(message, "content"), m, ret);
 }
 
-static bool read_message(const json_t *messages, size_t i, struct nib_chat *chat,
-                         struct nib_refusal *ret)
+static bool read_message(const json_t *messages, size_t i, struct nib_chat *chat, struct nib_refusal *ret)
 {
     const json_t *message = json_array_get(messages, i);
     const char *role = json_string_value(json_object_get(message, "role"));
@@ -242,8 +233,8 @@ static bool read_messages(const json_t *messages, struct nib_chat *chat, struct 
 {
     size_t n = json_array_size(messages);
     if (!json_is_array(messages) || n == 0 || n > NIB_MAX_MESSAGES)
-        return nib_refuse(ret, 400, "invalid_value", "messages",
-                          "'messages' must be a list of 1 to %d messages", NIB_MAX_MESSAGES);
+        return nib_refuse(ret, 400, "invalid_value", "messages", "'messages' must be a list of 1 to %d messages",
+                          NIB_MAX_MESSAGES);
     size_t most = 0;
     for (size_t i = 0; i < n; i++)
         most += 2 + json_array_size(json_object_get(json_array_get(messages, i), "tool_calls"));
@@ -256,8 +247,8 @@ static bool read_messages(const json_t *messages, struct nib_chat *chat, struct 
             return false;
     if (chat->messages_count > NIB_MAX_MESSAGES)
         return nib_refuse(ret, 400, "invalid_value", "messages",
-                          "the conversation has %zu parts; at most %d are allowed",
-                          chat->messages_count, NIB_MAX_MESSAGES);
+                          "the conversation has %zu parts; at most %d are allowed", chat->messages_count,
+                          NIB_MAX_MESSAGES);
     return true;
 }
 
@@ -268,8 +259,7 @@ static bool read_tool(const json_t *tool, struct nib_harmony_tool *to, struct ni
     const json_t *description = json_object_get(function, "description");
     const json_t *parameters = json_object_get(function, "parameters");
     if (!type || strcmp(type, "function") != 0)
-        return nib_refuse(ret, 400, "unsupported_value", "tools",
-                          "'tools' may hold tools of type \"function\" only");
+        return nib_refuse(ret, 400, "unsupported_value", "tools", "'tools' may hold tools of type \"function\" only");
     if (!name_ok(json_object_get(function, "name")))
         return bad_name(ret, "tools");
     if (!absent(description) && !json_is_string(description))
@@ -305,8 +295,8 @@ static bool read_tools(const json_t *root, struct nib_chat *chat, struct nib_ref
         return false;
     size_t n = json_array_size(tools);
     if (!absent(tools) && (!json_is_array(tools) || n > NIB_MAX_TOOLS))
-        return nib_refuse(ret, 400, "invalid_value", "tools",
-                          "'tools' must be a list of at most %d tools", NIB_MAX_TOOLS);
+        return nib_refuse(ret, 400, "invalid_value", "tools", "'tools' must be a list of at most %d tools",
+                          NIB_MAX_TOOLS);
     if (n == 0)
         return true;
     struct nib_harmony_tool *list = nib_json_take(n * sizeof list[0]);
@@ -326,8 +316,7 @@ static bool read_tools(const json_t *root, struct nib_chat *chat, struct nib_ref
 bool nib_chat_decode(const json_t *root, struct nib_chat *ret_chat, struct nib_refusal *ret_refusal)
 {
     struct nib_chat chat = {0};
-    if (!read_messages(json_object_get(root, "messages"), &chat, ret_refusal) ||
-        !read_tools(root, &chat, ret_refusal))
+    if (!read_messages(json_object_get(root, "messages"), &chat, ret_refusal) || !read_tools(root, &chat, ret_refusal))
         return false;
     *ret_chat = chat;
     return true;

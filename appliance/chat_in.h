@@ -15,7 +15,6 @@ struct nib_chat {
 };
 
 /* Decodes "messages", "tools" and "tool_choice". Everything borrowed lives as long as the tree. */
-bool nib_chat_decode(const json_t *root, struct nib_chat *ret_chat,
-                     struct nib_refusal *ret_refusal) NIB_CHECKED;
+bool nib_chat_decode(const json_t *root, struct nib_chat *ret_chat, struct nib_refusal *ret_refusal) NIB_CHECKED;
 
 #endif

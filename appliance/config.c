@@ -74,8 +74,7 @@ static enum nib_err root_key(struct reader *r, const yaml_event_t *e)
     for (size_t i = 0; i < count; i++)
         if (!strncmp(keys[i].key, r->section, n) && keys[i].key[n] == '.') {
             if (r->sections_seen & 1ull << i)
-                return nib_fail(r->msg, NIB_E_ARG, "line %zu: section %s is given twice", r->line,
-                                r->section);
+                return nib_fail(r->msg, NIB_E_ARG, "line %zu: section %s is given twice", r->line, r->section);
             r->sections_seen |= 1ull << i;
             r->place = AT_SECTION;
             return NIB_OK;
@@ -96,9 +95,8 @@ static enum nib_err value(struct reader *r, const yaml_event_t *e)
             return nib_fail(r->msg, NIB_E_ARG, "line %zu: %s is given twice", r->line, full);
         r->keys_seen |= 1ull << i;
         struct nib_msg why;
-        enum nib_err err =
-            nib_config_set(&keys[i], (const char *)e->data.scalar.value, e->data.scalar.length,
-                           e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE, r->config, &why);
+        enum nib_err err = nib_config_set(&keys[i], (const char *)e->data.scalar.value, e->data.scalar.length,
+                                          e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE, r->config, &why);
         r->place = AT_KEY;
         return err ? fail_at(r, err, why.text) : NIB_OK;
     }
@@ -111,8 +109,7 @@ static enum nib_err subject(struct reader *r, const char *text)
     if (r->rule_subject)
         return fail_at(r, NIB_E_ARG, "a rule names one of user, group, uid, gid or any: true");
     r->rule_subject = true;
-    r->rule.subject =
-        !strcmp(r->name, "gid") || !strcmp(r->name, "group") ? NIB_PEER_GID : NIB_PEER_UID;
+    r->rule.subject = !strcmp(r->name, "gid") || !strcmp(r->name, "group") ? NIB_PEER_GID : NIB_PEER_UID;
     if (!strcmp(r->name, "any")) {
         r->rule.subject = NIB_PEER_ANY;
         return !strcmp(text, "true") ? NIB_OK : fail_at(r, NIB_E_ARG, "any must be true");
@@ -122,8 +119,7 @@ static enum nib_err subject(struct reader *r, const char *text)
         const struct group *g = group ? getgrnam(text) : NULL;
         const struct passwd *u = group ? NULL : getpwnam(text);
         if (!g && !u)
-            return nib_fail(r->msg, NIB_E_ARG, "line %zu: this machine has no %s \"%.64s\"",
-                            r->line, r->name, text);
+            return nib_fail(r->msg, NIB_E_ARG, "line %zu: this machine has no %s \"%.64s\"", r->line, r->name, text);
         r->rule.id = g ? g->gr_gid : u->pw_uid;
         return NIB_OK;
     }
@@ -145,8 +141,7 @@ static enum nib_err rule_value(struct reader *r, const yaml_event_t *e)
         return fail_at(r, NIB_E_ARG, "a value of a peer rule must have 1 to 63 bytes");
     (void)snprintf(mark, sizeof mark, "%s,", r->name);
     if (strstr(r->rule_names, mark))
-        return nib_fail(r->msg, NIB_E_ARG, "line %zu: %s is given twice in one rule", r->line,
-                        r->name);
+        return nib_fail(r->msg, NIB_E_ARG, "line %zu: %s is given twice in one rule", r->line, r->name);
     if (strlen(r->rule_names) + strlen(mark) < sizeof r->rule_names)
         (void)strcat(r->rule_names, mark);
     static const char *const subjects[] = {"user", "group", "uid", "gid", "any"};
@@ -157,8 +152,8 @@ static enum nib_err rule_value(struct reader *r, const yaml_event_t *e)
     if (!key)
         return nib_fail(r->msg, NIB_E_ARG, "line %zu: unknown key peers.%s", r->line, r->name);
     struct nib_msg why;
-    enum nib_err err = nib_config_set(
-        key, text, strlen(text), e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE, &r->rule, &why);
+    enum nib_err err =
+        nib_config_set(key, text, strlen(text), e->data.scalar.style != YAML_PLAIN_SCALAR_STYLE, &r->rule, &why);
     return err ? fail_at(r, err, why.text) : NIB_OK;
 }
 
@@ -191,8 +186,7 @@ static enum nib_err scalar(struct reader *r, const yaml_event_t *e)
             r->place = AT_ROOT;
             return NIB_OK;
         }
-        return nib_fail(r->msg, NIB_E_FORMAT, "line %zu: section %s must hold keys", r->line,
-                        r->section);
+        return nib_fail(r->msg, NIB_E_FORMAT, "line %zu: section %s must hold keys", r->line, r->section);
     case AT_PEERS:
         return fail_at(r, NIB_E_FORMAT, "peers must be a list of rules");
     default:
@@ -211,8 +205,7 @@ static enum nib_err mapping_start(struct reader *r)
         return NIB_OK;
     case AT_RULE:
         if (r->config->peers_count >= NIB_MAX_UID_RULES)
-            return nib_fail(r->msg, NIB_E_LIMIT, "line %zu: peers has more than %d rules", r->line,
-                            NIB_MAX_UID_RULES);
+            return nib_fail(r->msg, NIB_E_LIMIT, "line %zu: peers has more than %d rules", r->line, NIB_MAX_UID_RULES);
         memset(&r->rule, 0, sizeof r->rule);
         r->rule_subject = false;
         r->rule_names[0] = '\0';
@@ -261,8 +254,7 @@ static enum nib_err read_all(struct reader *r, yaml_parser_t *parser)
     for (bool more = true; more;) {
         yaml_event_t e;
         if (!yaml_parser_parse(parser, &e))
-            return nib_fail(r->msg, NIB_E_FORMAT, "line %zu: not YAML: %s",
-                            parser->problem_mark.line + 1,
+            return nib_fail(r->msg, NIB_E_FORMAT, "line %zu: not YAML: %s", parser->problem_mark.line + 1,
                             parser->problem ? parser->problem : "out of memory");
         r->line = e.start_mark.line + 1;
         enum nib_err err = event(r, &e);
@@ -283,14 +275,12 @@ static enum nib_err check_whole(const struct nib_config *config, struct nib_msg 
                                    "._:/-") != strlen(config->model_name))
         return nib_fail(msg, NIB_E_ARG, "model.name may have letters, digits and ._:/- only");
     const char *d = config->date;
-    if (d[0] != '\0' &&
-        (strlen(d) != 10 || d[4] != '-' || d[7] != '-' || strspn(d, "0123456789-") != 10))
+    if (d[0] != '\0' && (strlen(d) != 10 || d[4] != '-' || d[7] != '-' || strspn(d, "0123456789-") != 10))
         return nib_fail(msg, NIB_E_ARG, "defaults.date must be empty or YYYY-MM-DD");
     return NIB_OK;
 }
 
-enum nib_err nib_config_parse(const char *text, size_t bytes, struct nib_config *ret_config,
-                              struct nib_msg *msg)
+enum nib_err nib_config_parse(const char *text, size_t bytes, struct nib_config *ret_config, struct nib_msg *msg)
 {
     if (bytes > NIB_MAX_CONFIG_BYTES)
         return nib_fail(msg, NIB_E_LIMIT, "the file has %zu bytes; at most %u are allowed", bytes,

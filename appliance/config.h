@@ -84,12 +84,11 @@ enum nib_err nib_config_parse(const char *text, size_t bytes, struct nib_config 
                               struct nib_msg *msg) NIB_CHECKED;
 
 /* The same for a file. NIB_E_IO: it cannot be read. */
-enum nib_err nib_config_load(const char *path, struct nib_config *ret_config,
-                             struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_config_load(const char *path, struct nib_config *ret_config, struct nib_msg *msg) NIB_CHECKED;
 
 /* One value as its key demands, into `base` + offset. The sentence has no line. */
-enum nib_err nib_config_set(const struct nib_config_key *key, const char *value, size_t bytes,
-                            bool quoted, void *base, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_config_set(const struct nib_config_key *key, const char *value, size_t bytes, bool quoted, void *base,
+                            struct nib_msg *msg) NIB_CHECKED;
 
 /* The key of a peer rule by that name, or NULL. */
 const struct nib_config_key *nib_config_peer_key(const char *name);

@@ -16,8 +16,7 @@ static const struct nib_config_key keys[] = {
      "The packed model image (nibble pack)."},
     {"image.public_key", NIB_CFG_STRING, AT(image_key), 0, 64, "\"\"", NULL,
      "Ed25519 public key in 64 hex digits. When set, only an image signed by it boots."},
-    {"image.verify", NIB_CFG_BOOL, AT(verify), 0, 1, "true", NULL,
-     "Check every tensor against its hash at boot."},
+    {"image.verify", NIB_CFG_BOOL, AT(verify), 0, 1, "true", NULL, "Check every tensor against its hash at boot."},
     {"model.name", NIB_CFG_STRING, AT(model_name), 0, 64, "\"\"", NULL,
      "Name clients see in /v1/models. Empty: the name of the image's shape."},
     {"engine.device", NIB_CFG_CHOICE, AT(device), 0, 1, "auto", "auto|cpu",
@@ -38,12 +37,10 @@ static const struct nib_config_key keys[] = {
      "Lock all memory at boot (mlockall), so that nothing of it is ever paged out."},
     {"socket.path", NIB_CFG_STRING, AT(socket_path), 1, 107, "/run/nibbled/nibbled.sock", NULL,
      "The UNIX socket. Unused when systemd passes one."},
-    {"socket.mode", NIB_CFG_MODE, AT(socket_mode), 0, 0777, "0660", NULL,
-     "File mode of the socket, octal."},
+    {"socket.mode", NIB_CFG_MODE, AT(socket_mode), 0, 0777, "0660", NULL, "File mode of the socket, octal."},
     {"socket.group", NIB_CFG_STRING, AT(socket_group), 0, 31, "\"\"", NULL,
      "Group of the socket, by name. Empty: the daemon's own."},
-    {"limits.connections", NIB_CFG_UINT, AT(connections), 1, NIB_MAX_CONNS, "64", NULL,
-     "Open client connections."},
+    {"limits.connections", NIB_CFG_UINT, AT(connections), 1, NIB_MAX_CONNS, "64", NULL, "Open client connections."},
     {"limits.queue", NIB_CFG_UINT, AT(queue), 0, NIB_MAX_QUEUE, "32", NULL,
      "Requests that may wait for a slot; one more is answered with 429."},
     {"limits.bodies", NIB_CFG_UINT, AT(bodies), 1, 64, "8", NULL,
@@ -67,8 +64,7 @@ static const struct nib_config_key keys[] = {
      "On SIGTERM, how long running requests may still take."},
     {"defaults.temperature", NIB_CFG_REAL, AT(temperature), 0, 2, "1.0", NULL,
      "Used when a request does not say. 1.0 and 1.0 are what the model was made for."},
-    {"defaults.top_p", NIB_CFG_REAL, AT(top_p), 0.000001, 1, "1.0", NULL,
-     "Used when a request does not say."},
+    {"defaults.top_p", NIB_CFG_REAL, AT(top_p), 0.000001, 1, "1.0", NULL, "Used when a request does not say."},
     {"defaults.reasoning_effort", NIB_CFG_CHOICE, AT(effort), 0, 2, "medium", "low|medium|high",
      "Used when a request does not say."},
     {"defaults.answer_tokens", NIB_CFG_UINT, AT(answer_tokens), 0, NIB_MAX_CTX_TOKENS, "0", NULL,
@@ -128,37 +124,32 @@ static bool read_uint(const char *text, int base, uint64_t *ret)
     return true;
 }
 
-static enum nib_err set_uint(const struct nib_config_key *key, const char *text, void *at,
-                             struct nib_msg *msg)
+static enum nib_err set_uint(const struct nib_config_key *key, const char *text, void *at, struct nib_msg *msg)
 {
     uint64_t v;
     bool mode = key->type == NIB_CFG_MODE;
     if (!read_uint(text, mode ? 8 : 10, &v) || (double)v < key->min || (double)v > key->max) {
         if (mode)
-            return nib_fail(msg, NIB_E_ARG, "%s must be an octal mode from %04o to %04o", key->key,
-                            (unsigned)key->min, (unsigned)key->max);
-        return nib_fail(msg, NIB_E_ARG, "%s must be a whole number from %.0f to %.0f", key->key,
-                        key->min, key->max);
+            return nib_fail(msg, NIB_E_ARG, "%s must be an octal mode from %04o to %04o", key->key, (unsigned)key->min,
+                            (unsigned)key->max);
+        return nib_fail(msg, NIB_E_ARG, "%s must be a whole number from %.0f to %.0f", key->key, key->min, key->max);
     }
     memcpy(at, &v, sizeof v);
     return NIB_OK;
 }
 
-static enum nib_err set_real(const struct nib_config_key *key, const char *text, void *at,
-                             struct nib_msg *msg)
+static enum nib_err set_real(const struct nib_config_key *key, const char *text, void *at, struct nib_msg *msg)
 {
     char *end = NULL;
     double v = strtod(text, &end);
     bool plain = text[0] != '\0' && strspn(text, "0123456789.eE-+") == strlen(text);
     if (!plain || *end != '\0' || !isfinite(v) || v < key->min || v > key->max)
-        return nib_fail(msg, NIB_E_ARG, "%s must be a number from %g to %g", key->key, key->min,
-                        key->max);
+        return nib_fail(msg, NIB_E_ARG, "%s must be a number from %g to %g", key->key, key->min, key->max);
     memcpy(at, &v, sizeof v);
     return NIB_OK;
 }
 
-static enum nib_err set_choice(const struct nib_config_key *key, const char *text, void *at,
-                               struct nib_msg *msg)
+static enum nib_err set_choice(const struct nib_config_key *key, const char *text, void *at, struct nib_msg *msg)
 {
     uint64_t index = 0;
     size_t n = strlen(text);
@@ -173,17 +164,16 @@ static enum nib_err set_choice(const struct nib_config_key *key, const char *tex
     return nib_fail(msg, NIB_E_ARG, "%s must be one of %s", key->key, key->choices);
 }
 
-enum nib_err nib_config_set(const struct nib_config_key *key, const char *value, size_t bytes,
-                            bool quoted, void *base, struct nib_msg *msg)
+enum nib_err nib_config_set(const struct nib_config_key *key, const char *value, size_t bytes, bool quoted, void *base,
+                            struct nib_msg *msg)
 {
     char text[NIB_CONFIG_STRING_BYTES];
     uint8_t *at = (uint8_t *)base + key->offset;
     if (memchr(value, '\0', bytes))
         return nib_fail(msg, NIB_E_ARG, "%s holds a NUL byte", key->key);
-    if (key->type == NIB_CFG_STRING &&
-        ((double)bytes < key->min || (double)bytes > key->max || bytes >= sizeof text))
-        return nib_fail(msg, NIB_E_ARG, "%s must be text of %.0f to %.0f bytes, and has %zu",
-                        key->key, key->min, key->max, bytes);
+    if (key->type == NIB_CFG_STRING && ((double)bytes < key->min || (double)bytes > key->max || bytes >= sizeof text))
+        return nib_fail(msg, NIB_E_ARG, "%s must be text of %.0f to %.0f bytes, and has %zu", key->key, key->min,
+                        key->max, bytes);
     if (bytes >= sizeof text)
         bytes = sizeof text - 1;
     memcpy(text, value, bytes);
@@ -218,8 +208,8 @@ void nib_config_init(struct nib_config *ret_config)
         const char *v = keys[i].initial;
         bool quoted = v[0] == '"';
         struct nib_msg msg;
-        enum nib_err err = nib_config_set(&keys[i], quoted ? v + 1 : v,
-                                          strlen(v) - (quoted ? 2 : 0), quoted, ret_config, &msg);
+        enum nib_err err =
+            nib_config_set(&keys[i], quoted ? v + 1 : v, strlen(v) - (quoted ? 2 : 0), quoted, ret_config, &msg);
         NIB_MUST(err == NIB_OK);
     }
 }

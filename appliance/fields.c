@@ -24,8 +24,7 @@ static const struct nib_field fields[] = {
     {"presence_penalty", NIB_FIELD_REAL, BOTH, -2, 2, AT(presence_penalty)},
     {"seed", NIB_FIELD_INT, BOTH, -INT_MAX_EXACT, INT_MAX_EXACT, AT(seed)},
     {"max_tokens", NIB_FIELD_INT, BOTH, 1, NIB_MAX_CTX_TOKENS, AT(max_tokens)},
-    {"max_completion_tokens", NIB_FIELD_INT, CHAT, 1, NIB_MAX_CTX_TOKENS,
-     AT(max_completion_tokens)},
+    {"max_completion_tokens", NIB_FIELD_INT, CHAT, 1, NIB_MAX_CTX_TOKENS, AT(max_completion_tokens)},
     {"n", NIB_FIELD_INT, BOTH, 1, 1, AT(n)},
     {"best_of", NIB_FIELD_INT, COMPL, 1, 1, AT(best_of)},
     {"stream", NIB_FIELD_BOOL, BOTH, 0, 1, AT(stream)},
@@ -62,8 +61,7 @@ static void printable(char *text)
             *text = '?';
 }
 
-bool nib_refuse(struct nib_refusal *ret, int status, const char *code, const char *param,
-                const char *fmt, ...)
+bool nib_refuse(struct nib_refusal *ret, int status, const char *code, const char *param, const char *fmt, ...)
 {
     memset(ret, 0, sizeof *ret);
     ret->status = status;
@@ -85,19 +83,17 @@ const struct nib_field *nib_fields(size_t *ret_count)
     return fields;
 }
 
-static bool read_number(const struct nib_field *f, const json_t *v, struct nib_params *p,
-                        struct nib_refusal *ret)
+static bool read_number(const struct nib_field *f, const json_t *v, struct nib_params *p, struct nib_refusal *ret)
 {
     uint8_t *at = (uint8_t *)p + f->offset;
     bool whole = f->type == NIB_FIELD_INT;
     if (whole ? !json_is_integer(v) : !json_is_number(v))
-        return nib_refuse(ret, 400, "invalid_type", f->name, "'%s' must be %s from %.16g to %.16g",
-                          f->name, whole ? "a whole number" : "a number", f->min, f->max);
+        return nib_refuse(ret, 400, "invalid_type", f->name, "'%s' must be %s from %.16g to %.16g", f->name,
+                          whole ? "a whole number" : "a number", f->min, f->max);
     double d = json_number_value(v);
     if (!(d >= f->min && d <= f->max))
-        return nib_refuse(ret, 400, "invalid_value", f->name,
-                          "'%s' is %.16g, and must be from %.16g to %.16g", f->name, d, f->min,
-                          f->max);
+        return nib_refuse(ret, 400, "invalid_value", f->name, "'%s' is %.16g, and must be from %.16g to %.16g", f->name,
+                          d, f->min, f->max);
     if (whole) {
         int64_t i = json_integer_value(v);
         memcpy(at, &i, sizeof i);
@@ -107,8 +103,7 @@ static bool read_number(const struct nib_field *f, const json_t *v, struct nib_p
     return true;
 }
 
-static bool read_bool(const struct nib_field *f, const json_t *v, struct nib_params *p,
-                      struct nib_refusal *ret)
+static bool read_bool(const struct nib_field *f, const json_t *v, struct nib_params *p, struct nib_refusal *ret)
 {
     if (!json_is_boolean(v))
         return nib_refuse(ret, 400, "invalid_type", f->name, "'%s' must be true or false", f->name);
@@ -123,16 +118,14 @@ static bool read_stop(const json_t *v, struct nib_params *p, struct nib_refusal 
 {
     size_t n = json_is_array(v) ? json_array_size(v) : 1;
     if (n > NIB_MAX_STOP_STRINGS)
-        return nib_refuse(ret, 400, "invalid_value", "stop",
-                          "'stop' has %zu strings; at most %d are allowed", n,
+        return nib_refuse(ret, 400, "invalid_value", "stop", "'stop' has %zu strings; at most %d are allowed", n,
                           NIB_MAX_STOP_STRINGS);
     for (size_t i = 0; i < n; i++) {
         const json_t *s = json_is_array(v) ? json_array_get(v, i) : v;
-        if (!json_is_string(s) ||
-            !nib_stop_add(&p->stop, nib_span_of(json_string_value(s), json_string_length(s))))
+        if (!json_is_string(s) || !nib_stop_add(&p->stop, nib_span_of(json_string_value(s), json_string_length(s))))
             return nib_refuse(ret, 400, "invalid_value", "stop",
-                              "'stop' must be a string of 1 to %d bytes, or up to %d of them",
-                              NIB_MAX_STOP_BYTES, NIB_MAX_STOP_STRINGS);
+                              "'stop' must be a string of 1 to %d bytes, or up to %d of them", NIB_MAX_STOP_BYTES,
+                              NIB_MAX_STOP_STRINGS);
     }
     return true;
 }
@@ -154,17 +147,14 @@ static bool read_bias(json_t *v, uint32_t vocab, struct nib_params *p, struct ni
 {
     if (!json_is_object(v) || json_object_size(v) > NIB_MAX_LOGIT_BIAS)
         return nib_refuse(ret, 400, "invalid_value", "logit_bias",
-                          "'logit_bias' must be an object of at most %d token ids",
-                          NIB_MAX_LOGIT_BIAS);
+                          "'logit_bias' must be an object of at most %d token ids", NIB_MAX_LOGIT_BIAS);
     for (void *it = json_object_iter(v); it; it = json_object_iter_next(v, it)) {
         const json_t *b = json_object_iter_value(it);
         double d = json_number_value(b);
         struct nib_bias *to = &p->bias[p->bias_count];
-        if (!read_id(json_object_iter_key(it), vocab, &to->token) || !json_is_number(b) ||
-            !(d >= -100 && d <= 100))
-            return nib_refuse(
-                ret, 400, "invalid_value", "logit_bias",
-                "'logit_bias' maps token ids from 0 to %u to numbers from -100 to 100", vocab - 1);
+        if (!read_id(json_object_iter_key(it), vocab, &to->token) || !json_is_number(b) || !(d >= -100 && d <= 100))
+            return nib_refuse(ret, 400, "invalid_value", "logit_bias",
+                              "'logit_bias' maps token ids from 0 to %u to numbers from -100 to 100", vocab - 1);
         to->bias = (float)d;
         p->bias_count++;
     }
@@ -187,15 +177,14 @@ static bool read_stream_options(const json_t *v, struct nib_params *p, struct ni
 {
     const json_t *usage = json_object_get(v, "include_usage");
     if (!json_is_object(v) || (usage && !json_is_boolean(usage) && !json_is_null(usage)))
-        return nib_refuse(
-            ret, 400, "invalid_type", "stream_options",
-            "'stream_options' must be an object; 'include_usage' in it true or false");
+        return nib_refuse(ret, 400, "invalid_type", "stream_options",
+                          "'stream_options' must be an object; 'include_usage' in it true or false");
     p->include_usage = json_is_true(usage);
     return true;
 }
 
-static bool read_code(const struct nib_field *f, json_t *v, const struct nib_field_defaults *with,
-                      struct nib_params *p, struct nib_refusal *ret)
+static bool read_code(const struct nib_field *f, json_t *v, const struct nib_field_defaults *with, struct nib_params *p,
+                      struct nib_refusal *ret)
 {
     if (!strcmp(f->name, "stop"))
         return read_stop(v, p, ret);
@@ -208,10 +197,9 @@ static bool read_code(const struct nib_field *f, json_t *v, const struct nib_fie
     if (!strcmp(f->name, "response_format")) {
         const char *type = json_string_value(json_object_get(v, "type"));
         if (!type || strcmp(type, "text") != 0)
-            return nib_refuse(
-                ret, 400, "unsupported_value", "response_format",
-                "'response_format' must be {\"type\": \"text\"}; this server does not "
-                "enforce a JSON answer");
+            return nib_refuse(ret, 400, "unsupported_value", "response_format",
+                              "'response_format' must be {\"type\": \"text\"}; this server does not "
+                              "enforce a JSON answer");
     }
     return true; /* messages, tools, prompt, model: their own readers */
 }

@@ -53,8 +53,8 @@ struct nib_refusal {
 };
 
 /* Fills *ret and returns false. `param` may be NULL. */
-bool nib_refuse(struct nib_refusal *ret, int status, const char *code, const char *param,
-                const char *fmt, ...) NIB_PRINTF(5, 6);
+bool nib_refuse(struct nib_refusal *ret, int status, const char *code, const char *param, const char *fmt, ...)
+    NIB_PRINTF(5, 6);
 
 struct nib_field_defaults {
     double temperature, top_p;

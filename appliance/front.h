@@ -22,11 +22,13 @@ struct nib_front_mem {
     const struct nib_tokenizer *tokenizer;
     const char *model;
     uint32_t vocab;
-    struct nib_job_in *inputs;    /* [jobs_count], shared with the stepper */
-    struct nib_front_job *jobs;   /* [jobs_count] */
-    char *answers;                /* [jobs_count][answer_bytes] */
-    char *bodies;                 /* [bodies_count][body_bytes] */
-    void *json_pool;              /* [json_bytes] */
+    uint32_t stop_count;
+    uint32_t stop[NIB_MAX_STOP_TOKENS]; /* ids that end an answer */
+    struct nib_job_in *inputs;          /* [jobs_count], shared with the stepper */
+    struct nib_front_job *jobs;         /* [jobs_count] */
+    char *answers;                      /* [jobs_count][answer_bytes] */
+    char *bodies;                       /* [bodies_count][body_bytes] */
+    void *json_pool;                    /* [json_bytes] */
     void *encode_scratch;
     size_t encode_scratch_bytes;
     char *render_scratch;
@@ -65,8 +67,9 @@ struct nib_conn {
     const struct nib_route *route;
     int32_t body; /* of the pool; -1: none */
     size_t body_used;
-    int32_t job; /* -1: none */
-    int status;  /* sent */
+    int32_t job;               /* -1: none */
+    struct nib_answer *answer; /* of the job */
+    int status;                /* sent */
     uint64_t received_us;
     struct nib_refusal refusal; /* found while the body still comes in */
 };
@@ -76,7 +79,7 @@ struct nib_front {
     struct nib_stepper *stepper;
     struct nib_front_mem mem; /* valid once attached */
     bool attached;            /* READY was seen */
-    bool draining, failed;
+    bool draining, failed, cut; /* cut: running requests were cancelled to end the drain */
     int listen_fd, epoll_fd, signal_fd;
     struct MHD_Daemon *mhd;
     struct nib_conn conns[NIB_MAX_CONNS];
@@ -86,8 +89,9 @@ struct nib_front {
     struct nib_metrics metrics;
     struct nib_prompt_env env;
     struct nib_params params; /* of the request being decoded */
-    uint64_t next_id, created_offset_s;
-    uint64_t drain_until_ms, watchdog_ms, watchdog_last_ms, watchdog_alive, status_last_ms;
+    uint64_t next_id, started_s;
+    uint64_t drain_until_ms, watchdog_ms, watchdog_last_ms, watchdog_alive;
+    uint64_t status_last_ms, status_done;
     int exit_code;
 };
 
@@ -106,10 +110,9 @@ void nib_conn_deadlines(struct nib_front *front, uint64_t now_ms);
 char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn);
 
 /* respond.c: whole responses */
-enum MHD_Result nib_respond_error(struct nib_front *front, struct nib_conn *conn,
-                                  const struct nib_refusal *refusal);
-enum MHD_Result nib_respond_text(struct nib_front *front, struct nib_conn *conn, int status,
-                                 const char *type, const struct nib_out *text, bool copy);
+enum MHD_Result nib_respond_error(struct nib_front *front, struct nib_conn *conn, const struct nib_refusal *refusal);
+enum MHD_Result nib_respond_text(struct nib_front *front, struct nib_conn *conn, int status, const char *type,
+                                 const struct nib_out *text, bool copy);
 enum MHD_Result nib_respond_answer(struct nib_front *front, struct nib_conn *conn);
 
 /* routes.c: what is where */

@@ -108,8 +108,7 @@ enum nib_err nib_json_parse(const char *text, size_t bytes, json_t **ret_root, s
 {
     nib_json_reset();
     if (!depth_ok(text, bytes))
-        return nib_fail(msg, NIB_E_LIMIT, "the body is nested deeper than %d levels",
-                        NIB_MAX_JSON_DEPTH);
+        return nib_fail(msg, NIB_E_LIMIT, "the body is nested deeper than %d levels", NIB_MAX_JSON_DEPTH);
     json_error_t error;
     json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
     if (root) {
@@ -118,6 +117,6 @@ enum nib_err nib_json_parse(const char *text, size_t bytes, json_t **ret_root, s
     }
     if (pool.full)
         return nib_fail(msg, NIB_E_FULL, "the body needs more than %zu bytes to parse", pool.bytes);
-    return nib_fail(msg, NIB_E_FORMAT, "the body cannot be read at line %d, column %d: %s",
-                    error.line, error.column, reason(json_error_code(&error)));
+    return nib_fail(msg, NIB_E_FORMAT, "the body cannot be read at line %d, column %d: %s", error.line, error.column,
+                    reason(json_error_code(&error)));
 }

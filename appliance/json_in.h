@@ -18,8 +18,7 @@ void nib_json_pool_init(void *memory, size_t bytes);
 /* Parses text[0..bytes). The tree is valid until the next parse. NIB_E_FORMAT: not JSON, not UTF-8,
  * or a key repeated; the sentence has line and column. NIB_E_LIMIT: nested deeper than
  * NIB_MAX_JSON_DEPTH. NIB_E_FULL: the pool is too small for it. */
-enum nib_err nib_json_parse(const char *text, size_t bytes, json_t **ret_root,
-                            struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_json_parse(const char *text, size_t bytes, json_t **ret_root, struct nib_msg *msg) NIB_CHECKED;
 
 /* Memory that lives as long as the tree: for what is decoded from it. NULL when the pool is full.
  */

@@ -40,8 +40,7 @@ static enum nib_err clear_stale(const char *path, struct nib_msg *msg)
     if (error != ECONNREFUSED)
         return nib_fail(msg, NIB_E_STATE, "%s: another process listens there", path);
     if (unlink(path) != 0)
-        return nib_fail(msg, NIB_E_IO, "%s: cannot remove the stale socket: %s", path,
-                        strerror(errno));
+        return nib_fail(msg, NIB_E_IO, "%s: cannot remove the stale socket: %s", path, strerror(errno));
     return NIB_OK;
 }
 
@@ -51,11 +50,9 @@ static enum nib_err set_group(const struct nib_config *config, struct nib_msg *m
         return NIB_OK;
     const struct group *g = getgrnam(config->socket_group);
     if (!g)
-        return nib_fail(msg, NIB_E_ARG, "socket.group: this machine has no group \"%s\"",
-                        config->socket_group);
+        return nib_fail(msg, NIB_E_ARG, "socket.group: this machine has no group \"%s\"", config->socket_group);
     if (chown(config->socket_path, (uid_t)-1, g->gr_gid) != 0)
-        return nib_fail(msg, NIB_E_IO, "%s: cannot set the group: %s", config->socket_path,
-                        strerror(errno));
+        return nib_fail(msg, NIB_E_IO, "%s: cannot set the group: %s", config->socket_path, strerror(errno));
     return NIB_OK;
 }
 
@@ -71,11 +68,9 @@ static enum nib_err bind_listen(const struct nib_config *config, int fd, struct 
         return nib_fail(msg, NIB_E_IO, "%s: cannot bind: %s", config->socket_path, strerror(error));
     enum nib_err err = set_group(config, msg);
     if (!err && chmod(config->socket_path, (mode_t)config->socket_mode) != 0)
-        err = nib_fail(msg, NIB_E_IO, "%s: cannot set the mode: %s", config->socket_path,
-                       strerror(errno));
+        err = nib_fail(msg, NIB_E_IO, "%s: cannot set the mode: %s", config->socket_path, strerror(errno));
     if (!err && listen(fd, NIB_LISTEN_BACKLOG) != 0)
-        err =
-            nib_fail(msg, NIB_E_IO, "%s: cannot listen: %s", config->socket_path, strerror(errno));
+        err = nib_fail(msg, NIB_E_IO, "%s: cannot listen: %s", config->socket_path, strerror(errno));
     if (err)
         (void)unlink(config->socket_path);
     return err;

@@ -8,8 +8,7 @@
 /* Binds socket.path with socket.mode and socket.group. A socket file nobody listens on is removed
  * first. NIB_E_STATE: another process listens there. NIB_E_IO: the path is something else than a
  * socket, or the system refused; NIB_E_ARG: no such group. */
-enum nib_err nib_listen_open(const struct nib_config *config, int *ret_fd,
-                             struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_listen_open(const struct nib_config *config, int *ret_fd, struct nib_msg *msg) NIB_CHECKED;
 
 /* Closes the socket and removes its file. */
 void nib_listen_close(const struct nib_config *config, int fd);

@@ -20,8 +20,7 @@ void nib_log_init(void)
 void nib_log(enum nib_log_level level, const char *fmt, ...)
 {
     char line[NIB_LOG_LINE_BYTES];
-    int at = log_prefix ? snprintf(line, sizeof line, "<%d>", (int)level)
-                        : snprintf(line, sizeof line, "nibbled: ");
+    int at = log_prefix ? snprintf(line, sizeof line, "<%d>", (int)level) : snprintf(line, sizeof line, "nibbled: ");
     va_list args;
     va_start(args, fmt);
     int n = vsnprintf(line + at, sizeof line - (size_t)at - 1, fmt, args);

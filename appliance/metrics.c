@@ -4,8 +4,7 @@
 
 /* Upper bounds, microseconds. */
 static const uint64_t bounds[NIB_HIST_BUCKETS] = {
-    1000,   2500,   5000,    10000,   25000,   50000,    100000,
-    250000, 500000, 1000000, 2500000, 5000000, 10000000, 60000000,
+    1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000, 60000000,
 };
 
 void nib_hist_add(struct nib_hist *hist, uint64_t us)
@@ -23,15 +22,13 @@ static void head(struct nib_out *out, const char *name, const char *type, const 
     nib_out_fmt(out, "# HELP nibbled_%s %s\n# TYPE nibbled_%s %s\n", name, help, name, type);
 }
 
-void nib_metric_out(struct nib_out *out, const char *name, const char *type, const char *help,
-                    double value)
+void nib_metric_out(struct nib_out *out, const char *name, const char *type, const char *help, double value)
 {
     head(out, name, type, help);
     nib_out_fmt(out, "nibbled_%s %.17g\n", name, value);
 }
 
-void nib_hist_out(struct nib_out *out, const char *name, const char *help,
-                  const struct nib_hist *hist)
+void nib_hist_out(struct nib_out *out, const char *name, const char *help, const struct nib_hist *hist)
 {
     head(out, name, "histogram", help);
     uint64_t below = 0;
@@ -40,9 +37,8 @@ void nib_hist_out(struct nib_out *out, const char *name, const char *help,
         nib_out_fmt(out, "nibbled_%s_bucket{le=\"%g\"} %llu\n", name, (double)bounds[i] / 1e6,
                     (unsigned long long)below);
     }
-    nib_out_fmt(out,
-                "nibbled_%s_bucket{le=\"+Inf\"} %llu\nnibbled_%s_sum %.6f\nnibbled_%s_count %llu\n",
-                name, (unsigned long long)hist->count, name, (double)hist->sum_us / 1e6, name,
+    nib_out_fmt(out, "nibbled_%s_bucket{le=\"+Inf\"} %llu\nnibbled_%s_sum %.6f\nnibbled_%s_count %llu\n", name,
+                (unsigned long long)hist->count, name, (double)hist->sum_us / 1e6, name,
                 (unsigned long long)hist->count);
 }
 
@@ -54,20 +50,15 @@ void nib_metrics_out(struct nib_out *out, const struct nib_metrics *m)
     } rows[] = {
         {"requests_received_total", "counter", "Generation requests.", m->received},
         {"requests_finished_total", "counter", "Answered to the end.", m->finished},
-        {"requests_refused_total", "counter", "Answered with an error before any token.",
-         m->refused},
-        {"requests_cancelled_total", "counter", "Given up by the client, or cut on shutdown.",
-         m->cancelled},
+        {"requests_refused_total", "counter", "Answered with an error before any token.", m->refused},
+        {"requests_cancelled_total", "counter", "Given up by the client, or cut on shutdown.", m->cancelled},
         {"requests_failed_total", "counter", "Ended by a failure of the engine.", m->failed},
         {"requests_active", "gauge", "Generation requests in the daemon now.", m->active},
         {"connections", "gauge", "Open client connections.", m->connections},
         {"connections_total", "counter", "Client connections ever.", m->connections_total},
-        {"peers_refused_total", "counter", "Requests refused by the peer rules.",
-         m->peers_refused},
-        {"deadlines_total", "counter", "Connections closed for being too slow to send.",
-         m->deadlines},
-        {"slow_readers_total", "counter", "Connections closed for not reading their answer.",
-         m->slow_readers},
+        {"peers_refused_total", "counter", "Requests refused by the peer rules.", m->peers_refused},
+        {"deadlines_total", "counter", "Connections closed for being too slow to send.", m->deadlines},
+        {"slow_readers_total", "counter", "Connections closed for not reading their answer.", m->slow_readers},
         {"prompt_tokens_total", "counter", "Tokens of accepted prompts.", m->prompt_tokens},
         {"answer_tokens_total", "counter", "Tokens given to clients.", m->answer_tokens},
         {"reasoning_tokens_total", "counter", "Of them, reasoning.", m->reasoning_tokens},
@@ -76,8 +67,7 @@ void nib_metrics_out(struct nib_out *out, const struct nib_metrics *m)
         nib_metric_out(out, rows[i].name, rows[i].type, rows[i].help, (double)rows[i].value);
     head(out, "responses_total", "counter", "Responses by status class.");
     for (int i = 1; i < 6; i++)
-        nib_out_fmt(out, "nibbled_responses_total{class=\"%dxx\"} %llu\n", i,
-                    (unsigned long long)m->responses[i]);
+        nib_out_fmt(out, "nibbled_responses_total{class=\"%dxx\"} %llu\n", i, (unsigned long long)m->responses[i]);
     nib_hist_out(out, "time_to_first_token_seconds", "From request to first token.", &m->ttft);
     nib_hist_out(out, "inter_token_seconds", "Between two tokens of one answer.", &m->between);
     nib_hist_out(out, "request_seconds", "From request to end.", &m->total);

@@ -27,10 +27,8 @@ struct nib_metrics {
 void nib_hist_add(struct nib_hist *hist, uint64_t us);
 
 /* One metric of each kind. */
-void nib_metric_out(struct nib_out *out, const char *name, const char *type, const char *help,
-                    double value);
-void nib_hist_out(struct nib_out *out, const char *name, const char *help,
-                  const struct nib_hist *hist);
+void nib_metric_out(struct nib_out *out, const char *name, const char *type, const char *help, double value);
+void nib_hist_out(struct nib_out *out, const char *name, const char *help, const struct nib_hist *hist);
 
 /* Everything in *metrics. */
 void nib_metrics_out(struct nib_out *out, const struct nib_metrics *metrics);

@@ -53,11 +53,9 @@ enum nib_err nib_notify_listen_fd(int *ret_fd, struct nib_msg *msg)
         return NIB_OK;
     }
     if (n != 1)
-        return nib_fail(msg, NIB_E_ARG, "systemd passed %d sockets; the daemon serves exactly one",
-                        n);
+        return nib_fail(msg, NIB_E_ARG, "systemd passed %d sockets; the daemon serves exactly one", n);
     if (sd_is_socket(SD_LISTEN_FDS_START, AF_UNIX, SOCK_STREAM, 1) <= 0)
-        return nib_fail(msg, NIB_E_ARG,
-                        "the socket from systemd is not a listening UNIX stream socket");
+        return nib_fail(msg, NIB_E_ARG, "the socket from systemd is not a listening UNIX stream socket");
     *ret_fd = SD_LISTEN_FDS_START;
     return NIB_OK;
 }

@@ -9,8 +9,7 @@
 
 #define NIB_PEER_GROUPS 256 /* supplementary groups looked at */
 
-static bool rule_matches(const struct nib_peer_rule *rule, uint32_t uid, const uint32_t *gids,
-                         size_t gids_count)
+static bool rule_matches(const struct nib_peer_rule *rule, uint32_t uid, const uint32_t *gids, size_t gids_count)
 {
     if (rule->subject == NIB_PEER_ANY)
         return true;
@@ -22,8 +21,8 @@ static bool rule_matches(const struct nib_peer_rule *rule, uint32_t uid, const u
     return false;
 }
 
-void nib_peer_decide(const struct nib_config *config, uint32_t uid, const uint32_t *gids,
-                     size_t gids_count, struct nib_peer *ret_peer)
+void nib_peer_decide(const struct nib_config *config, uint32_t uid, const uint32_t *gids, size_t gids_count,
+                     struct nib_peer *ret_peer)
 {
     *ret_peer = (struct nib_peer){.uid = uid, .allowed = config->peers_count == 0};
     for (uint64_t i = 0; i < config->peers_count; i++) {
@@ -38,14 +37,12 @@ void nib_peer_decide(const struct nib_config *config, uint32_t uid, const uint32
     }
 }
 
-enum nib_err nib_peer_of_socket(const struct nib_config *config, int fd, struct nib_peer *ret_peer,
-                                struct nib_msg *msg)
+enum nib_err nib_peer_of_socket(const struct nib_config *config, int fd, struct nib_peer *ret_peer, struct nib_msg *msg)
 {
     struct ucred cred;
     socklen_t len = sizeof cred;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) != 0 || len != sizeof cred)
-        return nib_fail(msg, NIB_E_IO, "the kernel does not say who connected: %s",
-                        strerror(errno));
+        return nib_fail(msg, NIB_E_IO, "the kernel does not say who connected: %s", strerror(errno));
     uint32_t gids[NIB_PEER_GROUPS + 1];
     size_t count = 0;
     gids[count++] = cred.gid;

@@ -26,8 +26,8 @@ struct nib_peer_counts {
 };
 
 /* The rule for a user with these groups. gids[0..gids_count) holds all of its groups. */
-void nib_peer_decide(const struct nib_config *config, uint32_t uid, const uint32_t *gids,
-                     size_t gids_count, struct nib_peer *ret_peer);
+void nib_peer_decide(const struct nib_config *config, uint32_t uid, const uint32_t *gids, size_t gids_count,
+                     struct nib_peer *ret_peer);
 
 /* The same for the client of a connected socket. NIB_E_IO: the kernel does not say who it is. */
 enum nib_err nib_peer_of_socket(const struct nib_config *config, int fd, struct nib_peer *ret_peer,

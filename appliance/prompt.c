@@ -12,12 +12,10 @@ static bool too_long(struct nib_refusal *ret, const char *param, size_t ids_max)
                       "the prompt has more tokens than the longest context, %zu", ids_max);
 }
 
-bool nib_prompt_chat(const struct nib_prompt_env *env, const json_t *root,
-                     const struct nib_params *params, uint32_t *ids, size_t ids_max, size_t *ret_n,
-                     struct nib_refusal *ret_refusal)
+bool nib_prompt_chat(const struct nib_prompt_env *env, const json_t *root, const struct nib_params *params,
+                     uint32_t *ids, size_t ids_max, size_t *ret_n, struct nib_refusal *ret_refusal)
 {
-    static const enum nib_harmony_effort efforts[] = {NIB_EFFORT_LOW, NIB_EFFORT_MEDIUM,
-                                                      NIB_EFFORT_HIGH};
+    static const enum nib_harmony_effort efforts[] = {NIB_EFFORT_LOW, NIB_EFFORT_MEDIUM, NIB_EFFORT_HIGH};
     struct nib_chat chat;
     if (!nib_chat_decode(root, &chat, ret_refusal))
         return false;
@@ -27,28 +25,24 @@ bool nib_prompt_chat(const struct nib_prompt_env *env, const json_t *root,
     if (env->date[0] != '\0')
         system.date = nib_span_of(env->date, strlen(env->date));
     struct nib_harmony_conversation conv = {.system = &system,
-                                            .developer =
-                                                chat.has_developer ? &chat.developer : NULL,
+                                            .developer = chat.has_developer ? &chat.developer : NULL,
                                             .messages = chat.messages,
                                             .messages_count = chat.messages_count,
                                             .tail = NIB_TAIL_COMPLETION};
     struct nib_msg why;
-    enum nib_err err =
-        nib_harmony_render(env->tokenizer, env->scratch, &conv, ids, ids_max, ret_n, &why);
+    enum nib_err err = nib_harmony_render(env->tokenizer, env->scratch, &conv, ids, ids_max, ret_n, &why);
     if (err == NIB_OK)
         return true;
-    return nib_refuse(ret_refusal, 400,
-                      err == NIB_E_LIMIT ? "context_length_exceeded" : "invalid_value", "messages",
+    return nib_refuse(ret_refusal, 400, err == NIB_E_LIMIT ? "context_length_exceeded" : "invalid_value", "messages",
                       "%s", why.text);
 }
 
-bool nib_prompt_text(const struct nib_prompt_env *env, struct nib_span text, const char *param,
-                     uint32_t *ids, size_t ids_max, size_t *ret_n, struct nib_refusal *ret_refusal)
+bool nib_prompt_text(const struct nib_prompt_env *env, struct nib_span text, const char *param, uint32_t *ids,
+                     size_t ids_max, size_t *ret_n, struct nib_refusal *ret_refusal)
 {
     struct nib_msg why;
-    enum nib_err err =
-        nib_tokenizer_encode(env->tokenizer, env->encode_scratch, env->encode_scratch_bytes,
-                             text.ptr, text.len, ids, ids_max, ret_n, &why);
+    enum nib_err err = nib_tokenizer_encode(env->tokenizer, env->encode_scratch, env->encode_scratch_bytes, text.ptr,
+                                            text.len, ids, ids_max, ret_n, &why);
     if (err == NIB_OK)
         return true;
     if (err == NIB_E_LIMIT)
@@ -56,8 +50,8 @@ bool nib_prompt_text(const struct nib_prompt_env *env, struct nib_span text, con
     return nib_refuse(ret_refusal, 400, "invalid_value", param, "%s", why.text);
 }
 
-static bool read_ids(const struct nib_prompt_env *env, const json_t *list, uint32_t *ids,
-                     size_t ids_max, size_t *ret_n, struct nib_refusal *ret)
+static bool read_ids(const struct nib_prompt_env *env, const json_t *list, uint32_t *ids, size_t ids_max, size_t *ret_n,
+                     struct nib_refusal *ret)
 {
     size_t n = json_array_size(list);
     if (n > ids_max)
@@ -78,8 +72,8 @@ static bool read_ids(const struct nib_prompt_env *env, const json_t *list, uint3
     return true;
 }
 
-bool nib_prompt_completion(const struct nib_prompt_env *env, const json_t *root, uint32_t *ids,
-                           size_t ids_max, size_t *ret_n, struct nib_refusal *ret_refusal)
+bool nib_prompt_completion(const struct nib_prompt_env *env, const json_t *root, uint32_t *ids, size_t ids_max,
+                           size_t *ret_n, struct nib_refusal *ret_refusal)
 {
     const json_t *prompt = json_object_get(root, "prompt");
     size_t n = 0;
@@ -87,8 +81,7 @@ bool nib_prompt_completion(const struct nib_prompt_env *env, const json_t *root,
     if (json_is_array(prompt) && !json_is_integer(first)) {
         if (json_array_size(prompt) != 1)
             return nib_refuse(ret_refusal, 400, "unsupported_value", "prompt",
-                              "'prompt' holds %zu prompts; send one a request",
-                              json_array_size(prompt));
+                              "'prompt' holds %zu prompts; send one a request", json_array_size(prompt));
         prompt = first;
     }
     if (json_is_array(prompt)) {
@@ -103,8 +96,7 @@ bool nib_prompt_completion(const struct nib_prompt_env *env, const json_t *root,
                           "'prompt' must be a string or a list of token ids");
     }
     if (n == 0)
-        return nib_refuse(ret_refusal, 400, "invalid_value", "prompt",
-                          "'prompt' must hold at least one token");
+        return nib_refuse(ret_refusal, 400, "invalid_value", "prompt", "'prompt' must hold at least one token");
     *ret_n = n;
     return true;
 }

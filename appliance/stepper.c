@@ -46,9 +46,13 @@ static void publish(struct nib_stepper *s)
     struct nib_sched_stats st;
     nib_sched_stats(s->sched, &st);
     const uint64_t values[NIB_G_CANARIES] = {
-        st.submitted,   st.finished,    st.refused,    st.cancelled,   st.failed,
-        st.queued,      st.running,     st.pages_used, st.pages_count, st.steps,
-        st.rows_prompt, st.rows_decode, st.tokens, nib_sched_retry_ms(s->sched),
+        st.submitted,   st.finished,
+        st.refused,     st.cancelled,
+        st.failed,      st.queued,
+        st.running,     st.pages_used,
+        st.pages_count, st.steps,
+        st.rows_prompt, st.rows_decode,
+        st.tokens,      nib_sched_retry_ms(s->sched),
     };
     for (size_t i = 0; i < NIB_G_CANARIES; i++)
         atomic_store_explicit(&s->gauges[i], values[i], memory_order_relaxed);
@@ -120,8 +124,7 @@ static void submit(struct nib_stepper *s, uint32_t job)
                             .sampling = &in->sampling};
     memcpy(r.stop, in->stop, sizeof r.stop);
     struct nib_msg why;
-    enum nib_err err =
-        s->lost ? NIB_E_DEVICE : nib_sched_submit(s->sched, &r, &s->handles[job], &why);
+    enum nib_err err = s->lost ? NIB_E_DEVICE : nib_sched_submit(s->sched, &r, &s->handles[job], &why);
     if (!err)
         return;
     struct nib_job_event e = {.job = job, .end = NIB_END_REFUSED};
@@ -169,8 +172,7 @@ static bool turn(struct nib_stepper *s)
     uint32_t count = 0;
     bool begun = false;
     if (s->in_flight < s->engine->dims.steps_ahead) {
-        enum nib_err err =
-            nib_sched_next_step(s->sched, nib_now_ms(), s->step, s->sched_events, &count);
+        enum nib_err err = nib_sched_next_step(s->sched, nib_now_ms(), s->step, s->sched_events, &count);
         NIB_MUST(err == NIB_OK);
         forward(s, count);
         begun = s->step->rows_count > 0;
@@ -221,8 +223,7 @@ static enum nib_err canary(struct nib_stepper *s, struct nib_msg *msg)
         uint32_t count = 0;
         err = nib_sched_next_step(s->sched, nib_now_ms(), s->step, s->sched_events, &count);
         if (!err && s->step->rows_count == 0)
-            err = nib_fail(msg, NIB_E_DEVICE, "the self-test gave %u of %u tokens", got,
-                           NIB_CANARY_TOKENS);
+            err = nib_fail(msg, NIB_E_DEVICE, "the self-test gave %u of %u tokens", got, NIB_CANARY_TOKENS);
         if (!err)
             err = s->engine->ops->submit(s->engine, s->step, msg);
         if (!err)

@@ -56,9 +56,9 @@ struct nib_stepper {
     struct nib_step_out *out;
 
     /* shared */
-    atomic_int state;    /* enum nib_state; the stepper leaves LOADING, the front sets nothing */
-    atomic_bool quit;    /* set by the front */
-    atomic_ullong alive; /* grows with every finished step, and every idle turn */
+    atomic_int state;                    /* enum nib_state; the stepper leaves LOADING, the front sets nothing */
+    atomic_bool quit;                    /* set by the front */
+    atomic_ullong alive;                 /* grows with every finished step, and every idle turn */
     atomic_ullong boot_done, boot_total; /* bytes of the image */
     atomic_ullong gauges[NIB_G_COUNT];
     int wake_stepper;       /* eventfd: commands wait */

@@ -35,8 +35,7 @@ static enum match match_at(const struct nib_stop *stop, struct nib_span text, si
     enum match best = NO;
     for (size_t s = 0; s < stop->count; s++) {
         size_t n = 0;
-        while (n < stop->lens[s] && at + n < total &&
-               byte_at(stop, text, at + n) == stop->strings[s][n])
+        while (n < stop->lens[s] && at + n < total && byte_at(stop, text, at + n) == stop->strings[s][n])
             n++;
         if (n == stop->lens[s])
             return WHOLE;
@@ -47,8 +46,7 @@ static enum match match_at(const struct nib_stop *stop, struct nib_span text, si
 }
 
 /* Passes on bytes [0, end) of the held text followed by the new piece. */
-static void pass(const struct nib_stop *stop, struct nib_span text, size_t end, nib_stop_sink *sink,
-                 void *arg)
+static void pass(const struct nib_stop *stop, struct nib_span text, size_t end, nib_stop_sink *sink, void *arg)
 {
     size_t from_held = end < stop->held_len ? end : stop->held_len;
     if (from_held)
