@@ -42,7 +42,8 @@ static void feed_content(struct nib_answer *a, struct nib_delta *d, struct nib_s
     else
         nib_stop_feed(&a->stop, text, content, &d->content);
     a->stop_hit = a->stop.hit;
-    a->text_bytes += text.len;
+    for (size_t i = 0; i < text.len; i++)
+        a->text_chars += ((uint8_t)text.ptr[i] & 0xc0) != 0x80;
 }
 
 static void take_event(struct nib_answer *a, struct nib_delta *d, const struct nib_harmony_event *e)

@@ -60,7 +60,7 @@ struct nib_answer {
     bool turn_over;                /* the parser saw the end of the turn before the engine did */
     bool overflow;                 /* the buffer is full */
     const char *finish_reason;
-    uint64_t text_bytes; /* completions: text so far, for text_offset */
+    uint64_t text_chars; /* completions: text so far, for text_offset */
 
     /* streamed: a ring of bytes */
     uint64_t head, tail; /* ever written, ever read */

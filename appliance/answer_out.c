@@ -83,7 +83,7 @@ void nib_delta_logprob(struct nib_delta *d, const struct nib_answer *a, const st
     token_text(&d->logprobs, a->tokenizer, s->token);
     nib_out_text(&d->values, comma);
     number(&d->values, s->logprob);
-    nib_out_fmt(&d->offsets, "%s%llu", comma, (unsigned long long)a->text_bytes);
+    nib_out_fmt(&d->offsets, "%s%llu", comma, (unsigned long long)a->text_chars);
     nib_out_text(&d->tops, comma);
     nib_out_text(&d->tops, "{");
     for (uint32_t i = 0; i < tops; i++) {

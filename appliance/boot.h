@@ -19,7 +19,6 @@ struct nib_boot {
     struct nib_plan plan;
     struct nib_arena front_arena, sched_arena, tokenizer_arena;
     void *base[NIB_SPACE_COUNT];
-    char *text; /* the image's tokenizer blob */
 };
 
 /* nib_stepper.boot; arg is a struct nib_boot. Fails with the sentence for the journal. */

@@ -36,7 +36,7 @@ struct nib_config {
     uint64_t device;                          /* enum nib_config_device */
     char row[NIB_CONFIG_STRING_BYTES];        /* of the capability table; empty: the best */
     uint64_t threads, ctx_tokens, slots, step_rows, memory_mib;
-    bool memory_lock, verify;
+    bool memory_lock;
     char socket_path[NIB_CONFIG_STRING_BYTES];
     uint64_t socket_mode;
     char socket_group[NIB_CONFIG_STRING_BYTES];

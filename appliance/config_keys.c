@@ -16,7 +16,6 @@ static const struct nib_config_key keys[] = {
      "The packed model image (nibble pack)."},
     {"image.public_key", NIB_CFG_STRING, AT(image_key), 0, 64, "\"\"", NULL,
      "Ed25519 public key in 64 hex digits. When set, only an image signed by it boots."},
-    {"image.verify", NIB_CFG_BOOL, AT(verify), 0, 1, "true", NULL, "Check every tensor against its hash at boot."},
     {"model.name", NIB_CFG_STRING, AT(model_name), 0, 64, "\"\"", NULL,
      "Name clients see in /v1/models. Empty: the name of the image's shape."},
     {"engine.device", NIB_CFG_CHOICE, AT(device), 0, 1, "auto", "auto|cpu",

@@ -45,10 +45,8 @@ static enum nib_err open_loop(struct nib_front *front, struct nib_msg *msg)
     enum nib_err err = nib_conn_start(front, msg);
     if (err)
         return err;
-    const union MHD_DaemonInfo *info =
-        MHD_get_daemon_info(front->mhd, MHD_DAEMON_INFO_EPOLL_FD);
-    if (!info || !watch(front, info->epoll_fd, MARK_MHD) ||
-        !watch(front, front->stepper->wake_front, MARK_STEPPER) ||
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(front->mhd, MHD_DAEMON_INFO_EPOLL_FD);
+    if (!info || !watch(front, info->epoll_fd, MARK_MHD) || !watch(front, front->stepper->wake_front, MARK_STEPPER) ||
         !watch(front, front->signal_fd, MARK_SIGNAL))
         return nib_fail(msg, NIB_E_IO, "cannot watch a descriptor: %s", strerror(errno));
     return NIB_OK;
@@ -59,18 +57,20 @@ static void attach(struct nib_front *front)
 {
     const struct nib_front_mem *m = &front->mem;
     front->attached = true;
-    front->env = (struct nib_prompt_env){
-        .tokenizer = m->tokenizer,
-        .encode_scratch = m->encode_scratch,
-        .encode_scratch_bytes = m->encode_scratch_bytes,
-        .scratch = {.ptr = m->render_scratch, .bytes = m->render_scratch_bytes},
-        .date = front->config->date};
+    front->env = (struct nib_prompt_env){.tokenizer = m->tokenizer,
+                                         .encode_scratch = m->encode_scratch,
+                                         .encode_scratch_bytes = m->encode_scratch_bytes,
+                                         .scratch = {.text = m->render_scratch,
+                    .text_bytes = m->render_scratch_bytes,
+                    .bpe = m->encode_scratch,
+                    .bpe_bytes = m->encode_scratch_bytes},
+                                         .date = front->config->date};
     nib_json_pool_init(m->json_pool, front->config->json_bytes);
-    nib_notify_status(false, "serving %s on %s, context %u tokens, %u slots", m->model,
-                      front->stepper->engine->row, m->ctx_tokens, m->slots);
+    nib_notify_status(false, "serving %s on %s, context %u tokens, %u slots", m->model, front->stepper->engine->row,
+                      m->ctx_tokens, m->slots);
     nib_notify_ready();
-    nib_log(NIB_LOG_NOTICE, "ready: %s on %s, context %u tokens, %u slots", m->model,
-            front->stepper->engine->row, m->ctx_tokens, m->slots);
+    nib_log(NIB_LOG_NOTICE, "ready: %s on %s, context %u tokens, %u slots", m->model, front->stepper->engine->row,
+            m->ctx_tokens, m->slots);
 }
 
 static void begin_drain(struct nib_front *front)
@@ -81,8 +81,8 @@ static void begin_drain(struct nib_front *front)
     front->drain_until_ms = nib_now_ms() + front->config->drain_ms_max;
     nib_notify_stopping();
     nib_notify_status(false, "draining: %u requests run on", front->jobs_active);
-    nib_log(NIB_LOG_NOTICE, "draining: %u requests run on, for at most %llu ms",
-            front->jobs_active, (unsigned long long)front->config->drain_ms_max);
+    nib_log(NIB_LOG_NOTICE, "draining: %u requests run on, for at most %llu ms", front->jobs_active,
+            (unsigned long long)front->config->drain_ms_max);
 }
 
 static void read_signals(struct nib_front *front)
@@ -90,8 +90,7 @@ static void read_signals(struct nib_front *front)
     struct signalfd_siginfo info;
     while (read(front->signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
         if (info.ssi_signo == SIGHUP)
-            nib_log(NIB_LOG_WARN,
-                    "SIGHUP: the configuration is read at boot only; restart to change it");
+            nib_log(NIB_LOG_WARN, "SIGHUP: the configuration is read at boot only; restart to change it");
         else
             begin_drain(front);
     }
@@ -118,8 +117,8 @@ static void check_failure(struct nib_front *front)
         return;
     front->failed = true;
     const struct nib_stepper *s = front->stepper;
-    bool image = s->failure_err == NIB_E_FORMAT || s->failure_err == NIB_E_HASH ||
-                 s->failure_err == NIB_E_SIGNATURE || s->failure_err == NIB_E_IO;
+    bool image = s->failure_err == NIB_E_FORMAT || s->failure_err == NIB_E_HASH || s->failure_err == NIB_E_SIGNATURE ||
+                 s->failure_err == NIB_E_IO;
     bool config = s->failure_err == NIB_E_ARG || s->failure_err == NIB_E_LIMIT;
     front->exit_code = EX_SOFTWARE;
     if (!front->attached)
@@ -230,13 +229,27 @@ static void check_ledger(const struct nib_front *front)
     const struct nib_metrics *m = &front->metrics;
     uint64_t known = m->finished + m->refused + m->cancelled + m->failed + m->active;
     if (m->received != known)
-        nib_log(NIB_LOG_ERR, "the ledger is off: %llu received, %llu accounted for",
-                (unsigned long long)m->received, (unsigned long long)known);
-    nib_log(NIB_LOG_NOTICE, "stopped: %llu requests, %llu finished, %llu refused, %llu cancelled, "
+        nib_log(NIB_LOG_ERR, "the ledger is off: %llu received, %llu accounted for", (unsigned long long)m->received,
+                (unsigned long long)known);
+    nib_log(NIB_LOG_NOTICE,
+            "stopped: %llu requests, %llu finished, %llu refused, %llu cancelled, "
             "%llu failed",
-            (unsigned long long)m->received, (unsigned long long)m->finished,
-            (unsigned long long)m->refused, (unsigned long long)m->cancelled,
-            (unsigned long long)m->failed);
+            (unsigned long long)m->received, (unsigned long long)m->finished, (unsigned long long)m->refused,
+            (unsigned long long)m->cancelled, (unsigned long long)m->failed);
+}
+
+/* libmicrohttpd must not be stopped while a connection is suspended. */
+static void release_all(struct nib_front *front)
+{
+    for (uint32_t i = 0; i < NIB_MAX_CONNS; i++) {
+        struct nib_conn *conn = &front->conns[i];
+        if (!conn->used)
+            continue;
+        nib_generate_detach(front, conn);
+        nib_conn_resume(front, conn);
+        nib_conn_kill(conn);
+    }
+    (void)MHD_run(front->mhd);
 }
 
 int nib_front_run(struct nib_front *front)
@@ -252,6 +265,7 @@ int nib_front_run(struct nib_front *front)
         return EX_OSERR;
     }
     serve(front);
+    release_all(front);
     MHD_stop_daemon(front->mhd);
     check_ledger(front);
     return front->exit_code;

@@ -25,6 +25,7 @@ struct nib_front_mem {
     uint32_t stop_count;
     uint32_t stop[NIB_MAX_STOP_TOKENS]; /* ids that end an answer */
     struct nib_job_in *inputs;          /* [jobs_count], shared with the stepper */
+    uint32_t *prompts;                  /* [jobs_count][ctx_tokens] */
     struct nib_front_job *jobs;         /* [jobs_count] */
     char *answers;                      /* [jobs_count][answer_bytes] */
     char *bodies;                       /* [bodies_count][body_bytes] */
@@ -77,8 +78,8 @@ struct nib_conn {
 struct nib_front {
     const struct nib_config *config;
     struct nib_stepper *stepper;
-    struct nib_front_mem mem; /* valid once attached */
-    bool attached;            /* READY was seen */
+    struct nib_front_mem mem;   /* valid once attached */
+    bool attached;              /* READY was seen */
     bool draining, failed, cut; /* cut: running requests were cancelled to end the drain */
     int listen_fd, epoll_fd, signal_fd;
     struct MHD_Daemon *mhd;

@@ -92,8 +92,7 @@ enum nib_err nib_listen_open(const struct nib_config *config, int *ret_fd, struc
     return err;
 }
 
-void nib_listen_close(const struct nib_config *config, int fd)
+void nib_listen_close(const struct nib_config *config)
 {
-    (void)close(fd);
     (void)unlink(config->socket_path);
 }

@@ -10,7 +10,7 @@
  * socket, or the system refused; NIB_E_ARG: no such group. */
 enum nib_err nib_listen_open(const struct nib_config *config, int *ret_fd, struct nib_msg *msg) NIB_CHECKED;
 
-/* Closes the socket and removes its file. */
-void nib_listen_close(const struct nib_config *config, int fd);
+/* Removes the socket's file; libmicrohttpd closed the socket. */
+void nib_listen_close(const struct nib_config *config);
 
 #endif

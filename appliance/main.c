@@ -1,0 +1,141 @@
+/* appliance/main.c: the daemon's command line and the order of its life. Main thread, which becomes
+ * the front thread. Exit codes are sysexits: 0 stopped, 64 usage, 78 configuration, 66 image, 71
+ * system, 70 engine. */
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sysexits.h>
+
+#include "appliance/boot.h"
+#include "appliance/listen.h"
+#include "appliance/log.h"
+#include "appliance/notify.h"
+
+#define NIB_CONFIG_PATH "/etc/nibbled.yaml"
+
+static struct nib_config config;
+static struct nib_stepper stepper;
+static struct nib_front front;
+static struct nib_boot boot;
+
+static void print_help(void)
+{
+    (void)printf("nibbled %s: serves a gpt-oss model image over a UNIX socket, OpenAI's API\n\n"
+                 "  --config FILE    configuration (default " NIB_CONFIG_PATH ")\n"
+                 "  --check          read the configuration, say what is wrong with it, and stop\n"
+                 "  --print-config   the documented configuration, every key at its default\n"
+                 "  --print-fields   the parameters of a request, with their ranges, as JSON\n"
+                 "  --version        the version\n"
+                 "  --help           this text\n\n"
+                 "Stays in the foreground; systemd or a shell runs it. Logs to stderr.\n"
+                 "SIGTERM lets running requests finish, for at most time.drain_ms_max, and stops.\n"
+                 "Exit codes: 0 stopped, 64 usage, 66 image, 70 engine, 71 system, 78 configuration.\n",
+                 NIB_VERSION);
+}
+
+static void print_fields(void)
+{
+    static char text[16384];
+    struct nib_out out = nib_out_of(text, sizeof text);
+    nib_fields_print(&out);
+    (void)fwrite(text, 1, out.used, stdout);
+}
+
+static int fail(const struct nib_msg *msg, int code)
+{
+    nib_log(NIB_LOG_ERR, "%s", msg->text);
+    nib_notify_status(false, "failed: %s", msg->text);
+    return code;
+}
+
+static void block_signals(void)
+{
+    sigset_t set;
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    (void)sigaddset(&set, SIGHUP);
+    (void)sigprocmask(SIG_BLOCK, &set, NULL); /* read through a signalfd; threads inherit it */
+    (void)signal(SIGPIPE, SIG_IGN);
+}
+
+static int serve(void)
+{
+    struct nib_msg msg;
+    block_signals();
+    int fd = -1;
+    if (nib_notify_listen_fd(&fd, &msg) != NIB_OK)
+        return fail(&msg, EX_CONFIG);
+    bool own = fd < 0;
+    if (own) {
+        enum nib_err err = nib_listen_open(&config, &fd, &msg);
+        if (err)
+            return fail(&msg, err == NIB_E_ARG ? EX_CONFIG : EX_OSERR);
+    }
+    boot.config = front.config = &config;
+    boot.front = &front;
+    front.stepper = &stepper;
+    front.listen_fd = fd;
+    stepper.boot = nib_boot_run;
+    stepper.boot_arg = &boot;
+    int code = EX_OSERR;
+    if (nib_stepper_start(&stepper, &msg) != NIB_OK) {
+        (void)fail(&msg, code);
+    } else {
+        code = nib_front_run(&front);
+        if (atomic_load(&stepper.state) != NIB_STATE_LOADING)
+            nib_stepper_stop(&stepper); /* a load under way ends with the process */
+    }
+    if (own)
+        nib_listen_close(&config);
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"config", required_argument, NULL, 'c'},
+        {"check", no_argument, NULL, 'k'},
+        {"print-config", no_argument, NULL, 'p'},
+        {"print-fields", no_argument, NULL, 'f'},
+        {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
+    };
+    const char *path = NIB_CONFIG_PATH;
+    bool check = false;
+    for (int o; (o = getopt_long(argc, argv, "c:kvh", options, NULL)) != -1;) {
+        switch (o) {
+        case 'c':
+            path = optarg;
+            break;
+        case 'k':
+            check = true;
+            break;
+        case 'p':
+            nib_config_print(stdout);
+            return EX_OK;
+        case 'f':
+            print_fields();
+            return EX_OK;
+        case 'v':
+            (void)printf("nibbled %s\n", NIB_VERSION);
+            return EX_OK;
+        case 'h':
+            print_help();
+            return EX_OK;
+        default:
+            return EX_USAGE; /* getopt said why */
+        }
+    }
+    nib_log_init();
+    if (optind < argc) {
+        nib_log(NIB_LOG_ERR, "unknown argument; see nibbled --help");
+        return EX_USAGE;
+    }
+    struct nib_msg msg;
+    if (nib_config_load(path, &config, &msg) != NIB_OK)
+        return fail(&msg, EX_CONFIG);
+    return check ? EX_OK : serve();
+}
