@@ -10,7 +10,7 @@
 #include "core/sched_impl.h"
 
 #define SCHED_ALIGN 64u
-#define SCHED_TAKES                                                                                \
+#define SCHED_TAKES                                                                                                    \
     6 /* structs and arrays carved here, each with at most SCHED_ALIGN of padding                  \
        */
 #define RETRY_FIRST_MS 1000 /* before any request has ended */
@@ -19,15 +19,13 @@ static bool config_allowed(const struct nib_sched_config *config)
 {
     const struct nib_engine_dims *dims = &config->dims;
     return dims->slots >= 1 && dims->slots <= NIB_MAX_SLOTS && dims->ctx_tokens >= 2 &&
-           dims->ctx_tokens <= NIB_MAX_CTX_TOKENS && dims->kv_pages >= 1 &&
-           dims->kv_pages <= NIB_MAX_KV_PAGES && dims->step_rows_max >= dims->slots &&
-           dims->step_rows_max <= NIB_MAX_STEP_ROWS && dims->steps_ahead >= 1 &&
-           dims->steps_ahead <= NIB_MAX_STEPS_AHEAD && config->vocab >= 1 &&
-           config->vocab <= NIB_MAX_VOCAB && config->queue_max >= 1 &&
-           config->queue_max <= NIB_MAX_QUEUE &&
+           dims->ctx_tokens <= NIB_MAX_CTX_TOKENS && dims->kv_pages >= 1 && dims->kv_pages <= NIB_MAX_KV_PAGES &&
+           dims->step_rows_max >= dims->slots && dims->step_rows_max <= NIB_MAX_STEP_ROWS && dims->steps_ahead >= 1 &&
+           dims->steps_ahead <= NIB_MAX_STEPS_AHEAD && config->vocab >= 1 && config->vocab <= NIB_MAX_VOCAB &&
+           config->queue_max >= 1 && config->queue_max <= NIB_MAX_QUEUE &&
            config->prompt_tokens_max >= NIB_PROMPT_CHUNK_TOKENS &&
-           config->prompt_tokens_max <= NIB_MAX_PROMPT_POOL_TOKENS &&
-           config->prefill_rows_max >= 1 && config->prefill_rows_max <= dims->step_rows_max;
+           config->prompt_tokens_max <= NIB_MAX_PROMPT_POOL_TOKENS && config->prefill_rows_max >= 1 &&
+           config->prefill_rows_max <= dims->step_rows_max;
 }
 
 static uint32_t chunks_of(const struct nib_sched_config *config)
@@ -42,9 +40,8 @@ size_t nib_sched_bytes(const struct nib_sched_config *config)
     const struct nib_engine_dims *dims = &config->dims;
     size_t entry = sizeof(struct sched_entry) + sizeof(struct nib_sampling) + sizeof(uint32_t);
     size_t slot = sizeof(struct sched_slot) + sizeof(struct nib_sampling);
-    return sizeof(struct nib_sched) + (config->queue_max + dims->slots) * entry +
-           dims->slots * slot + (size_t)SCHED_TAKES * SCHED_ALIGN + nib_kv_bytes(dims) +
-           nib_prompt_bytes(chunks_of(config));
+    return sizeof(struct nib_sched) + (config->queue_max + dims->slots) * entry + dims->slots * slot +
+           (size_t)SCHED_TAKES * SCHED_ALIGN + nib_kv_bytes(dims) + nib_prompt_bytes(chunks_of(config));
 }
 
 static enum nib_err carve(struct nib_sched *sched, struct nib_arena *arena)
@@ -65,14 +62,13 @@ enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_conf
                             struct nib_sched **ret_sched, struct nib_msg *msg)
 {
     if (!config_allowed(config))
-        return nib_fail(
-            msg, NIB_E_ARG,
-            "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
-            "prompts), %u steps ahead, queue %u, %u prompt tokens: a number is outside "
-            "its range, or there are fewer rows than slots",
-            config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages,
-            config->dims.step_rows_max, config->prefill_rows_max, config->dims.steps_ahead,
-            config->queue_max, config->prompt_tokens_max);
+        return nib_fail(msg, NIB_E_ARG,
+                        "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
+                        "prompts), %u steps ahead, queue %u, %u prompt tokens: a number is outside "
+                        "its range, or there are fewer rows than slots",
+                        config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages, config->dims.step_rows_max,
+                        config->prefill_rows_max, config->dims.steps_ahead, config->queue_max,
+                        config->prompt_tokens_max);
     struct nib_sched *sched = nib_arena_take(arena, sizeof *sched, SCHED_ALIGN);
     if (!sched)
         return nib_fail(msg, NIB_E_NOMEM, "the scheduler does not fit the arena");
@@ -80,8 +76,7 @@ enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_conf
     sched->config = *config;
     sched->entries_count = config->queue_max + config->dims.slots;
     if (carve(sched, arena) != NIB_OK)
-        return nib_fail(msg, NIB_E_NOMEM, "the scheduler needs %zu bytes of arena",
-                        nib_sched_bytes(config));
+        return nib_fail(msg, NIB_E_NOMEM, "the scheduler needs %zu bytes of arena", nib_sched_bytes(config));
     memset(sched->entries, 0, sched->entries_count * sizeof *sched->entries);
     memset(sched->slots, 0, config->dims.slots * sizeof *sched->slots);
     for (uint32_t i = 0; i < sched->entries_count; i++) {
@@ -100,8 +95,8 @@ uint32_t nib_sched_events_max(const struct nib_sched *sched)
     return sched->entries_count;
 }
 
-static enum nib_err check_ids(const struct nib_sched *sched, const char *what, const uint32_t *ids,
-                              uint32_t count, struct nib_msg *msg)
+static enum nib_err check_ids(const struct nib_sched *sched, const char *what, const uint32_t *ids, uint32_t count,
+                              struct nib_msg *msg)
 {
     for (uint32_t i = 0; i < count; i++)
         if (ids[i] >= sched->config.vocab)
@@ -110,29 +105,23 @@ static enum nib_err check_ids(const struct nib_sched *sched, const char *what, c
     return NIB_OK;
 }
 
-static enum nib_err check_request(const struct nib_sched *sched, const struct nib_request *request,
-                                  struct nib_msg *msg)
+static enum nib_err check_request(const struct nib_sched *sched, const struct nib_request *request, struct nib_msg *msg)
 {
     uint32_t prompt = request->prompt_tokens, answer = request->answer_tokens_max;
     uint32_t ctx = sched->config.dims.ctx_tokens;
     if (prompt == 0 || answer == 0)
-        return nib_fail(msg, NIB_E_ARG,
-                        "%u prompt tokens and %u answer tokens: both need 1 or more", prompt,
-                        answer);
+        return nib_fail(msg, NIB_E_ARG, "%u prompt tokens and %u answer tokens: both need 1 or more", prompt, answer);
     if (prompt > ctx || answer > ctx - prompt)
-        return nib_fail(msg, NIB_E_LIMIT,
-                        "%u prompt tokens and %u answer tokens: the context is %u tokens", prompt,
+        return nib_fail(msg, NIB_E_LIMIT, "%u prompt tokens and %u answer tokens: the context is %u tokens", prompt,
                         answer, ctx);
     if (nib_kv_pages_for(prompt + answer) > sched->kv.pages_count)
-        return nib_fail(
-            msg, NIB_E_LIMIT, "%u prompt tokens and %u answer tokens: KV memory holds %llu tokens",
-            prompt, answer, (unsigned long long)sched->kv.pages_count * NIB_KV_PAGE_TOKENS);
+        return nib_fail(msg, NIB_E_LIMIT, "%u prompt tokens and %u answer tokens: KV memory holds %llu tokens", prompt,
+                        answer, (unsigned long long)sched->kv.pages_count * NIB_KV_PAGE_TOKENS);
     if (nib_prompt_chunks_for(prompt) > sched->prompts.chunks_count)
         return nib_fail(msg, NIB_E_LIMIT, "%u prompt tokens: waiting prompts may hold %u", prompt,
                         sched->prompts.chunks_count * NIB_PROMPT_CHUNK_TOKENS);
     if (request->stop_count > NIB_MAX_STOP_TOKENS)
-        return nib_fail(msg, NIB_E_ARG, "%u stop tokens: at most %u", request->stop_count,
-                        NIB_MAX_STOP_TOKENS);
+        return nib_fail(msg, NIB_E_ARG, "%u stop tokens: at most %u", request->stop_count, NIB_MAX_STOP_TOKENS);
     enum nib_err err = check_ids(sched, "stop", request->stop, request->stop_count, msg);
     if (!err)
         err = check_ids(sched, "prompt", request->prompt, prompt, msg);
@@ -159,8 +148,8 @@ static uint64_t round_for(const struct nib_sched *sched, uint32_t uid)
     return last + 1;
 }
 
-static enum nib_err submit(struct nib_sched *sched, const struct nib_request *request,
-                           struct nib_handle *ret_handle, struct nib_msg *msg)
+static enum nib_err submit(struct nib_sched *sched, const struct nib_request *request, struct nib_handle *ret_handle,
+                           struct nib_msg *msg)
 {
     if (sched->lost || sched->draining)
         return nib_fail(msg, NIB_E_STATE, "no new requests are taken: %s",
@@ -169,8 +158,7 @@ static enum nib_err submit(struct nib_sched *sched, const struct nib_request *re
     if (err)
         return err;
     if (queued_count(sched) >= sched->config.queue_max)
-        return nib_fail(msg, NIB_E_FULL, "the queue holds %u requests, all places are taken",
-                        sched->config.queue_max);
+        return nib_fail(msg, NIB_E_FULL, "the queue holds %u requests, all places are taken", sched->config.queue_max);
     struct nib_prompt prompt;
     err = nib_prompt_take(&sched->prompts, request->prompt, request->prompt_tokens, &prompt);
     if (err)
@@ -198,8 +186,8 @@ static enum nib_err submit(struct nib_sched *sched, const struct nib_request *re
     return NIB_OK;
 }
 
-enum nib_err nib_sched_submit(struct nib_sched *sched, const struct nib_request *request,
-                              struct nib_handle *ret_handle, struct nib_msg *msg)
+enum nib_err nib_sched_submit(struct nib_sched *sched, const struct nib_request *request, struct nib_handle *ret_handle,
+                              struct nib_msg *msg)
 {
     enum nib_err err = submit(sched, request, ret_handle, msg);
     sched->stats.submitted++;
@@ -267,8 +255,8 @@ static void count_end(struct nib_sched_stats *stats, enum nib_finish finish)
     NIB_MUST(!"a request ended without a reason");
 }
 
-void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish finish,
-                   const struct nib_sampled *sampled, uint64_t now_ms, struct sched_events *events)
+void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish finish, const struct nib_sampled *sampled,
+                   uint64_t now_ms, struct sched_events *events)
 {
     struct sched_entry *entry = &sched->entries[index];
     NIB_MUST(entry->state != ENTRY_FREE && events->count < sched->entries_count);
@@ -306,8 +294,7 @@ static uint32_t first_queued(const struct nib_sched *sched, uint32_t pages_max)
             nib_kv_pages_for(entry->prompt_tokens + entry->answer_tokens_max) > pages_max)
             continue;
         const struct sched_entry *b = best == SCHED_NONE ? NULL : &sched->entries[best];
-        if (!b || entry->round < b->round ||
-            (entry->round == b->round && entry->arrival < b->arrival))
+        if (!b || entry->round < b->round || (entry->round == b->round && entry->arrival < b->arrival))
             best = i;
     }
     return best;
@@ -320,10 +307,8 @@ static void admit_one(struct nib_sched *sched, uint32_t index, uint32_t at, uint
     NIB_MUST(err == NIB_OK);
     entry->state = ENTRY_RUNNING;
     entry->slot = at;
-    sched->slots[at] = (struct sched_slot){.state = SLOT_RUNNING,
-                                           .entry = index,
-                                           .admitted = sched->admissions++,
-                                           .admitted_ms = now_ms};
+    sched->slots[at] = (struct sched_slot){
+        .state = SLOT_RUNNING, .entry = index, .admitted = sched->admissions++, .admitted_ms = now_ms};
     sched->sampling[at] = sched->waiting[index];
 }
 

@@ -84,6 +84,7 @@ struct nib_sched_event {
  * running. */
 struct nib_sched_stats {
     uint64_t submitted; /* calls of nib_sched_submit */
+    uint64_t admitted;  /* got a slot */
     uint64_t finished;  /* stop or length */
     uint64_t refused;   /* submit gave an error */
     uint64_t cancelled; /* cancel or deadline */
@@ -120,8 +121,8 @@ uint32_t nib_sched_events_max(const struct nib_sched *sched);
  * longer than the context or the pool, or the prompt than prompt_tokens_max: it can never run.
  * NIB_E_FULL: no place in the queue, or no room for the prompt, now (429). NIB_E_STATE: draining
  * (503). Each call counts in the ledger; an error counts as refused. */
-enum nib_err nib_sched_submit(struct nib_sched *sched, const struct nib_request *request,
-                              struct nib_handle *ret_handle, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_sched_submit(struct nib_sched *sched, const struct nib_request *request, struct nib_handle *ret_handle,
+                              struct nib_msg *msg) NIB_CHECKED;
 
 /* For Retry-After: milliseconds until a queue place is likely free, from how often requests ended
  * lately; 1,000 before any has. */
@@ -138,21 +139,17 @@ void nib_sched_drain(struct nib_sched *sched);
  * now (serial is then 0 and the step must not be submitted); else the step counts as in flight
  * until nib_sched_finish_step. ret_events: [events_max]. NIB_E_STATE: steps_ahead steps are in
  * flight; nothing changed. */
-enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms,
-                                 struct nib_step *ret_step, struct nib_sched_event *ret_events,
-                                 uint32_t *ret_events_count) NIB_CHECKED;
+enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struct nib_step *ret_step,
+                                 struct nib_sched_event *ret_events, uint32_t *ret_events_count) NIB_CHECKED;
 
 /* Takes the result of the oldest step in flight. NIB_E_STATE: none is. NIB_E_ARG: it is not the
  * result of that step (serial, count, slots, ids); nothing changed. */
-enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms,
-                                   const struct nib_step_out *out,
-                                   struct nib_sched_event *ret_events,
-                                   uint32_t *ret_events_count) NIB_CHECKED;
+enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms, const struct nib_step_out *out,
+                                   struct nib_sched_event *ret_events, uint32_t *ret_events_count) NIB_CHECKED;
 
 /* The engine is lost: every request ends as NIB_FINISH_FAILED, steps in flight are forgotten, all
  * pages are free, and submit is refused from now on. */
-void nib_sched_abort(struct nib_sched *sched, struct nib_sched_event *ret_events,
-                     uint32_t *ret_events_count);
+void nib_sched_abort(struct nib_sched *sched, struct nib_sched_event *ret_events, uint32_t *ret_events_count);
 
 void nib_sched_stats(const struct nib_sched *sched, struct nib_sched_stats *ret_stats);
 

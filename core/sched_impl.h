@@ -84,8 +84,8 @@ struct sched_events {
 
 /* Ends a request: ledger, prompt chunks, slot, pages (unless refs), entry; appends its last event.
  */
-void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish finish,
-                   const struct nib_sampled *sampled, uint64_t now_ms, struct sched_events *events);
+void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish finish, const struct nib_sampled *sampled,
+                   uint64_t now_ms, struct sched_events *events);
 
 /* Gives the slot's pages back and makes it idle; refs must be 0. */
 void nib_sched_slot_free(struct nib_sched *sched, uint32_t slot);

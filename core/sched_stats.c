@@ -12,10 +12,10 @@ void nib_sched_stats(const struct nib_sched *sched, struct nib_sched_stats *ret_
         stats.running += sched->slots[i].state == SLOT_RUNNING;
         stats.closing += sched->slots[i].state == SLOT_CLOSING;
     }
+    stats.admitted = sched->admissions;
     stats.pages_count = sched->kv.pages_count;
     stats.pages_used = sched->kv.pages_count - sched->kv.free_count;
-    stats.prompt_tokens_held =
-        (sched->prompts.chunks_count - sched->prompts.free_count) * NIB_PROMPT_CHUNK_TOKENS;
+    stats.prompt_tokens_held = (sched->prompts.chunks_count - sched->prompts.free_count) * NIB_PROMPT_CHUNK_TOKENS;
     stats.steps_in_flight = sched->flights_count;
     *ret_stats = stats;
 }
@@ -72,7 +72,6 @@ const struct nib_kv *nib_sched_kv(const struct nib_sched *sched)
 
 const char *nib_finish_name(enum nib_finish finish)
 {
-    static const char *const names[NIB_FINISH_COUNT] = {"none",      "stop",     "length",
-                                                        "cancelled", "deadline", "failed"};
+    static const char *const names[NIB_FINISH_COUNT] = {"none", "stop", "length", "cancelled", "deadline", "failed"};
     return (unsigned)finish < NIB_FINISH_COUNT ? names[finish] : "none";
 }

@@ -27,8 +27,8 @@ static struct nib_prompt *prompt_of(struct nib_sched *sched, uint32_t slot)
 }
 
 /* Writes `count` rows of one slot and notes them in the flight. */
-static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint16_t flags,
-                     struct nib_step *step, struct sched_flight *flight)
+static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint16_t flags, struct nib_step *step,
+                     struct sched_flight *flight)
 {
     struct sched_slot *slot = &sched->slots[at];
     struct nib_prompt *prompt = prompt_of(sched, at);
@@ -54,8 +54,7 @@ static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint1
 }
 
 /* One row of each slot whose prompt is fed and whose answer may still grow. */
-static void put_decode_rows(struct nib_sched *sched, struct nib_step *step,
-                            struct sched_flight *flight)
+static void put_decode_rows(struct nib_sched *sched, struct nib_step *step, struct sched_flight *flight)
 {
     for (uint32_t at = 0; at < sched->config.dims.slots; at++) {
         const struct sched_slot *slot = &sched->slots[at];
@@ -65,8 +64,7 @@ static void put_decode_rows(struct nib_sched *sched, struct nib_step *step,
         if (slot->begun == entry->answer_tokens_max)
             continue;
         bool known = slot->begun == entry->answer_tokens;
-        put_rows(sched, at, 1, known ? NIB_ROW_DECODE : NIB_ROW_DECODE | NIB_ROW_FEEDBACK, step,
-                 flight);
+        put_rows(sched, at, 1, known ? NIB_ROW_DECODE : NIB_ROW_DECODE | NIB_ROW_FEEDBACK, step, flight);
     }
 }
 
@@ -92,16 +90,14 @@ static uint32_t pick_prefill(struct nib_sched *sched, const uint32_t *take, bool
     return best;
 }
 
-static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step,
-                             struct sched_flight *flight)
+static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, struct sched_flight *flight)
 {
     const struct nib_sched_config *config = &sched->config;
     uint32_t room = config->dims.step_rows_max - step->rows_count;
     if (step->rows_count != 0 && room > config->prefill_rows_max)
         room = config->prefill_rows_max;
     uint32_t take[NIB_MAX_SLOTS] = {0};
-    uint32_t limit =
-        (room + 1) / 2; /* the oldest has half; later turns are bounded by room alone */
+    uint32_t limit = (room + 1) / 2; /* the oldest has half; later turns are bounded by room alone */
     for (bool oldest = true; room > 0; oldest = false) {
         uint32_t at = pick_prefill(sched, take, oldest);
         if (at == SCHED_NONE)
@@ -116,9 +112,8 @@ static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step,
             put_rows(sched, at, take[at], 0, step, flight);
 }
 
-enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms,
-                                 struct nib_step *ret_step, struct nib_sched_event *ret_events,
-                                 uint32_t *ret_events_count)
+enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struct nib_step *ret_step,
+                                 struct nib_sched_event *ret_events, uint32_t *ret_events_count)
 {
     if (sched->flights_count == sched->config.dims.steps_ahead)
         return NIB_E_STATE;
@@ -154,8 +149,7 @@ static bool result_matches(const struct nib_sched *sched, const struct sched_fli
         if (count == out->count)
             return false;
         const struct nib_sampled *sampled = &out->sampled[count++];
-        if (sampled->slot != flight->slot[i] ||
-            (!sampled->failed && sampled->token >= sched->config.vocab))
+        if (sampled->slot != flight->slot[i] || (!sampled->failed && sampled->token >= sched->config.vocab))
             return false;
     }
     return count == out->count;
@@ -170,8 +164,8 @@ static enum nib_finish finish_of(const struct sched_entry *entry, uint32_t token
 }
 
 /* Gives a sampled token to the slot's request, if it has not ended. */
-static void take_token(struct nib_sched *sched, uint32_t at, const struct nib_sampled *sampled,
-                       uint64_t now_ms, struct sched_events *events)
+static void take_token(struct nib_sched *sched, uint32_t at, const struct nib_sampled *sampled, uint64_t now_ms,
+                       struct sched_events *events)
 {
     struct sched_slot *slot = &sched->slots[at];
     if (slot->state == SLOT_CLOSING) {
@@ -203,8 +197,7 @@ static void take_token(struct nib_sched *sched, uint32_t at, const struct nib_sa
     };
 }
 
-enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms,
-                                   const struct nib_step_out *out,
+enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms, const struct nib_step_out *out,
                                    struct nib_sched_event *ret_events, uint32_t *ret_events_count)
 {
     if (sched->flights_count == 0)
@@ -226,14 +219,12 @@ enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms,
     }
     sched->stats.steps++;
     sched->flights_count--;
-    memmove(&sched->flights[0], &sched->flights[1],
-            sched->flights_count * sizeof sched->flights[0]);
+    memmove(&sched->flights[0], &sched->flights[1], sched->flights_count * sizeof sched->flights[0]);
     *ret_events_count = events.count;
     return NIB_OK;
 }
 
-void nib_sched_abort(struct nib_sched *sched, struct nib_sched_event *ret_events,
-                     uint32_t *ret_events_count)
+void nib_sched_abort(struct nib_sched *sched, struct nib_sched_event *ret_events, uint32_t *ret_events_count)
 {
     struct sched_events events = {.list = ret_events, .count = 0};
     sched->lost = true;
