@@ -170,6 +170,7 @@ struct nib_image_writer {
     uint32_t index;      /* tensor that the next byte belongs to */
     uint64_t done_bytes; /* of that tensor */
     struct nib_sha256 hash;
+    uint8_t header[NIB_MAX_HEADER_BYTES]; /* write_end and sign make it here */
 };
 
 enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path, const struct nib_shape *shape,
@@ -190,9 +191,9 @@ enum nib_err nib_image_write_end(struct nib_image_writer *w, struct nib_msg *msg
 /* Removes the temporary file. Closes w. */
 void nib_image_write_abort(struct nib_image_writer *w);
 
-/* Signs the image at PATH in its place with a 32-byte Ed25519 secret; only the header's hash, key
- * and signature change. The caller has checked the tensors. */
-enum nib_err nib_image_sign(const char *path, const uint8_t secret[NIB_ED25519_KEY_BYTES],
+/* Signs the image at PATH in its place with a 32-byte Ed25519 secret; only the header's hash, key and signature
+ * change. w is room to work in, not a writer that has begun. The caller has checked the tensors. */
+enum nib_err nib_image_sign(struct nib_image_writer *w, const char *path, const uint8_t secret[NIB_ED25519_KEY_BYTES],
                             struct nib_msg *msg) NIB_CHECKED;
 
 #endif

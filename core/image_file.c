@@ -3,7 +3,6 @@
  * sentence and leaves nothing open. */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -55,6 +54,7 @@ static enum nib_err check_kind(const char *path, int fd, struct stat *ret_stat, 
 
 static enum nib_err read_header(const struct nib_image_file *file, struct nib_image *ret_image, struct nib_msg *msg)
 {
+    static uint8_t head[NIB_MAX_HEADER_BYTES];
     uint8_t first[8];
     uint64_t header_bytes;
     uint64_t file_bytes = (uint64_t)file->at_open.st_size;
@@ -69,14 +69,9 @@ static enum nib_err read_header(const struct nib_image_file *file, struct nib_im
     if (header_bytes > file_bytes)
         return nib_fail(msg, NIB_E_FORMAT, "the image is cut: its header needs %llu bytes and %llu are there",
                         (unsigned long long)header_bytes, (unsigned long long)file_bytes);
-    uint8_t *head = malloc(header_bytes);
-    if (!head)
-        return nib_fail(msg, NIB_E_NOMEM, "no memory for the image's header (%llu bytes)",
-                        (unsigned long long)header_bytes);
     err = nib_image_read(file, 0, head, header_bytes, msg);
     if (!err)
         err = nib_image_parse(head, header_bytes, file_bytes, ret_image, msg);
-    free(head);
     return err;
 }
 

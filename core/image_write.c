@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -103,15 +102,11 @@ static void sync_folder(const char *path)
     }
 }
 
-static enum nib_err put_header(int fd, struct nib_image *image, const uint8_t *secret, struct nib_msg *msg)
+/* Seals w->image, unsigned when `secret` is NULL, and writes its header. */
+static enum nib_err put_header(struct nib_image_writer *w, int fd, const uint8_t *secret, struct nib_msg *msg)
 {
-    uint8_t *head = malloc(image->header_bytes);
-    if (!head)
-        return nib_fail(msg, NIB_E_NOMEM, "no memory for the image's header (%llu bytes)",
-                        (unsigned long long)image->header_bytes);
-    nib_image_header_seal(image, secret, head);
-    enum nib_err err = write_at(fd, 0, head, image->header_bytes, msg);
-    free(head);
+    nib_image_header_seal(&w->image, secret, w->header);
+    enum nib_err err = write_at(fd, 0, w->header, w->image.header_bytes, msg);
     if (!err && fsync(fd) != 0)
         err = nib_fail(msg, NIB_E_IO, "flushing the image to disk failed: %s", strerror(errno));
     return err;
@@ -125,7 +120,7 @@ enum nib_err nib_image_write_end(struct nib_image_writer *w, struct nib_msg *msg
         err = nib_fail(msg, NIB_E_STATE, "the image is incomplete: tensor %s has %llu of %llu bytes", t->name,
                        (unsigned long long)w->done_bytes, (unsigned long long)t->bytes);
     if (!err)
-        err = put_header(w->fd, &w->image, NULL, msg);
+        err = put_header(w, w->fd, NULL, msg);
     if (!err && rename(w->temp_path, w->path) != 0)
         err = nib_fail(msg, NIB_E_IO, "cannot rename %s to %s: %s", w->temp_path, w->path, strerror(errno));
     if (err) {
@@ -147,28 +142,23 @@ void nib_image_write_abort(struct nib_image_writer *w)
     (void)unlink(w->temp_path);
 }
 
-enum nib_err nib_image_sign(const char *path, const uint8_t secret[NIB_ED25519_KEY_BYTES], struct nib_msg *msg)
+enum nib_err nib_image_sign(struct nib_image_writer *w, const char *path, const uint8_t secret[NIB_ED25519_KEY_BYTES],
+                            struct nib_msg *msg)
 {
     struct nib_image_file file;
-    struct nib_image *image = malloc(sizeof *image);
-    if (!image)
-        return nib_fail(msg, NIB_E_NOMEM, "no memory for the image's description (%zu bytes)", sizeof *image);
-    enum nib_err err = nib_image_open(path, &file, image, msg);
-    if (err) {
-        free(image);
-        return err;
-    }
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     struct stat st;
+    enum nib_err err = nib_image_open(path, &file, &w->image, msg);
+    if (err)
+        return err;
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &st) != 0)
         err = nib_fail(msg, NIB_E_IO, "cannot open %s for writing: %s", path, strerror(errno));
     else if (st.st_ino != file.at_open.st_ino || st.st_dev != file.at_open.st_dev)
         err = nib_fail(msg, NIB_E_IO, "%s was replaced while it was signed", path);
     if (!err)
-        err = put_header(fd, image, secret, msg);
+        err = put_header(w, fd, secret, msg);
     if (fd >= 0)
         (void)close(fd);
     nib_image_close(&file);
-    free(image);
     return err;
 }

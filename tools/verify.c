@@ -94,16 +94,16 @@ int nib_cmd_sign(int argc, char **argv)
     struct nib_msg msg = {"no memory"};
     if (!parse_options(argc, argv, &path, &key_text) || !key_text)
         return NIB_EXIT_USAGE;
-    struct nib_image *image = malloc(sizeof *image);
-    enum nib_err err = image ? NIB_OK : NIB_E_NOMEM;
+    struct nib_image_writer *w = malloc(sizeof *w);
+    enum nib_err err = w ? NIB_OK : NIB_E_NOMEM;
     if (!err)
         err = nib_key_read(key_text, secret, &msg);
     if (!err)
-        err = verify(path, NULL, image, &msg);
+        err = verify(path, NULL, &w->image, &msg);
     if (!err)
-        err = nib_image_sign(path, secret, &msg);
+        err = nib_image_sign(w, path, secret, &msg);
     if (!err)
         (void)printf("%s: checked and signed\n", path);
-    free(image);
+    free(w);
     return finish("sign", err, &msg);
 }
