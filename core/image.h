@@ -13,7 +13,7 @@
  * header_sha256 (of the whole header with this field and the signature written as zeros), key and
  * signature (Ed25519; both all zeros in an unsigned image), sha256.NAME for each tensor.
  *
- * Boot and tools only. One thread. Messages are one sentence. */
+ * Boot and tools only. One thread. Messages are one sentence. Nothing here takes heap but libcrypto. */
 #ifndef NIB_CORE_IMAGE_H
 #define NIB_CORE_IMAGE_H
 
@@ -132,8 +132,8 @@ struct nib_image_file {
 };
 
 /* Opens a regular file without holes, reads and checks its header. A FIFO, device, folder, empty
- * file, a file with holes or of the wrong size is refused. Takes and returns the header's bytes of
- * heap while it runs (boot only). On failure nothing stays open. */
+ * file, a file with holes or of the wrong size is refused. One
+ * thread at a time: there is one buffer for headers. On failure nothing stays open. */
 enum nib_err nib_image_open(const char *path, struct nib_image_file *ret_file, struct nib_image *ret_image,
                             struct nib_msg *msg) NIB_CHECKED;
 
