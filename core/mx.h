@@ -56,7 +56,7 @@ static inline float nib_e2m1_decode(uint8_t code)
 uint8_t nib_e2m1_encode(float x);
 
 /* E8M0: 2^(code - 127); 255 is NaN. Encoding rounds to the nearest power of two (ties to the
- * larger, which is the even code of a significand that has no bits), saturates to 2^-127 and 2^127;
+ * larger), saturates to 2^-127 and 2^127;
  * what has no logarithm (zero, negative, infinite, NaN) becomes NaN. */
 float nib_e8m0_decode(uint8_t code);
 uint8_t nib_e8m0_encode(float x);

@@ -69,7 +69,7 @@ static enum nib_err write_signed(struct job *j, struct nib_msg *msg)
     enum nib_err err = write_image(j, path, msg);
     if (err)
         return err;
-    err = nib_image_sign(path, j->secret, msg);
+    err = nib_image_sign(&j->writer, path, j->secret, msg);
     if (!err && rename(path, j->out) != 0)
         err = nib_fail(msg, NIB_E_IO, "cannot rename to %s: %s", j->out, strerror(errno));
     if (err)
