@@ -19,8 +19,8 @@ struct render {
     struct nib_msg *msg;
 };
 
-static const struct nib_span default_channels[] = {
-    NIB_SPAN_INIT("analysis"), NIB_SPAN_INIT("commentary"), NIB_SPAN_INIT("final")};
+static const struct nib_span default_channels[] = {NIB_SPAN_INIT("analysis"), NIB_SPAN_INIT("commentary"),
+                                                   NIB_SPAN_INIT("final")};
 
 void nib_harmony_system_init(struct nib_harmony_system *system)
 {
@@ -44,8 +44,8 @@ static void put_special(struct render *r, enum nib_special special)
 static size_t encode(struct render *r, struct nib_span text, uint32_t *ids, size_t ids_max)
 {
     size_t count = 0;
-    r->err = nib_tokenizer_encode(r->tokenizer, r->scratch.bpe, r->scratch.bpe_bytes, text.ptr,
-                                  text.len, ids, ids_max, &count, r->msg);
+    r->err = nib_tokenizer_encode(r->tokenizer, r->scratch.bpe, r->scratch.bpe_bytes, text.ptr, text.len, ids, ids_max,
+                                  &count, r->msg);
     return count;
 }
 
@@ -92,8 +92,7 @@ static void end_run(struct render *r, const struct nib_out *out)
     if (r->err != NIB_OK)
         return;
     if (out->len > out->cap)
-        r->err = nib_fail(r->msg, NIB_E_LIMIT,
-                          "a text of the prompt takes %zu bytes and the scratch memory holds %zu",
+        r->err = nib_fail(r->msg, NIB_E_LIMIT, "a text of the prompt takes %zu bytes and the scratch memory holds %zu",
                           out->len, out->cap);
     else
         put_run(r, nib_span_of(out->ptr, out->len));
@@ -194,8 +193,7 @@ static size_t dropping_before(const struct nib_harmony_conversation *conv)
     size_t last = conv->messages_count, first = 0;
     while (last > 0 && conv->messages[last - 1].role != NIB_ROLE_ASSISTANT)
         last--;
-    if (conv->keep_analysis || last == 0 ||
-        !on_channel(&conv->messages[last - 1], NIB_SPAN("final")))
+    if (conv->keep_analysis || last == 0 || !on_channel(&conv->messages[last - 1], NIB_SPAN("final")))
         return 0;
     while (!on_channel(&conv->messages[first], NIB_SPAN("final")))
         first++;
@@ -225,27 +223,24 @@ static enum nib_err check_message(const struct nib_harmony_message *m, struct ni
                   {"content type", m->content_type.len}};
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
         if (fields[i].len > NIB_MAX_RECIPIENT_BYTES)
-            return nib_fail(msg, NIB_E_LIMIT,
-                            "the %s of a message has %zu bytes; at most %d are allowed",
+            return nib_fail(msg, NIB_E_LIMIT, "the %s of a message has %zu bytes; at most %d are allowed",
                             fields[i].what, fields[i].len, NIB_MAX_RECIPIENT_BYTES);
     if (m->role == NIB_ROLE_TOOL && m->name.len == 0)
         return nib_fail(msg, NIB_E_ARG, "a tool's message must have the tool's name");
     return NIB_OK;
 }
 
-static enum nib_err check(const struct nib_harmony_conversation *conv, size_t ids_max,
-                          struct nib_msg *msg)
+static enum nib_err check(const struct nib_harmony_conversation *conv, size_t ids_max, struct nib_msg *msg)
 {
     size_t tools = conv->developer ? conv->developer->tools_count : 0;
     if (ids_max < NIB_HARMONY_IDS_MIN)
         return nib_fail(msg, NIB_E_LIMIT, "room for %zu tokens is less than the %d needed", ids_max,
                         NIB_HARMONY_IDS_MIN);
     if (conv->messages_count > NIB_MAX_MESSAGES)
-        return nib_fail(msg, NIB_E_LIMIT, "%zu messages are more than the %d allowed",
-                        conv->messages_count, NIB_MAX_MESSAGES);
+        return nib_fail(msg, NIB_E_LIMIT, "%zu messages are more than the %d allowed", conv->messages_count,
+                        NIB_MAX_MESSAGES);
     if (tools > NIB_MAX_TOOLS)
-        return nib_fail(msg, NIB_E_LIMIT, "%zu tools are more than the %d allowed", tools,
-                        NIB_MAX_TOOLS);
+        return nib_fail(msg, NIB_E_LIMIT, "%zu tools are more than the %d allowed", tools, NIB_MAX_TOOLS);
     for (size_t i = 0; i < conv->messages_count; i++) {
         enum nib_err err = check_message(&conv->messages[i], msg);
         if (err != NIB_OK)
@@ -254,13 +249,11 @@ static enum nib_err check(const struct nib_harmony_conversation *conv, size_t id
     return NIB_OK;
 }
 
-enum nib_err nib_harmony_render(const struct nib_tokenizer *tokenizer,
-                                struct nib_harmony_scratch scratch,
-                                const struct nib_harmony_conversation *conv, uint32_t *ids,
-                                size_t ids_max, size_t *ret_n, struct nib_msg *msg)
+enum nib_err nib_harmony_render(const struct nib_tokenizer *tokenizer, struct nib_harmony_scratch scratch,
+                                const struct nib_harmony_conversation *conv, uint32_t *ids, size_t ids_max,
+                                size_t *ret_n, struct nib_msg *msg)
 {
-    struct render r = {
-        .tokenizer = tokenizer, .scratch = scratch, .ids = ids, .ids_max = ids_max, .msg = msg};
+    struct render r = {.tokenizer = tokenizer, .scratch = scratch, .ids = ids, .ids_max = ids_max, .msg = msg};
     enum nib_err err = check(conv, ids_max, msg);
     if (err != NIB_OK)
         return err;
@@ -271,8 +264,7 @@ enum nib_err nib_harmony_render(const struct nib_tokenizer *tokenizer,
             put_message(&r, &conv->messages[i]);
     put_tail(&r, conv);
     if (r.err == NIB_OK && r.n > ids_max)
-        return nib_fail(msg, NIB_E_LIMIT, "the prompt has %zu tokens and at most %zu are allowed",
-                        r.n, ids_max);
+        return nib_fail(msg, NIB_E_LIMIT, "the prompt has %zu tokens and at most %zu are allowed", r.n, ids_max);
     if (r.err == NIB_OK)
         *ret_n = r.n;
     return r.err;

@@ -48,9 +48,8 @@ struct nib_harmony_message {
                                      message that has one ends with <|call|> */
     struct nib_span channel;      /* "analysis", "commentary", "final"; absent for user messages */
     struct nib_span content_type; /* "json"; absent for most */
-    bool constrain; /* <|constrain|> before content_type, as the model writes it for tool calls */
-    const struct nib_span
-        *parts; /* [parts_count] text parts of the content, each encoded on its own */
+    bool constrain;               /* <|constrain|> before content_type, as the model writes it for tool calls */
+    const struct nib_span *parts; /* [parts_count] text parts of the content, each encoded on its own */
     size_t parts_count;
 };
 
@@ -130,10 +129,8 @@ void nib_harmony_system_init(struct nib_harmony_system *system);
  * NIB_E_LIMIT: too many messages, tools or header bytes, a schema nested too deeply, a text run
  * larger than scratch, or more tokens than ids_max; the sentence has both numbers. NIB_E_ARG: a
  * tool message without a name. */
-NIB_CHECKED enum nib_err nib_harmony_render(const struct nib_tokenizer *tokenizer,
-                                            struct nib_harmony_scratch scratch,
-                                            const struct nib_harmony_conversation *conv,
-                                            uint32_t *ids, size_t ids_max, size_t *ret_n,
-                                            struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_harmony_render(const struct nib_tokenizer *tokenizer, struct nib_harmony_scratch scratch,
+                                            const struct nib_harmony_conversation *conv, uint32_t *ids, size_t ids_max,
+                                            size_t *ret_n, struct nib_msg *msg);
 
 #endif

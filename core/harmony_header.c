@@ -33,8 +33,8 @@ static size_t space_bytes(const char *p, const char *end)
     size_t len;
     uint32_t c = nib_utf8_decode((const uint8_t *)p, &len);
     bool space = (c >= 9 && c <= 13) || c == ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 ||
-                 (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
-                 c == 0x205f || c == 0x3000;
+                 (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+                 c == 0x3000;
     return space && len <= (size_t)(end - p) ? len : 0;
 }
 
@@ -112,8 +112,8 @@ static bool is_channel(struct nib_span word)
 /* Takes the word for the role if it is one. False: it belongs to the rest of the header. */
 static bool take_role(struct nib_span word, bool role_given, struct nib_harmony_header *ret)
 {
-    static const struct nib_span others[] = {NIB_SPAN_INIT("user"), NIB_SPAN_INIT("system"),
-                                             NIB_SPAN_INIT("developer"), NIB_SPAN_INIT("tool")};
+    static const struct nib_span others[] = {NIB_SPAN_INIT("user"), NIB_SPAN_INIT("system"), NIB_SPAN_INIT("developer"),
+                                             NIB_SPAN_INIT("tool")};
     if (role_given)
         return nib_span_eq(word, NIB_SPAN("assistant"));
     if (has_to(word))
@@ -156,14 +156,13 @@ static void add_word(struct words *w, const struct word *word, size_t end)
 /* A word without "to=" is a recipient only when it names a tool that a prompt can offer. */
 static bool names_tool(struct nib_span word)
 {
-    return nib_span_starts(word, NIB_SPAN("functions.")) ||
-           nib_span_starts(word, NIB_SPAN("browser.")) || nib_span_eq(word, NIB_SPAN("python"));
+    return nib_span_starts(word, NIB_SPAN("functions.")) || nib_span_starts(word, NIB_SPAN("browser.")) ||
+           nib_span_eq(word, NIB_SPAN("python"));
 }
 
 static bool names_type(const struct word *word)
 {
-    return word->constrained || nib_span_eq(word->text, NIB_SPAN("json")) ||
-           nib_span_eq(word->text, NIB_SPAN("code"));
+    return word->constrained || nib_span_eq(word->text, NIB_SPAN("json")) || nib_span_eq(word->text, NIB_SPAN("code"));
 }
 
 static void take_words(const struct words *w, struct nib_harmony_header *ret)
@@ -182,8 +181,7 @@ static void take_words(const struct words *w, struct nib_harmony_header *ret)
     }
 }
 
-void nib_harmony_header_parse(const char *bytes, size_t len, bool role_given,
-                              struct nib_harmony_header *ret)
+void nib_harmony_header_parse(const char *bytes, size_t len, bool role_given, struct nib_harmony_header *ret)
 {
     const char *at = bytes, *end = bytes + trimmed(bytes, len);
     struct words w = {0};

@@ -30,21 +30,20 @@ enum nib_harmony_channel {
 
 /* All spans point into the bytes that were parsed; absent when there is none. */
 struct nib_harmony_header {
-    bool foreign;      /* written for a role that is not the assistant's */
-    bool role_unknown; /* the role is none of the known ones; foreign if anything follows it */
-    bool constrain;    /* <|constrain|> was there */
-    bool is_text;      /* no <|message|> could make this a header any more: too many words */
+    bool foreign;                 /* written for a role that is not the assistant's */
+    bool role_unknown;            /* the role is none of the known ones; foreign if anything follows it */
+    bool constrain;               /* <|constrain|> was there */
+    bool is_text;                 /* no <|message|> could make this a header any more: too many words */
     struct nib_span channel;      /* the last one of several */
     struct nib_span recipient;    /* without "to=" */
     struct nib_span content_type; /* without <|constrain|> */
     size_t words;                 /* besides role and channel */
-    size_t text_at; /* where the text begins if <|message|> was forgotten: past role, recipient and
+    size_t text_at;               /* where the text begins if <|message|> was forgotten: past role, recipient and
                        content type */
 };
 
 /* `role_given`: the role is the assistant whatever the first word is. */
-void nib_harmony_header_parse(const char *bytes, size_t len, bool role_given,
-                              struct nib_harmony_header *ret);
+void nib_harmony_header_parse(const char *bytes, size_t len, bool role_given, struct nib_harmony_header *ret);
 
 /* Puts bytes[from..len) without the marks, the channel names and the constrained words to out[len -
  * from]; returns its length. Leading white space is left out. */

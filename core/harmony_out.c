@@ -109,8 +109,8 @@ static void put_real(struct nib_out *out, double value)
         for (size_t i = whole; i < n; i++)
             text[len++] = digits[i];
     } else {
-        len = (size_t)snprintf(text, sizeof text, "%c%s%.*se%d", digits[0], n > 1 ? "." : "",
-                               (int)(n - 1), digits + 1, exp);
+        len = (size_t)snprintf(text, sizeof text, "%c%s%.*se%d", digits[0], n > 1 ? "." : "", (int)(n - 1), digits + 1,
+                               exp);
     }
     nib_out_put(out, nib_span_of(text, len));
 }
@@ -186,8 +186,8 @@ enum nib_err nib_out_json(struct nib_out *out, const json_t *value, struct nib_m
                                 "%d levels allowed",
                                 NIB_MAX_JSON_DEPTH);
             nib_out_put(out, json_is_array(child) ? NIB_SPAN("[") : NIB_SPAN("{"));
-            open[depth++] = (struct open_node){
-                .node = child, .iter = json_is_object(child) ? nib_json_first(child) : NULL};
+            open[depth++] =
+                (struct open_node){.node = child, .iter = json_is_object(child) ? nib_json_first(child) : NULL};
         } else {
             put_scalar(out, child);
         }

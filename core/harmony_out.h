@@ -33,8 +33,7 @@ void nib_out_lines(struct nib_out *out, struct nib_span prefix, struct nib_span 
 /* `value` as compact JSON, byte for byte as Rust's serde_json prints it: no spaces, members in
  * insertion order, shortest round-trip numbers. NIB_E_LIMIT: nested deeper than NIB_MAX_JSON_DEPTH.
  */
-NIB_CHECKED enum nib_err nib_out_json(struct nib_out *out, const json_t *value,
-                                      struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_out_json(struct nib_out *out, const json_t *value, struct nib_msg *msg);
 
 /* The members of an object, in insertion order: jansson's iterator wants a pointer that is not
  * const, yet only reads. */

@@ -17,8 +17,7 @@ struct sink {
 
 void nib_harmony_parser_init(struct nib_harmony_parser *p, const struct nib_tokenizer *tokenizer)
 {
-    *p = (struct nib_harmony_parser){
-        .tokenizer = tokenizer, .state = STATE_HEADER, .role_given = true};
+    *p = (struct nib_harmony_parser){.tokenizer = tokenizer, .state = STATE_HEADER, .role_given = true};
 }
 
 bool nib_harmony_parser_done(const struct nib_harmony_parser *p)
@@ -29,13 +28,12 @@ bool nib_harmony_parser_done(const struct nib_harmony_parser *p)
 static void emit(struct nib_harmony_parser *p, struct sink *sink, enum nib_harmony_event_type type,
                  struct nib_span text)
 {
-    sink->events[sink->count++] =
-        (struct nib_harmony_event){.type = type,
-                                   .kind = p->kind,
-                                   .channel = p->channel,
-                                   .message_index = p->messages - 1,
-                                   .call_index = p->calls - (p->kind == NIB_KIND_CALL),
-                                   .text = text};
+    sink->events[sink->count++] = (struct nib_harmony_event){.type = type,
+                                                             .kind = p->kind,
+                                                             .channel = p->channel,
+                                                             .message_index = p->messages - 1,
+                                                             .call_index = p->calls - (p->kind == NIB_KIND_CALL),
+                                                             .text = text};
 }
 
 /* Room for `len` bytes in p->text, which NIB_HARMONY_TEXT_BYTES always has. */
@@ -55,8 +53,7 @@ static void emit_text(struct nib_harmony_parser *p, struct sink *sink, const cha
 /* A recipient that is not a tool. */
 static bool is_person(struct nib_span recipient)
 {
-    return recipient.len == 0 || nib_span_eq(recipient, NIB_SPAN("all")) ||
-           nib_span_eq(recipient, NIB_SPAN("user")) ||
+    return recipient.len == 0 || nib_span_eq(recipient, NIB_SPAN("all")) || nib_span_eq(recipient, NIB_SPAN("user")) ||
            nib_span_eq(recipient, NIB_SPAN("assistant"));
 }
 
@@ -68,16 +65,14 @@ static struct nib_span call_name(struct nib_harmony_parser *p, struct nib_span r
     if (recipient.len > prefix.len && nib_span_starts(recipient, prefix))
         recipient = nib_span_of(recipient.ptr + prefix.len, recipient.len - prefix.len);
     if (recipient.len > NIB_MAX_RECIPIENT_BYTES)
-        recipient.len =
-            nib_utf8_valid_bytes((const uint8_t *)recipient.ptr, NIB_MAX_RECIPIENT_BYTES);
+        recipient.len = nib_utf8_valid_bytes((const uint8_t *)recipient.ptr, NIB_MAX_RECIPIENT_BYTES);
     char *name = take_text(p, recipient.len);
     memcpy(name, recipient.ptr, recipient.len);
     return nib_span_of(name, recipient.len);
 }
 
 /* A message begins with this header: content follows. */
-static void begin_message(struct nib_harmony_parser *p, struct sink *sink,
-                          const struct nib_harmony_header *header)
+static void begin_message(struct nib_harmony_parser *p, struct sink *sink, const struct nib_harmony_header *header)
 {
     struct nib_span name = {0};
     p->channel = nib_harmony_channel_of(header->channel);
@@ -121,8 +116,7 @@ static void end_header(struct nib_harmony_parser *p, struct sink *sink)
 }
 
 /* The header was none: <|message|> was forgotten, and what it holds is a message's text. */
-static void header_to_text(struct nib_harmony_parser *p, struct sink *sink,
-                           struct nib_harmony_header *header)
+static void header_to_text(struct nib_harmony_parser *p, struct sink *sink, struct nib_harmony_header *header)
 {
     if (header->role_unknown && header->recipient.len == 0) {
         header->foreign = false;
@@ -134,8 +128,7 @@ static void header_to_text(struct nib_harmony_parser *p, struct sink *sink,
     }
     begin_message(p, sink, header);
     char *text = take_text(p, p->header_len - header->text_at);
-    emit_text(p, sink, text,
-              nib_harmony_header_text(p->header, header->text_at, p->header_len, text));
+    emit_text(p, sink, text, nib_harmony_header_text(p->header, header->text_at, p->header_len, text));
 }
 
 /* A message ends, or another begins, while the header still waits for <|message|>. What it says
@@ -172,8 +165,7 @@ static void add_mark(struct nib_harmony_parser *p, char mark)
     (void)add_to_header(p, text, len); /* a header full of marks has said all it can */
 }
 
-static void feed_text(struct nib_harmony_parser *p, struct sink *sink, const uint8_t *bytes,
-                      size_t count)
+static void feed_text(struct nib_harmony_parser *p, struct sink *sink, const uint8_t *bytes, size_t count)
 {
     if (p->state == STATE_BETWEEN)
         begin_header(p, true);
@@ -200,8 +192,7 @@ static bool header_has_text(struct nib_harmony_parser *p)
 {
     struct nib_harmony_header header;
     nib_harmony_header_parse(p->header, p->header_len, p->role_given, &header);
-    return header.channel.ptr &&
-           nib_harmony_header_text(p->header, header.text_at, p->header_len, p->text) > 0;
+    return header.channel.ptr && nib_harmony_header_text(p->header, header.text_at, p->header_len, p->text) > 0;
 }
 
 /* The message or header under way is over. */
@@ -253,8 +244,7 @@ static void feed_special(struct nib_harmony_parser *p, struct sink *sink, enum n
     }
 }
 
-size_t nib_harmony_parser_feed(struct nib_harmony_parser *p, uint32_t id,
-                               struct nib_harmony_event *events)
+size_t nib_harmony_parser_feed(struct nib_harmony_parser *p, uint32_t id, struct nib_harmony_event *events)
 {
     struct sink sink = {.events = events};
     enum nib_special special;
@@ -278,14 +268,13 @@ static bool unfinished_is_text(struct nib_harmony_parser *p)
 {
     struct nib_harmony_header header;
     nib_harmony_header_parse(p->header, p->header_len, p->role_given, &header);
-    if (header.channel.ptr || header.recipient.ptr || header.constrain || header.role_unknown ||
-        header.words == 0)
+    if (header.channel.ptr || header.recipient.ptr || header.constrain || header.role_unknown || header.words == 0)
         return false;
     return header.words > 1 || !nib_span_starts(NIB_SPAN("to="), header.content_type);
 }
 
-size_t nib_harmony_parser_end(struct nib_harmony_parser *p, bool cut,
-                              struct nib_harmony_event *events, enum nib_harmony_finish *ret_finish)
+size_t nib_harmony_parser_end(struct nib_harmony_parser *p, bool cut, struct nib_harmony_event *events,
+                              enum nib_harmony_finish *ret_finish)
 {
     struct sink sink = {.events = events};
     bool length = cut && !p->done;
@@ -293,8 +282,6 @@ size_t nib_harmony_parser_end(struct nib_harmony_parser *p, bool cut,
     if (!p->done && (p->state != STATE_HEADER || unfinished_is_text(p)))
         close_message(p, &sink);
     p->done = true;
-    *ret_finish = length         ? NIB_TURN_LENGTH
-                  : p->calls > 0 ? NIB_TURN_TOOL_CALLS
-                                 : NIB_TURN_STOP;
+    *ret_finish = length ? NIB_TURN_LENGTH : p->calls > 0 ? NIB_TURN_TOOL_CALLS : NIB_TURN_STOP;
     return sink.count;
 }

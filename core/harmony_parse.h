@@ -38,9 +38,9 @@ struct nib_harmony_event {
     enum nib_harmony_kind kind;
     enum nib_harmony_channel channel;
     uint32_t message_index; /* counts the messages of the turn from 0 */
-    uint32_t call_index;  /* counts the tool calls of the turn from 0; only meaningful when kind is
+    uint32_t call_index;    /* counts the tool calls of the turn from 0; only meaningful when kind is
                              CALL */
-    struct nib_span text; /* BEGIN of a call: its name; TEXT: valid UTF-8, never empty; else absent.
+    struct nib_span text;   /* BEGIN of a call: its name; TEXT: valid UTF-8, never empty; else absent.
                              Valid until the next call on this parser. */
 };
 
@@ -54,7 +54,7 @@ enum nib_harmony_finish {
     NIB_TURN_LENGTH      /* it was cut */
 };
 
-#define NIB_HARMONY_TEXT_BYTES                                                                     \
+#define NIB_HARMONY_TEXT_BYTES                                                                                         \
     (NIB_HARMONY_HEADER_BYTES + NIB_MAX_RECIPIENT_BYTES + NIB_UTF8_PUSH_BYTES(NIB_MAX_TOKEN_BYTES))
 
 /* Private; laid open so that the caller can place it. */
@@ -76,13 +76,11 @@ struct nib_harmony_parser {
 };
 
 /* Starts at a prompt that ended with <|start|>assistant. */
-void nib_harmony_parser_init(struct nib_harmony_parser *parser,
-                             const struct nib_tokenizer *tokenizer);
+void nib_harmony_parser_init(struct nib_harmony_parser *parser, const struct nib_tokenizer *tokenizer);
 
 /* Takes one token; returns how many events it wrote to events[NIB_HARMONY_EVENTS_MAX]. Reserved
  * ids, ids past the vocabulary, and everything after the turn is over are ignored. */
-size_t nib_harmony_parser_feed(struct nib_harmony_parser *parser, uint32_t id,
-                               struct nib_harmony_event *events);
+size_t nib_harmony_parser_feed(struct nib_harmony_parser *parser, uint32_t id, struct nib_harmony_event *events);
 
 /* The model ended its turn: it wrote <|return|>, <|call|> or <|endoftext|>, or began to write for
  * another role. The caller then stops sampling. */
@@ -90,8 +88,7 @@ bool nib_harmony_parser_done(const struct nib_harmony_parser *parser);
 
 /* No more tokens: gives back what is held and ends an open message. `cut` says that the caller
  * stopped the model (token limit). Returns the number of events; *ret_finish is always set. */
-size_t nib_harmony_parser_end(struct nib_harmony_parser *parser, bool cut,
-                              struct nib_harmony_event *events,
+size_t nib_harmony_parser_end(struct nib_harmony_parser *parser, bool cut, struct nib_harmony_event *events,
                               enum nib_harmony_finish *ret_finish);
 
 #endif

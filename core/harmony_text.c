@@ -54,26 +54,37 @@ static const char python_text[] =
     "out after 120.0 seconds. The drive at '/mnt/data' can be used to save and persist user files. "
     "Internet access for this session is UNKNOWN. Depends on the cluster.";
 
-/* Between sections stands a blank line. */
-static void begin_section(struct nib_out *out)
+/* Between sections stands a blank line; a section may be empty. */
+static void begin_section(struct nib_out *out, bool *any)
 {
-    if (out->len > 0)
+    if (*any)
         nib_out_lit(out, "\n\n");
+    *any = true;
 }
 
-/* One line of the first section, which has no heading. */
-static void put_top_line(struct nib_out *out, struct nib_span label, struct nib_span value)
+/* The first section, which has no heading: a line for each field that is not absent. False when all are. */
+static bool put_top(struct nib_out *out, const struct nib_harmony_system *system)
 {
-    if (!value.ptr)
-        return;
-    if (out->len > 0)
-        nib_out_lit(out, "\n");
-    nib_out_put(out, label);
-    nib_out_put(out, value);
+    const struct {
+        struct nib_span label;
+        struct nib_span value;
+    } lines[] = {{NIB_SPAN(""), system->identity},
+                 {NIB_SPAN("Knowledge cutoff: "), system->cutoff},
+                 {NIB_SPAN("Current date: "), system->date}};
+    bool any = false;
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        if (!lines[i].value.ptr)
+            continue;
+        if (any)
+            nib_out_lit(out, "\n");
+        nib_out_put(out, lines[i].label);
+        nib_out_put(out, lines[i].value);
+        any = true;
+    }
+    return any;
 }
 
-static void put_channels(struct nib_out *out, const struct nib_harmony_system *system,
-                         bool has_functions)
+static void put_channels(struct nib_out *out, const struct nib_harmony_system *system, bool has_functions)
 {
     nib_out_lit(out, "# Valid channels: ");
     for (size_t i = 0; i < system->channels_count; i++) {
@@ -88,40 +99,36 @@ static void put_channels(struct nib_out *out, const struct nib_harmony_system *s
         nib_out_lit(out, "\nCalls to these tools must go to the commentary channel: 'functions'.");
 }
 
-void nib_harmony_put_system(struct nib_out *out, const struct nib_harmony_system *system,
-                            bool has_functions)
+void nib_harmony_put_system(struct nib_out *out, const struct nib_harmony_system *system, bool has_functions)
 {
     static const char *const efforts[] = {
         [NIB_EFFORT_LOW] = "low", [NIB_EFFORT_MEDIUM] = "medium", [NIB_EFFORT_HIGH] = "high"};
-    put_top_line(out, NIB_SPAN(""), system->identity);
-    put_top_line(out, NIB_SPAN("Knowledge cutoff: "), system->cutoff);
-    put_top_line(out, NIB_SPAN("Current date: "), system->date);
+    bool any = put_top(out, system);
     if (system->effort != NIB_EFFORT_NONE) {
         const char *effort = efforts[system->effort];
-        begin_section(out);
+        begin_section(out, &any);
         nib_out_lit(out, "Reasoning: ");
         nib_out_put(out, nib_span_of(effort, strlen(effort)));
     }
     if (system->browser || system->python) {
-        begin_section(out);
+        begin_section(out, &any);
         nib_out_lit(out, "# Tools");
     }
     if (system->browser) {
-        begin_section(out);
+        begin_section(out, &any);
         nib_out_put(out, nib_span_of(browser_text, sizeof browser_text - 1));
     }
     if (system->python) {
-        begin_section(out);
+        begin_section(out, &any);
         nib_out_put(out, nib_span_of(python_text, sizeof python_text - 1));
     }
     if (system->channels_count > 0) {
-        begin_section(out);
+        begin_section(out, &any);
         put_channels(out, system, has_functions);
     }
 }
 
-static enum nib_err put_tool(struct nib_out *out, const struct nib_harmony_tool *tool,
-                             struct nib_msg *msg)
+static enum nib_err put_tool(struct nib_out *out, const struct nib_harmony_tool *tool, struct nib_msg *msg)
 {
     nib_out_lines(out, NIB_SPAN("// "), tool->description);
     nib_out_lit(out, "type ");
@@ -136,10 +143,8 @@ static enum nib_err put_tool(struct nib_out *out, const struct nib_harmony_tool 
     return err;
 }
 
-static enum nib_err put_tools(struct nib_out *out, const struct nib_harmony_developer *developer,
-                              struct nib_msg *msg)
+static enum nib_err put_tools(struct nib_out *out, const struct nib_harmony_developer *developer, struct nib_msg *msg)
 {
-    begin_section(out);
     nib_out_lit(out, "# Tools\n\n## functions\n\nnamespace functions {\n\n");
     for (size_t i = 0; i < developer->tools_count; i++) {
         enum nib_err err = put_tool(out, &developer->tools[i], msg);
@@ -150,10 +155,8 @@ static enum nib_err put_tools(struct nib_out *out, const struct nib_harmony_deve
     return NIB_OK;
 }
 
-static enum nib_err put_formats(struct nib_out *out, const struct nib_harmony_developer *developer,
-                                struct nib_msg *msg)
+static enum nib_err put_formats(struct nib_out *out, const struct nib_harmony_developer *developer, struct nib_msg *msg)
 {
-    begin_section(out);
     nib_out_lit(out, "# Response Formats");
     for (size_t i = 0; i < developer->formats_count; i++) {
         const struct nib_harmony_format *format = &developer->formats[i];
@@ -168,18 +171,23 @@ static enum nib_err put_formats(struct nib_out *out, const struct nib_harmony_de
     return NIB_OK;
 }
 
-enum nib_err nib_harmony_put_developer(struct nib_out *out,
-                                       const struct nib_harmony_developer *developer,
+enum nib_err nib_harmony_put_developer(struct nib_out *out, const struct nib_harmony_developer *developer,
                                        struct nib_msg *msg)
 {
     enum nib_err err = NIB_OK;
+    bool any = false;
     if (developer->instructions.ptr) {
+        begin_section(out, &any);
         nib_out_lit(out, "# Instructions\n\n");
         nib_out_put(out, developer->instructions);
     }
-    if (developer->tools_count > 0)
+    if (developer->tools_count > 0) {
+        begin_section(out, &any);
         err = put_tools(out, developer, msg);
-    if (err == NIB_OK && developer->formats_count > 0)
+    }
+    if (err == NIB_OK && developer->formats_count > 0) {
+        begin_section(out, &any);
         err = put_formats(out, developer, msg);
+    }
     return err;
 }

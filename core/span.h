@@ -16,9 +16,9 @@ struct nib_span {
 
 /* The span of a string literal: as a value, and as the initialiser of a static object. */
 #define NIB_SPAN(literal) ((struct nib_span){"" literal, sizeof(literal) - 1})
-#define NIB_SPAN_INIT(literal)                                                                     \
-    {                                                                                              \
-        "" literal, sizeof(literal) - 1                                                            \
+#define NIB_SPAN_INIT(literal)                                                                                         \
+    {                                                                                                                  \
+        "" literal, sizeof(literal) - 1                                                                                \
     }
 
 static inline struct nib_span nib_span_of(const char *ptr, size_t len)

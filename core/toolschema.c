@@ -76,8 +76,7 @@ static enum nib_err put_default(struct walk *w, const json_t *schema, bool json_
 
 static void put_nullable(struct walk *w, const json_t *schema, size_t from)
 {
-    if (json_is_true(json_object_get(schema, "nullable")) &&
-        !nib_out_contains(w->out, from, NIB_SPAN("null")))
+    if (json_is_true(json_object_get(schema, "nullable")) && !nib_out_contains(w->out, from, NIB_SPAN("null")))
         nib_out_lit(w->out, " | null");
 }
 
@@ -117,8 +116,7 @@ static void put_string_type(struct walk *w, const json_t *schema)
 static enum nib_err push(struct walk *w, enum frame_kind kind, const json_t *node, size_t indent)
 {
     if (w->depth == NIB_MAX_JSON_DEPTH)
-        return nib_fail(w->msg, NIB_E_LIMIT,
-                        "a tool's schema nests deeper than the %d levels allowed",
+        return nib_fail(w->msg, NIB_E_LIMIT, "a tool's schema nests deeper than the %d levels allowed",
                         NIB_MAX_JSON_DEPTH);
     w->frames[w->depth++] = (struct frame){.kind = kind, .node = node, .indent = indent};
     return NIB_OK;
@@ -140,8 +138,7 @@ static enum nib_err enter(struct walk *w, const json_t *schema, size_t indent)
         nib_out_lit(w->out, "{\n");
         size_t required = json_array_size(json_object_get(schema, "required"));
         if (required > NIB_MAX_SCHEMA_REQUIRED)
-            return nib_fail(w->msg, NIB_E_LIMIT,
-                            "a tool's schema requires %zu properties; at most %d are allowed",
+            return nib_fail(w->msg, NIB_E_LIMIT, "a tool's schema requires %zu properties; at most %d are allowed",
                             required, NIB_MAX_SCHEMA_REQUIRED);
         enum nib_err err = push(w, FRAME_OBJECT, schema, indent);
         const json_t *properties = json_object_get(schema, "properties");
@@ -165,8 +162,7 @@ static enum nib_err enter(struct walk *w, const json_t *schema, size_t indent)
     return NIB_OK;
 }
 
-static enum nib_err enter_child(struct walk *w, struct frame *top, const json_t *child,
-                                size_t indent)
+static enum nib_err enter_child(struct walk *w, struct frame *top, const json_t *child, size_t indent)
 {
     top->child = child;
     top->start = w->out->len;

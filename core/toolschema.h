@@ -11,7 +11,6 @@
 
 /* Puts the type of `schema`. NIB_E_LIMIT: nested deeper than NIB_MAX_JSON_DEPTH; the text put so
  * far is then rubbish. Any thread. */
-NIB_CHECKED enum nib_err nib_toolschema_print(struct nib_out *out, const json_t *schema,
-                                              struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_toolschema_print(struct nib_out *out, const json_t *schema, struct nib_msg *msg);
 
 #endif
