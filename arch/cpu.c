@@ -7,16 +7,14 @@
 
 #include "arch/cpu_state.h"
 
-static enum nib_err cpu_submit(struct nib_engine *engine, const struct nib_step *step,
-                               struct nib_msg *msg)
+static enum nib_err cpu_submit(struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
 {
     struct nib_cpu *cpu = (struct nib_cpu *)(void *)engine;
     enum nib_err err = nib_step_check(engine, step, msg);
     if (err)
         return err;
     if (cpu->ready)
-        return nib_fail(msg, NIB_E_STATE, "step %llu was not collected yet",
-                        (unsigned long long)cpu->out.serial);
+        return nib_fail(msg, NIB_E_STATE, "step %llu was not collected yet", (unsigned long long)cpu->out.serial);
     nib_cpu_step_begin(cpu, step);
     nib_pool_run(&cpu->pool, nib_cpu_forward, cpu);
     cpu->step = NULL;
@@ -24,8 +22,7 @@ static enum nib_err cpu_submit(struct nib_engine *engine, const struct nib_step 
     return NIB_OK;
 }
 
-static enum nib_err cpu_collect(struct nib_engine *engine, struct nib_step_out *ret_out,
-                                struct nib_msg *msg)
+static enum nib_err cpu_collect(struct nib_engine *engine, struct nib_step_out *ret_out, struct nib_msg *msg)
 {
     struct nib_cpu *cpu = (struct nib_cpu *)(void *)engine;
     if (!cpu->ready)
@@ -43,24 +40,21 @@ static void cpu_close(struct nib_engine *engine)
     nib_pool_close(&cpu->pool);
 }
 
-static const struct nib_engine_ops cpu_ops = {
-    .submit = cpu_submit, .collect = cpu_collect, .close = cpu_close};
+static const struct nib_engine_ops cpu_ops = {.submit = cpu_submit, .collect = cpu_collect, .close = cpu_close};
 
 static enum nib_err check(const struct nib_cpu_open *open, struct nib_msg *msg)
 {
     const struct nib_plan *plan = open->plan;
     const struct nib_kernels *k = open->kernels;
     if (open->image->shape != plan->shape)
-        return nib_fail(msg, NIB_E_ARG, "the image holds the shape %s, the plan is for %s",
-                        open->image->shape->name, plan->shape->name);
+        return nib_fail(msg, NIB_E_ARG, "the image holds the shape %s, the plan is for %s", open->image->shape->name,
+                        plan->shape->name);
     if (plan->row->dense_bytes != k->dense_bytes || plan->row->mx_bytes != k->mx_bytes)
-        return nib_fail(msg, NIB_E_ARG, "the plan is for the row %s, the kernels are %s",
-                        plan->row->name, k->name);
+        return nib_fail(msg, NIB_E_ARG, "the plan is for the row %s, the kernels are %s", plan->row->name, k->name);
     return NIB_OK;
 }
 
-enum nib_err nib_cpu_engine_open(const struct nib_cpu_open *open, struct nib_engine **ret_engine,
-                                 struct nib_msg *msg)
+enum nib_err nib_cpu_engine_open(const struct nib_cpu_open *open, struct nib_engine **ret_engine, struct nib_msg *msg)
 {
     enum nib_err err = check(open, msg);
     if (err)
@@ -69,8 +63,8 @@ enum nib_err nib_cpu_engine_open(const struct nib_cpu_open *open, struct nib_eng
     struct nib_cpu *cpu = nib_plan_carve(plan, NIB_R_ENGINE, -1, open->base);
     NIB_MUST(nib_plan_region(plan, NIB_R_ENGINE, -1)->bytes >= sizeof *cpu);
     memset(cpu, 0, sizeof *cpu);
-    cpu->base = (struct nib_engine){
-        .ops = &cpu_ops, .row = open->kernels->name, .shape = plan->shape, .dims = plan->dims};
+    cpu->base =
+        (struct nib_engine){.ops = &cpu_ops, .row = open->kernels->name, .shape = plan->shape, .dims = plan->dims};
     cpu->k = open->kernels;
     cpu->plan = plan;
     nib_cpu_bind(cpu, open);

@@ -14,8 +14,7 @@
 #include "core/plan.h"
 
 struct nib_cpu_open {
-    const struct nib_plan
-        *plan; /* of a CPU row; its threads are the engine's. Must outlive the engine */
+    const struct nib_plan *plan;       /* of a CPU row; its threads are the engine's. Must outlive the engine */
     void *base[NIB_SPACE_COUNT];       /* the carved arenas; only NIB_SPACE_HOST is used */
     const struct nib_kernels *kernels; /* the table the plan's row facts came from */
     const struct nib_image *image;     /* of the plan's shape; not used after open */

@@ -11,8 +11,7 @@ struct carver {
     uint8_t *at, *end;
 };
 
-static struct carver carver_of(const struct nib_cpu *cpu, enum nib_region_kind kind, int32_t layer,
-                               void *const *base)
+static struct carver carver_of(const struct nib_cpu *cpu, enum nib_region_kind kind, int32_t layer, void *const *base)
 {
     const struct nib_region *region = nib_plan_region(cpu->plan, kind, layer);
     NIB_MUST(region != NULL);
@@ -29,8 +28,7 @@ static void *piece(struct carver *c, uint64_t bytes)
     return start;
 }
 
-static void *whole(const struct nib_cpu *cpu, enum nib_region_kind kind, void *const *base,
-                   uint64_t bytes)
+static void *whole(const struct nib_cpu *cpu, enum nib_region_kind kind, void *const *base, uint64_t bytes)
 {
     struct carver c = carver_of(cpu, kind, -1, base);
     return piece(&c, bytes);
@@ -62,8 +60,7 @@ static void bind_matrices(struct nib_cpu *cpu, void *const *base)
     cpu->down_bytes = k->mx_bytes(s->hidden, s->intermediate);
     cpu->embed = whole(cpu, NIB_R_EMBED, base, (uint64_t)s->vocab * s->hidden * 2);
     cpu->lm_head = whole(cpu, NIB_R_LM_HEAD, base, k->dense_bytes(s->vocab, s->hidden));
-    struct carver qkv = carver_of(cpu, NIB_R_QKV, -1, base),
-                  out = carver_of(cpu, NIB_R_OUT, -1, base);
+    struct carver qkv = carver_of(cpu, NIB_R_QKV, -1, base), out = carver_of(cpu, NIB_R_OUT, -1, base);
     struct carver router = carver_of(cpu, NIB_R_ROUTER, -1, base);
     for (uint32_t l = 0; l < s->layers; l++) {
         struct carver experts = carver_of(cpu, NIB_R_EXPERTS, (int32_t)l, base);
@@ -82,11 +79,9 @@ static void bind_kv(struct nib_cpu *cpu, void *const *base)
     for (uint32_t i = 0; i < cpu->plan->ring_pages; i++)
         cpu->ring[i] = i;
     cpu->page_bytes = cpu->k->kv_page_bytes(s->kv_heads);
-    cpu->kv_full =
-        whole(cpu, NIB_R_KV_FULL, base, cpu->base.dims.kv_pages * full_layers * cpu->page_bytes);
+    cpu->kv_full = whole(cpu, NIB_R_KV_FULL, base, cpu->base.dims.kv_pages * full_layers * cpu->page_bytes);
     cpu->kv_window = whole(cpu, NIB_R_KV_WINDOW, base,
-                           (uint64_t)cpu->base.dims.slots * window_layers * cpu->plan->ring_pages *
-                               cpu->page_bytes);
+                           (uint64_t)cpu->base.dims.slots * window_layers * cpu->plan->ring_pages * cpu->page_bytes);
 }
 
 static void bind_activations(struct nib_cpu *cpu, void *const *base)
@@ -107,8 +102,7 @@ static void bind_activations(struct nib_cpu *cpu, void *const *base)
     a->up = whole(cpu, NIB_R_UP, base, picks * s->intermediate * 8);
     a->gated = whole(cpu, NIB_R_GATED, base, picks * s->intermediate * 4);
     a->down = whole(cpu, NIB_R_DOWN, base, picks * s->hidden * 4);
-    a->logits =
-        whole(cpu, NIB_R_LOGITS, base, nib_min_u64(cpu->base.dims.slots, rows) * s->vocab * 4);
+    a->logits = whole(cpu, NIB_R_LOGITS, base, nib_min_u64(cpu->base.dims.slots, rows) * s->vocab * 4);
     struct carver rope = carver_of(cpu, NIB_R_ROPE, -1, base);
     a->cos = piece(&rope, rows * NIB_ROPE_PAIRS * 4);
     a->sin = piece(&rope, rows * NIB_ROPE_PAIRS * 4);

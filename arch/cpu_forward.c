@@ -21,16 +21,13 @@ static void embed(struct nib_cpu *cpu, uint32_t row)
     nib_rope_table(cpu->freq, step_row(cpu, row)->pos, cpu->a.cos + at, cpu->a.sin + at);
 }
 
-void nib_cpu_norm_rows(struct nib_cpu *cpu, const uint16_t *w, uint32_t first, uint32_t end,
-                       uint32_t to)
+void nib_cpu_norm_rows(struct nib_cpu *cpu, const uint16_t *w, uint32_t first, uint32_t end, uint32_t to)
 {
     const uint32_t hidden = cpu->base.shape->hidden;
     float *normed = cpu->a.normed + (uint64_t)first * hidden;
     for (uint32_t r = first; r < end; r++)
-        cpu->k->rmsnorm(normed + (uint64_t)(r - first) * hidden, cpu->a.x + (uint64_t)r * hidden, w,
-                        hidden);
-    cpu->k->acts_prep(cpu->a.input + to * cpu->k->acts_bytes(hidden), normed, hidden, end - first,
-                      hidden);
+        cpu->k->rmsnorm(normed + (uint64_t)(r - first) * hidden, cpu->a.x + (uint64_t)r * hidden, w, hidden);
+    cpu->k->acts_prep(cpu->a.input + to * cpu->k->acts_bytes(hidden), normed, hidden, end - first, hidden);
 }
 
 /* x = embedding, or x += experts of the layer before; then the layer's normed input. */
@@ -53,8 +50,7 @@ static void begin_layer(struct nib_cpu *cpu, uint32_t layer)
 static void qkv(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_layer *layer)
 {
     const struct nib_shape *s = cpu->base.shape;
-    struct nib_matmul mm = {
-        .w = layer->qkv, .x = cpu->a.input, .bias = layer->qkv_bias, .y = cpu->a.qkv};
+    struct nib_matmul mm = {.w = layer->qkv, .x = cpu->a.input, .bias = layer->qkv_bias, .y = cpu->a.qkv};
     mm.ldy = mm.n = nib_qkv_dim(s);
     mm.k = s->hidden;
     mm.m = cpu->rows;
@@ -82,8 +78,7 @@ static struct kv_place find_kv(const struct nib_cpu *cpu, uint32_t layer, uint32
                                  .pages_count = table->pages_count,
                                  .stride = full_layers * cpu->page_bytes};
     uint64_t rings = (uint64_t)slot * window_layers + layer / 2;
-    return (struct kv_place){.first =
-                                 cpu->kv_window + rings * cpu->plan->ring_pages * cpu->page_bytes,
+    return (struct kv_place){.first = cpu->kv_window + rings * cpu->plan->ring_pages * cpu->page_bytes,
                              .pages = cpu->ring,
                              .pages_count = cpu->plan->ring_pages,
                              .stride = cpu->page_bytes};
@@ -94,8 +89,7 @@ static void rotate_row(struct nib_cpu *cpu, uint32_t layer, uint32_t row)
 {
     const struct nib_shape *s = cpu->base.shape;
     const struct nib_row *at = step_row(cpu, row);
-    const float *cos = cpu->a.cos + (uint64_t)row * NIB_ROPE_PAIRS,
-                *sin = cpu->a.sin + (uint64_t)row * NIB_ROPE_PAIRS;
+    const float *cos = cpu->a.cos + (uint64_t)row * NIB_ROPE_PAIRS, *sin = cpu->a.sin + (uint64_t)row * NIB_ROPE_PAIRS;
     float *q = cpu->a.qkv + (uint64_t)row * nib_qkv_dim(s);
     float *k = q + nib_q_dim(s), *v = k + nib_kv_dim(s);
     cpu->k->rope(q, s->heads, cos, sin);
@@ -154,11 +148,10 @@ static void attn_out(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_
     struct nib_cpu_share share = nib_cpu_share_rows(cpu, cpu->rows);
     uint32_t first, end;
     while (nib_cpu_take(cpu, share, cpu->rows, &first, &end))
-        cpu->k->acts_prep(cpu->a.input + first * cpu->k->acts_bytes(q_dim),
-                          cpu->a.attn + (uint64_t)first * q_dim, q_dim, end - first, q_dim);
+        cpu->k->acts_prep(cpu->a.input + first * cpu->k->acts_bytes(q_dim), cpu->a.attn + (uint64_t)first * q_dim,
+                          q_dim, end - first, q_dim);
     nib_pool_barrier(&cpu->pool);
-    struct nib_matmul mm = {
-        .w = layer->out, .x = cpu->a.input, .bias = layer->out_bias, .y = cpu->a.normed};
+    struct nib_matmul mm = {.w = layer->out, .x = cpu->a.input, .bias = layer->out_bias, .y = cpu->a.normed};
     mm.ldy = mm.n = s->hidden;
     mm.k = q_dim;
     mm.m = cpu->rows;

@@ -24,8 +24,7 @@ static void sample(struct nib_cpu *cpu, uint32_t worker, uint32_t w)
     const struct nib_row *row = &cpu->step->rows[cpu->order[cpu->wanted_row[w]]];
     const float *logits = cpu->a.logits + (uint64_t)w * vocab;
     if (cpu->step->logits)
-        memcpy(cpu->step->logits + (uint64_t)cpu->wanted_out[w] * vocab, logits,
-               vocab * sizeof(float));
+        memcpy(cpu->step->logits + (uint64_t)cpu->wanted_out[w] * vocab, logits, vocab * sizeof(float));
     const struct nib_sample_in in = {.logits = logits,
                                      .banned = cpu->banned,
                                      .state = nib_cpu_seen(cpu, row->slot),

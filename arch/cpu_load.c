@@ -42,8 +42,7 @@ struct walk {
     struct nib_msg msg;
 };
 
-static const struct nib_tensor *tensor(const struct loader *l, enum nib_tensor_id id,
-                                       uint32_t layer)
+static const struct nib_tensor *tensor(const struct loader *l, enum nib_tensor_id id, uint32_t layer)
 {
     return nib_image_tensor(l->open->image, id, layer);
 }
@@ -108,12 +107,11 @@ static enum nib_err load_dense(struct walk *w, enum nib_tensor_id id, uint32_t l
 }
 
 /* One of the two matrices of all experts of a layer; expert e goes to `to` + e * stride. */
-static enum nib_err load_experts(struct walk *w, enum nib_tensor_id blocks_id,
-                                 enum nib_tensor_id scales_id, uint32_t layer, uint8_t *to)
+static enum nib_err load_experts(struct walk *w, enum nib_tensor_id blocks_id, enum nib_tensor_id scales_id,
+                                 uint32_t layer, uint8_t *to)
 {
     const struct nib_cpu *cpu = w->loader->cpu;
-    const struct nib_tensor *t = tensor(w->loader, blocks_id, layer),
-                            *ts = tensor(w->loader, scales_id, layer);
+    const struct nib_tensor *t = tensor(w->loader, blocks_id, layer), *ts = tensor(w->loader, scales_id, layer);
     const uint8_t *blocks = bytes_of(w->loader, t), *scales = bytes_of(w->loader, ts);
     const uint32_t experts = (uint32_t)t->dims[0], n = (uint32_t)t->dims[1];
     const uint32_t k = (uint32_t)t->dims[2] * NIB_MX_BLOCK;
@@ -147,9 +145,8 @@ static enum nib_err load_vectors(struct walk *w, uint32_t layer)
         enum nib_tensor_id id;
         uint16_t *to;
     } vectors[] = {
-        {NIB_T_ATTN_NORM, to->attn_norm}, {NIB_T_QKV_BIAS, to->qkv_bias},
-        {NIB_T_SINKS, to->sinks},         {NIB_T_OUT_BIAS, to->out_bias},
-        {NIB_T_MLP_NORM, to->mlp_norm},   {NIB_T_ROUTER_BIAS, to->router_bias},
+        {NIB_T_ATTN_NORM, to->attn_norm}, {NIB_T_QKV_BIAS, to->qkv_bias},   {NIB_T_SINKS, to->sinks},
+        {NIB_T_OUT_BIAS, to->out_bias},   {NIB_T_MLP_NORM, to->mlp_norm},   {NIB_T_ROUTER_BIAS, to->router_bias},
         {NIB_T_UP_BIAS, to->up_bias},     {NIB_T_DOWN_BIAS, to->down_bias},
     };
     enum nib_err err = NIB_OK;
@@ -182,8 +179,7 @@ static enum nib_err run_task(struct walk *w, uint32_t task)
     case TASK_UP:
         return load_experts(w, NIB_T_UP_BLOCKS, NIB_T_UP_SCALES, l, to->experts);
     default: /* TASK_DOWN */
-        return load_experts(w, NIB_T_DOWN_BLOCKS, NIB_T_DOWN_SCALES, l,
-                            to->experts + cpu->up_bytes);
+        return load_experts(w, NIB_T_DOWN_BLOCKS, NIB_T_DOWN_SCALES, l, to->experts + cpu->up_bytes);
     }
 }
 
@@ -224,8 +220,7 @@ static uint64_t weight_bytes(const struct nib_image *image)
 
 enum nib_err nib_cpu_load(struct nib_cpu *cpu, const struct nib_cpu_open *open, struct nib_msg *msg)
 {
-    struct loader loader = {
-        .cpu = cpu, .open = open, .total_bytes = weight_bytes(open->image), .msg = msg};
+    struct loader loader = {.cpu = cpu, .open = open, .total_bytes = weight_bytes(open->image), .msg = msg};
     loader.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
     atomic_store(&loader.failed, UINT32_MAX);
     nib_pool_run(&cpu->pool, load_all, &loader);

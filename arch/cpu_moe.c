@@ -11,8 +11,7 @@
 
 /* A NaN among the logits never wins a comparison, but still leaves experts_used different experts.
  */
-static void choose(const struct nib_shape *s, const float *logits, uint32_t *ret_expert,
-                   float *ret_weight)
+static void choose(const struct nib_shape *s, const float *logits, uint32_t *ret_expert, float *ret_weight)
 {
     bool taken[NIB_MAX_EXPERTS] = {false};
     for (uint32_t c = 0; c < s->experts_used; c++) {
@@ -37,8 +36,7 @@ static void group(struct nib_cpu *cpu)
 {
     const struct nib_shape *s = cpu->base.shape;
     struct nib_cpu_route *r = &cpu->route;
-    const uint32_t picks = cpu->rows * s->experts_used,
-                   decode_picks = cpu->decode_rows * s->experts_used;
+    const uint32_t picks = cpu->rows * s->experts_used, decode_picks = cpu->decode_rows * s->experts_used;
     uint32_t total[NIB_MAX_EXPERTS] = {0}, next[NIB_MAX_EXPERTS];
     for (uint32_t i = 0; i < picks; i++)
         total[r->expert[i]]++;
@@ -64,8 +62,7 @@ static void group(struct nib_cpu *cpu)
 static void route(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_layer *layer)
 {
     const struct nib_shape *s = cpu->base.shape;
-    struct nib_matmul mm = {
-        .w = layer->router, .x = cpu->a.input, .bias = layer->router_bias, .y = cpu->route.logits};
+    struct nib_matmul mm = {.w = layer->router, .x = cpu->a.input, .bias = layer->router_bias, .y = cpu->route.logits};
     mm.ldy = mm.n = s->experts;
     mm.k = s->hidden;
     mm.m = cpu->rows;
@@ -73,8 +70,7 @@ static void route(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_lay
     nib_pool_barrier(&cpu->pool);
     if (worker == 0) {
         for (uint32_t i = 0; i < cpu->rows; i++)
-            choose(s, cpu->route.logits + (uint64_t)i * s->experts,
-                   cpu->route.expert + i * s->experts_used,
+            choose(s, cpu->route.logits + (uint64_t)i * s->experts, cpu->route.expert + i * s->experts_used,
                    cpu->route.weight + i * s->experts_used);
         group(cpu);
     }
@@ -83,8 +79,7 @@ static void route(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_lay
 
 /* One expert matrix for outputs [n0, n1) of all its rows. mm has w, bias, n and k; x and y of place
  * 0. `gather` says that x is by row, else by place. */
-static void expert_range(struct nib_cpu *cpu, uint32_t worker, uint32_t expert,
-                         struct nib_matmul mm, bool gather)
+static void expert_range(struct nib_cpu *cpu, uint32_t worker, uint32_t expert, struct nib_matmul mm, bool gather)
 {
     const struct nib_cpu_route *r = &cpu->route;
     const uint32_t bounds[3] = {r->begin[expert], r->prefill[expert], r->begin[expert + 1]};
@@ -135,8 +130,8 @@ static void activate(struct nib_cpu *cpu)
     while (nib_cpu_take(cpu, share, places, &first, &end)) {
         for (uint32_t p = first; p < end; p++)
             cpu->k->swiglu(cpu->a.gated + (uint64_t)p * n, cpu->a.up + (uint64_t)p * 2 * n, n);
-        cpu->k->acts_prep(cpu->a.input + first * cpu->k->acts_bytes(n),
-                          cpu->a.gated + (uint64_t)first * n, n, end - first, n);
+        cpu->k->acts_prep(cpu->a.input + first * cpu->k->acts_bytes(n), cpu->a.gated + (uint64_t)first * n, n,
+                          end - first, n);
     }
     nib_pool_barrier(&cpu->pool);
 }
@@ -145,8 +140,7 @@ void nib_cpu_moe(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_laye
 {
     const struct nib_shape *s = cpu->base.shape;
     route(cpu, worker, layer);
-    struct nib_matmul up = {
-        .w = layer->experts, .x = cpu->a.input, .bias = layer->up_bias, .y = cpu->a.up};
+    struct nib_matmul up = {.w = layer->experts, .x = cpu->a.input, .bias = layer->up_bias, .y = cpu->a.up};
     up.ldy = up.n = 2 * s->intermediate;
     up.k = s->hidden;
     experts(cpu, worker, up, true);

@@ -8,16 +8,14 @@ enum {
 };
 #define ITEM_BYTES_MIN (64u << 10) /* weights of an item: enough for the memory to stream */
 
-struct nib_cpu_share nib_cpu_share_outputs(const struct nib_cpu *cpu, uint32_t n,
-                                           uint64_t row_bytes, uint32_t peers)
+struct nib_cpu_share nib_cpu_share_outputs(const struct nib_cpu *cpu, uint32_t n, uint64_t row_bytes, uint32_t peers)
 {
     uint64_t want = nib_div_up((uint64_t)cpu->pool.threads * ITEMS_PER_THREAD, peers);
     uint64_t per = nib_div_up(n, want);
     uint64_t least = nib_div_up(ITEM_BYTES_MIN, row_bytes);
     if (per < least)
         per = least;
-    per =
-        nib_round_up(nib_round_up(per, 16), cpu->k->tile_n); /* 16 fp32: a cache line of outputs */
+    per = nib_round_up(nib_round_up(per, 16), cpu->k->tile_n); /* 16 fp32: a cache line of outputs */
     return (struct nib_cpu_share){.per = (uint32_t)per, .items = (uint32_t)nib_div_up(n, per)};
 }
 
@@ -25,12 +23,10 @@ struct nib_cpu_share nib_cpu_share_rows(const struct nib_cpu *cpu, uint32_t rows
 {
     uint64_t per = nib_div_up(rows, (uint64_t)cpu->pool.threads * ITEMS_PER_THREAD);
     per = per > ITEM_ROWS ? ITEM_ROWS : per;
-    return (struct nib_cpu_share){.per = (uint32_t)per,
-                                  .items = rows ? (uint32_t)nib_div_up(rows, per) : 0};
+    return (struct nib_cpu_share){.per = (uint32_t)per, .items = rows ? (uint32_t)nib_div_up(rows, per) : 0};
 }
 
-bool nib_cpu_take(struct nib_cpu *cpu, struct nib_cpu_share share, uint32_t n, uint32_t *ret_first,
-                  uint32_t *ret_end)
+bool nib_cpu_take(struct nib_cpu *cpu, struct nib_cpu_share share, uint32_t n, uint32_t *ret_first, uint32_t *ret_end)
 {
     uint32_t item = nib_pool_take(&cpu->pool);
     if (item >= share.items)
@@ -47,8 +43,8 @@ static void add_range(float *to, const struct nib_matmul *mm, uint32_t n0, uint3
             to[i * mm->ldy + j] += mm->y[i * mm->ldy + j];
 }
 
-void nib_cpu_dense(struct nib_cpu *cpu, uint32_t worker, const struct nib_matmul *mm,
-                   uint32_t decode_rows, float *add_to)
+void nib_cpu_dense(struct nib_cpu *cpu, uint32_t worker, const struct nib_matmul *mm, uint32_t decode_rows,
+                   float *add_to)
 {
     struct nib_matmul decode = *mm, prefill = *mm;
     decode.m = decode_rows;

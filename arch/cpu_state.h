@@ -63,8 +63,7 @@ struct nib_cpu_span {
 };
 #define NIB_CPU_SPAN_ROWS 32 /* enough to reuse a page's keys, few enough to share out */
 
-#define NIB_CPU_RING_PAGES                                                                         \
-    (NIB_MAX_STEP_ROWS / NIB_KV_PAGE_TOKENS + 8) /* a window of 256 and the largest step */
+#define NIB_CPU_RING_PAGES (NIB_MAX_STEP_ROWS / NIB_KV_PAGE_TOKENS + 8) /* a window of 256 and the largest step */
 
 struct nib_cpu {
     struct nib_engine base; /* first: the engine contract */
@@ -111,8 +110,7 @@ struct nib_cpu {
 void nib_cpu_bind(struct nib_cpu *cpu, const struct nib_cpu_open *open);
 
 /* cpu_load.c: fills the weights from the image, on the pool. */
-enum nib_err nib_cpu_load(struct nib_cpu *cpu, const struct nib_cpu_open *open,
-                          struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_cpu_load(struct nib_cpu *cpu, const struct nib_cpu_open *open, struct nib_msg *msg) NIB_CHECKED;
 
 static inline uint32_t *nib_cpu_seen(struct nib_cpu *cpu, uint32_t slot)
 {
@@ -134,8 +132,7 @@ void nib_cpu_forward(void *cpu, uint32_t worker);
 
 /* Norms rows [first, end) of a.x into a.normed by w and prepares them in a.input, row `to` of it
  * and on. */
-void nib_cpu_norm_rows(struct nib_cpu *cpu, const uint16_t *w, uint32_t first, uint32_t end,
-                       uint32_t to);
+void nib_cpu_norm_rows(struct nib_cpu *cpu, const uint16_t *w, uint32_t first, uint32_t end, uint32_t to);
 
 /* cpu_moe.c, all workers: from the prepared rows in a.input to the experts' outputs in a.down; ends
  * at a barrier. Then nib_cpu_combine adds one row's weighted experts to a.x, best expert first. */
@@ -154,18 +151,16 @@ struct nib_cpu_share {
 
 /* n outputs of a matrix whose rows have row_bytes bytes, when `peers` such matrices are shared out
  * together. */
-struct nib_cpu_share nib_cpu_share_outputs(const struct nib_cpu *cpu, uint32_t n,
-                                           uint64_t row_bytes, uint32_t peers);
+struct nib_cpu_share nib_cpu_share_outputs(const struct nib_cpu *cpu, uint32_t n, uint64_t row_bytes, uint32_t peers);
 struct nib_cpu_share nib_cpu_share_rows(const struct nib_cpu *cpu, uint32_t rows);
 
 /* The next item of a phase, as [*ret_first, *ret_end) of n; false when there is none. */
-bool nib_cpu_take(struct nib_cpu *cpu, struct nib_cpu_share share, uint32_t n, uint32_t *ret_first,
-                  uint32_t *ret_end);
+bool nib_cpu_take(struct nib_cpu *cpu, struct nib_cpu_share share, uint32_t n, uint32_t *ret_first, uint32_t *ret_end);
 
 /* y = x W^T + b for all rows of mm, the first decode_rows by gemv, the others by gemm; when add_to
  * is not NULL the result is also added to it, [m][ldy]. All workers; the caller puts barriers
  * around it. */
-void nib_cpu_dense(struct nib_cpu *cpu, uint32_t worker, const struct nib_matmul *mm,
-                   uint32_t decode_rows, float *add_to);
+void nib_cpu_dense(struct nib_cpu *cpu, uint32_t worker, const struct nib_matmul *mm, uint32_t decode_rows,
+                   float *add_to);
 
 #endif

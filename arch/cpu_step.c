@@ -9,11 +9,10 @@ static void append(struct nib_cpu *cpu, uint32_t step_row)
     const struct nib_row *rows = cpu->step->rows;
     uint32_t row = cpu->rows++;
     cpu->order[row] = step_row;
-    struct nib_cpu_span *last = &cpu->spans[cpu->spans_count - 1];
     bool follows = row > 0 && step_row > 0 && cpu->order[row - 1] == step_row - 1 &&
                    rows[step_row - 1].slot == rows[step_row].slot;
-    if (follows && last->rows < NIB_CPU_SPAN_ROWS)
-        last->rows++;
+    if (follows && cpu->spans[cpu->spans_count - 1].rows < NIB_CPU_SPAN_ROWS)
+        cpu->spans[cpu->spans_count - 1].rows++;
     else
         cpu->spans[cpu->spans_count++] = (struct nib_cpu_span){.row = row, .rows = 1};
 }

@@ -105,8 +105,7 @@ static int start_all(struct nib_pool *pool)
 enum nib_err nib_pool_open(struct nib_pool *pool, uint32_t threads, struct nib_msg *msg)
 {
     if (threads == 0 || threads > NIB_MAX_THREADS)
-        return nib_fail(msg, NIB_E_ARG, "threads is %u, allowed is 1 to %d", threads,
-                        NIB_MAX_THREADS);
+        return nib_fail(msg, NIB_E_ARG, "threads is %u, allowed is 1 to %d", threads, NIB_MAX_THREADS);
     memset(pool, 0, sizeof *pool);
     pool->threads = threads;
     pool->started = 1;
@@ -119,11 +118,9 @@ enum nib_err nib_pool_open(struct nib_pool *pool, uint32_t threads, struct nib_m
     if (rc == 0)
         return NIB_OK;
     uint32_t got = pool->started;
-    atomic_store(&pool->meeting,
-                 got); /* those that run wait at their first barrier: ours completes it */
+    atomic_store(&pool->meeting, got); /* those that run wait at their first barrier: ours completes it */
     nib_pool_close(pool);
-    return nib_fail(msg, NIB_E_NOMEM, "the system started %u of %u worker threads (error %d)", got,
-                    threads, rc);
+    return nib_fail(msg, NIB_E_NOMEM, "the system started %u of %u worker threads (error %d)", got, threads, rc);
 }
 
 void nib_pool_close(struct nib_pool *pool)

@@ -32,7 +32,7 @@ struct nib_pool {
     bool quit;
     nib_pool_fn *fn;
     void *arg;
-    atomic_uint meeting; /* workers a barrier waits for: threads, or fewer when open fails */
+    atomic_uint meeting;                            /* workers a barrier waits for: threads, or fewer when open fails */
     _Alignas(64) atomic_uint phase;                 /* barriers passed; what sleepers wait on */
     _Alignas(64) atomic_uint arrived;               /* workers at the barrier */
     _Alignas(64) atomic_uint sleeping;              /* workers asleep at it */
@@ -42,8 +42,7 @@ struct nib_pool {
 
 /* Starts threads - 1 threads with all signals blocked. NIB_E_ARG: threads is 0 or above
  * NIB_MAX_THREADS. NIB_E_NOMEM: the system refused one; none is left running. */
-enum nib_err nib_pool_open(struct nib_pool *pool, uint32_t threads,
-                           struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_pool_open(struct nib_pool *pool, uint32_t threads, struct nib_msg *msg) NIB_CHECKED;
 
 /* Ends and joins the threads. Not inside a run. */
 void nib_pool_close(struct nib_pool *pool);

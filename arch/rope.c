@@ -17,7 +17,7 @@ void nib_rope_frequencies(float ret_freq[NIB_ROPE_PAIRS])
     const double high = fmin(correction_pair(NIB_ROPE_BETA_SLOW), NIB_HEAD_DIM - 1);
     for (uint32_t i = 0; i < NIB_ROPE_PAIRS; i++) {
         float wave = (float)pow(NIB_ROPE_THETA, 2.0 * i / NIB_HEAD_DIM);
-        float own = 1.0f / wave; /* the frequency as trained on short contexts */
+        float own = 1.0f / wave;                                    /* the frequency as trained on short contexts */
         float stretched = 1.0f / ((float)NIB_ROPE_FACTOR * wave);   /* 32 times slower */
         float ramp = ((float)i - (float)low) / (float)(high - low); /* 0: own, 1: stretched */
         ramp = fminf(fmaxf(ramp, 0), 1);

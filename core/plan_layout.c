@@ -150,7 +150,8 @@ static void add_activations(struct builder *b)
     uint64_t e = row->acts_elem_bytes;
     uint64_t acts = max3(rows * row->acts_bytes(s->hidden), rows * row->acts_bytes(nib_q_dim(s)),
                          picks * row->acts_bytes(s->intermediate));
-    uint64_t route = rows * s->experts * 4 + picks * 16 + (s->experts + 1) * 8ull;
+    uint64_t route =
+        nib_round_up(rows * s->experts * 4, 64) + 4 * nib_round_up(picks * 4, 64) + (s->experts + 1) * 8ull;
     uint64_t head_rows = d->slots < rows ? d->slots : rows;
     uint64_t widest = max3(s->hidden, nib_q_dim(s), s->intermediate);
     uint64_t thread = row->gemm_scratch_bytes((uint32_t)widest);

@@ -13,8 +13,7 @@
 #include "core/limits.h"
 #include "core/mx.h"
 
-#define HEAD_PAGE                                                                                  \
-    ((uint64_t)NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM) /* elements of one head's keys in a page */
+#define HEAD_PAGE ((uint64_t)NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM) /* elements of one head's keys in a page */
 
 uint64_t nib_ref_kv_page_bytes(uint32_t kv_heads)
 {

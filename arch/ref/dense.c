@@ -10,8 +10,7 @@ uint64_t nib_ref_dense_bytes(uint32_t n, uint32_t k)
     return nib_round_up((uint64_t)n * k * sizeof(uint16_t), 64);
 }
 
-void nib_ref_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k, uint32_t n0,
-                          uint32_t n1)
+void nib_ref_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k, uint32_t n0, uint32_t n1)
 {
     (void)n;
     uint64_t first = (uint64_t)n0 * k, count = (uint64_t)(n1 - n0) * k;

@@ -23,8 +23,8 @@ uint64_t nib_ref_mx_bytes(uint32_t n, uint32_t k)
     return nib_round_up((uint64_t)n * (k / NIB_MX_BLOCK) * (NIB_MXFP4_BLOCK_BYTES + 1), 64);
 }
 
-void nib_ref_mx_repack(void *dst, const uint8_t *blocks, const uint8_t *scales, uint32_t n,
-                       uint32_t k, uint32_t n0, uint32_t n1)
+void nib_ref_mx_repack(void *dst, const uint8_t *blocks, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
+                       uint32_t n1)
 {
     const uint64_t groups = k / NIB_MX_BLOCK;
     const uint64_t first = n0 * groups, count = (n1 - n0) * groups;

@@ -1,0 +1,363 @@
+/* tests/kernels/engine_test.c: the promises of core/engine.h, shown on the reference kernels bit for bit: a row's
+ * result does not depend on chunks, neighbours, pages, threads, or on what memory held before. */
+#include <math.h>
+
+#include "tests/engine_fixture.h"
+
+enum { VOCAB = 288, LONG = 420 };
+
+static const struct fixture_options nano = {.shape = "nano",
+                                            .kernels = &nib_kernels_ref,
+                                            .seed = 11,
+                                            .ctx_tokens = 512,
+                                            .slots = 3,
+                                            .step_rows_max = 64,
+                                            .threads = 2};
+static struct fixture f, g; /* large: not on the stack */
+static uint32_t tokens[2048];
+static float want[VOCAB], got[NIB_MAX_SLOTS * VOCAB];
+
+static void expect_same(const float *a, const float *b)
+{
+    for (uint32_t i = 0; i < VOCAB; i++)
+        ck_assert_msg(isfinite(a[i]) && memcmp(&a[i], &b[i], sizeof a[i]) == 0, "logit %u: %a and %a", i, (double)a[i],
+                      (double)b[i]);
+}
+
+/* Past the window (128), past the ring of the small engine (4 pages, 256 tokens), any chunks, token by token as prompt
+ * and as answer: the same bits as one step of all rows. */
+START_TEST(chunks_do_not_matter)
+{
+    struct fixture_options one = nano;
+    one.step_rows_max = 512;
+    fixture_open(&f, &one);
+    fixture_tokens(f.image.shape, 1, tokens, LONG);
+    fixture_prefill(&f, 0, tokens, 0, LONG, LONG, want);
+    fixture_close(&f);
+
+    fixture_open(&f, &nano);
+    ck_assert_uint_eq(f.plan.ring_pages, 4);
+    const uint32_t chunks[] = {64, 63, 17, 5, 1};
+    for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
+        fixture_prefill(&f, (uint32_t)i % 3, tokens, 0, LONG, chunks[i], got);
+        expect_same(got, want);
+    }
+    fixture_prefill(&f, 1, tokens, 0, 1, 1, NULL);
+    for (uint32_t p = 1; p < LONG; p++)
+        fixture_decode(&f, 1, p, tokens[p], got);
+    expect_same(got, want);
+    fixture_close(&f);
+}
+END_TEST
+
+/* Slot 1's sequence among a prefill before it and an answer after it, which change all the time. */
+START_TEST(neighbours_do_not_matter)
+{
+    enum { COUNT = 150 };
+    fixture_open(&f, &nano);
+    fixture_tokens(f.image.shape, 2, tokens, 512);
+    fixture_prefill(&f, 1, tokens, 0, COUNT, 20, want);
+
+    uint32_t other = 0, third = 1;
+    fixture_prefill(&f, 2, tokens + 7, 0, 1, 1, NULL);
+    for (uint32_t p = 0; p < COUNT;) {
+        fixture_begin(&f);
+        for (uint32_t n = 1 + p % 13; n > 0; n--, other++)
+            fixture_row(&f, 0, other, tokens[511 - other], n == 1 ? NIB_ROW_LOGITS : 0);
+        for (uint32_t n = 1 + p % 11; n > 0 && p < COUNT; n--, p++)
+            fixture_row(&f, 1, p, tokens[p], p + 1 == COUNT ? NIB_ROW_LOGITS : 0);
+        fixture_row(&f, 2, third, tokens[third + 7], NIB_ROW_DECODE | NIB_ROW_LOGITS);
+        third++;
+        fixture_run(&f, got);
+    }
+    ck_assert_uint_eq(f.out.count, 3);
+    ck_assert_uint_eq(f.out.sampled[1].slot, 1);
+    expect_same(got + VOCAB, want);
+
+    /* and as a decode row between them */
+    uint32_t answer = fixture_decode(&f, 1, COUNT, 5, want);
+    fixture_begin(&f);
+    fixture_row(&f, 0, other, 3, NIB_ROW_LOGITS);
+    fixture_row(&f, 1, COUNT, 5, NIB_ROW_DECODE | NIB_ROW_LOGITS);
+    fixture_row(&f, 2, third, 4, NIB_ROW_DECODE | NIB_ROW_LOGITS);
+    fixture_run(&f, got);
+    expect_same(got + VOCAB, want);
+    ck_assert_uint_eq(f.out.sampled[1].token, answer);
+    fixture_close(&f);
+}
+END_TEST
+
+START_TEST(pages_do_not_matter)
+{
+    enum { COUNT = 300 };
+    fixture_open(&f, &nano);
+    fixture_tokens(f.image.shape, 3, tokens, COUNT);
+    fixture_prefill(&f, 0, tokens, 0, COUNT, 64, want);
+    uint64_t seed = nib_test_seed();
+    for (int round = 0; round < 5; round++) {
+        /* a shuffle of the whole pool; slot 0 takes the first pages */
+        static uint32_t pool[24];
+        ck_assert_uint_eq(f.plan.dims.kv_pages, 24);
+        for (uint32_t i = 0; i < 24; i++)
+            pool[i] = i;
+        for (uint32_t i = 23; i > 0; i--) {
+            uint32_t j = (uint32_t)(nib_test_rand(&seed) % (i + 1)), t = pool[i];
+            pool[i] = pool[j];
+            pool[j] = t;
+        }
+        f.tables[0] = (struct nib_kv_table){.pages = pool, .pages_count = 5 + (uint32_t)round % 4};
+        fixture_prefill(&f, 0, tokens, 0, COUNT, 64, got);
+        expect_same(got, want);
+    }
+    fixture_close(&f);
+}
+END_TEST
+
+START_TEST(memory_before_does_not_matter)
+{
+    enum { COUNT = 200 };
+    fixture_open(&f, &nano);
+    fixture_open(&g, &nano);
+    fixture_tokens(f.image.shape, 4, tokens, 512);
+    fixture_prefill(&f, 0, tokens, 0, COUNT, 64, want);
+
+    /* g: a longer sequence in the same slot before, and NaN in everything that is not live before each step */
+    fixture_prefill(&g, 0, tokens + 100, 0, 400, 64, NULL);
+    g.poison = true;
+    fixture_prefill(&g, 0, tokens, 0, COUNT, 64, got);
+    expect_same(got, want);
+    fixture_decode(&f, 0, COUNT, 9, want);
+    fixture_decode(&g, 0, COUNT, 9, got);
+    expect_same(got, want);
+    fixture_close(&f);
+    fixture_close(&g);
+}
+END_TEST
+
+START_TEST(threads_do_not_matter)
+{
+    fixture_tokens(nib_shape_find("tiny"), 5, tokens, 140);
+    static float first[512], other[512];
+    struct fixture_options o = nano;
+    o.shape = "tiny";
+    for (uint32_t threads = 1; threads <= 3; threads++) {
+        o.threads = threads;
+        fixture_open(&f, &o);
+        fixture_prefill(&f, 0, tokens, 0, 140, 64, threads == 1 ? first : other);
+        if (threads > 1)
+            ck_assert_mem_eq(first, other, sizeof first);
+        fixture_close(&f);
+    }
+}
+END_TEST
+
+START_TEST(feedback_is_the_last_token)
+{
+    fixture_open(&f, &nano);
+    fixture_tokens(f.image.shape, 6, tokens, 10);
+    for (uint32_t s = 0; s < 2; s++)
+        fixture_prefill(&f, s, tokens, 0, 10, 10, NULL);
+    uint32_t token = f.out.sampled[0].token;
+    for (uint32_t p = 10; p < 30; p++) {
+        fixture_begin(&f);
+        fixture_row(&f, 0, p, token, NIB_ROW_DECODE | NIB_ROW_LOGITS);
+        fixture_row(&f, 1, p, 0xffffffff, NIB_ROW_DECODE | NIB_ROW_LOGITS | NIB_ROW_FEEDBACK);
+        fixture_run(&f, got);
+        expect_same(got, got + VOCAB);
+        ck_assert_uint_eq(f.out.sampled[0].token, f.out.sampled[1].token);
+        token = f.out.sampled[0].token;
+    }
+    fixture_close(&f);
+}
+END_TEST
+
+static void try_bad(const struct nib_row *row)
+{
+    struct nib_msg msg = {""};
+    fixture_begin(&f);
+    f.step.rows[f.step.rows_count++] = *row;
+    ck_assert_int_eq(f.engine->ops->submit(f.engine, &f.step, &msg), NIB_E_ARG);
+    ck_assert_uint_gt(strlen(msg.text), 0);
+    ck_assert_int_eq(f.engine->ops->collect(f.engine, &f.out, &msg), NIB_E_STATE);
+}
+
+START_TEST(a_step_that_breaks_a_rule_changes_nothing)
+{
+    fixture_open(&f, &nano);
+    fixture_tokens(f.image.shape, 7, tokens, 40);
+    fixture_prefill(&f, 0, tokens, 0, 30, 30, NULL);
+    fixture_decode(&f, 0, 30, 1, want);
+    fixture_prefill(&f, 0, tokens, 0, 30, 30, NULL);
+    const struct nib_row bad[] = {
+        {.token = VOCAB, .pos = 5, .slot = 0},            /* no such token */
+        {.token = 1, .pos = 5, .slot = 3},                /* no such slot */
+        {.token = 1, .pos = 512, .slot = 0},              /* past the context */
+        {.token = 1, .pos = 5, .slot = 0, .flags = 0x80}, /* no such flag */
+        {.token = 1, .pos = 0, .slot = 0},                /* a beginning without FIRST */
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        try_bad(&bad[i]);
+    f.tables[0].pages_count = 1;
+    try_bad(&(struct nib_row){.token = 1, .pos = 64, .slot = 0}); /* no page there */
+    f.tables[0].pages_count = 8;
+    fixture_begin(&f);
+    struct nib_msg msg;
+    ck_assert_int_eq(f.engine->ops->submit(f.engine, &f.step, &msg), NIB_E_ARG); /* no rows */
+    fixture_decode(&f, 0, 30, 1, got);
+    expect_same(got, want);
+    fixture_close(&f);
+}
+END_TEST
+
+START_TEST(a_result_is_collected_once)
+{
+    struct nib_msg msg;
+    fixture_open(&f, &nano);
+    ck_assert_int_eq(f.engine->ops->collect(f.engine, &f.out, &msg), NIB_E_STATE);
+    fixture_begin(&f);
+    fixture_row(&f, 0, 0, 1, NIB_ROW_LOGITS);
+    ck_assert_int_eq(f.engine->ops->submit(f.engine, &f.step, &msg), NIB_OK);
+    ck_assert_int_eq(f.engine->ops->submit(f.engine, &f.step, &msg), NIB_E_STATE);
+    ck_assert_int_eq(f.engine->ops->collect(f.engine, &f.out, &msg), NIB_OK);
+    ck_assert_uint_eq(f.out.count, 1);
+    ck_assert_int_eq(f.engine->ops->collect(f.engine, &f.out, &msg), NIB_E_STATE);
+    fixture_begin(&f);
+    fixture_row(&f, 0, 1, 1, 0); /* nobody wants a token */
+    fixture_run(&f, NULL);
+    ck_assert_uint_eq(f.out.count, 0);
+    fixture_close(&f);
+}
+END_TEST
+
+/* Token 7's embedding is a NaN. */
+static void spoil_token(uint8_t *base, const struct nib_image *image)
+{
+    uint8_t *row = base + nib_image_tensor(image, NIB_T_EMBED, 0)->offset + 7ull * image->shape->hidden * 2;
+    row[0] = 0xc0;
+    row[1] = 0x7f;
+}
+
+START_TEST(a_nan_fails_its_own_row)
+{
+    struct fixture_options o = nano;
+    o.patch = spoil_token;
+    fixture_open(&f, &o);
+    for (uint32_t i = 0; i < 40; i++)
+        tokens[i] = 8 + i;
+    fixture_prefill(&f, 1, tokens, 0, 20, 20, want);
+    ck_assert(!f.out.sampled[0].failed);
+    fixture_begin(&f);
+    fixture_row(&f, 0, 0, 7, NIB_ROW_LOGITS);
+    for (uint32_t p = 0; p < 20; p++)
+        fixture_row(&f, 1, p, tokens[p], p == 19 ? NIB_ROW_LOGITS : 0);
+    fixture_run(&f, got);
+    ck_assert(f.out.sampled[0].failed);
+    ck_assert(!f.out.sampled[1].failed);
+    expect_same(got + VOCAB, want);
+    /* the slot is clean again for the next sequence */
+    fixture_prefill(&f, 0, tokens, 0, 20, 20, got);
+    ck_assert(!f.out.sampled[0].failed);
+    expect_same(got, want);
+    fixture_close(&f);
+}
+END_TEST
+
+START_TEST(prompt_and_answer_tokens_are_counted)
+{
+    fixture_open(&f, &nano);
+    fixture_tokens(f.image.shape, 8, tokens, 40);
+    f.sampling[0].presence_penalty = 100; /* no answer token comes twice */
+    bool seen[VOCAB] = {false};
+    fixture_prefill(&f, 0, tokens, 0, 40, 40, NULL);
+    for (uint32_t p = 40; p < 140; p++) {
+        uint32_t token = f.out.sampled[0].token;
+        ck_assert(!seen[token]);
+        seen[token] = true;
+        fixture_decode(&f, 0, p, token, NULL);
+    }
+    /* the same answer again after FIRST: the counts were forgotten */
+    fixture_prefill(&f, 0, tokens, 0, 40, 40, NULL);
+    uint32_t again = f.out.sampled[0].token;
+    f.sampling[1].presence_penalty = 100;
+    fixture_prefill(&f, 1, tokens, 0, 40, 40, NULL);
+    ck_assert_uint_eq(f.out.sampled[0].token, again);
+    /* repetition counts the prompt: bias makes a prompt token win, the penalty takes that away again */
+    f.sampling[2].bias_count = 1;
+    f.sampling[2].bias[0] = (struct nib_bias){.token = tokens[3], .bias = 100};
+    fixture_prefill(&f, 2, tokens, 0, 40, 40, NULL);
+    ck_assert_uint_eq(f.out.sampled[0].token, tokens[3]);
+    f.sampling[2].repetition_penalty = 100;
+    fixture_prefill(&f, 2, tokens, 0, 40, 40, NULL);
+    ck_assert_uint_ne(f.out.sampled[0].token, tokens[3]);
+    fixture_close(&f);
+}
+END_TEST
+
+static uint64_t progress_last, progress_calls;
+
+static void note_progress(void *arg, uint64_t done, uint64_t total)
+{
+    ck_assert_ptr_eq(arg, &f);
+    ck_assert_uint_ge(done, progress_last);
+    ck_assert_uint_le(done, total);
+    progress_last = done;
+    progress_calls++;
+}
+
+START_TEST(load_reports_and_checks)
+{
+    struct nib_msg msg = {""};
+    struct nib_engine *engine = NULL;
+    fixture_prepare(&f, &nano);
+    struct nib_cpu_open open = fixture_args(&f, &nano);
+    open.progress = note_progress;
+    open.progress_arg = &f;
+    ck_assert_int_eq(nib_cpu_engine_open(&open, &engine, &msg), NIB_OK);
+    engine->ops->close(engine);
+    uint64_t weights = 0;
+    for (uint32_t i = 0; i < f.image.tensor_count; i++)
+        weights += f.image.tensors[i].bytes;
+    ck_assert_uint_eq(progress_last, weights - 2); /* all but the two blobs of one byte */
+
+    open.progress = NULL;
+    for (uint32_t i = 0; i < f.image.tensor_count - 2; i++) {
+        const struct nib_tensor *t = &f.image.tensors[i];
+        uint8_t *last = f.image_base + t->offset + t->bytes - 1;
+        *last ^= 1;
+        engine = NULL;
+        ck_assert_int_eq(nib_cpu_engine_open(&open, &engine, &msg), NIB_E_HASH);
+        ck_assert_ptr_null(engine);
+        ck_assert_msg(strstr(msg.text, t->name) != NULL, "%s: %s", t->name, msg.text);
+        *last ^= 1;
+    }
+    struct nib_plan other = f.plan;
+    other.shape = nib_shape_find("tiny");
+    open.plan = &other;
+    ck_assert_int_eq(nib_cpu_engine_open(&open, &engine, &msg), NIB_E_ARG);
+    fixture_close(&f);
+}
+END_TEST
+
+START_TEST(banned_ids_are_never_sampled)
+{
+    fixture_prepare(&f, &nano);
+    static uint32_t banned[VOCAB / 32];
+    struct nib_cpu_open open = fixture_args(&f, &nano);
+    memset(banned, 0xff, sizeof banned);
+    banned[200 / 32] &= ~(1u << 200 % 32);
+    open.banned = banned;
+    ck_assert_int_eq(nib_cpu_engine_open(&open, &f.engine, NULL), NIB_OK);
+    memset(banned, 0, sizeof banned); /* the engine has its own copy */
+    static const uint32_t pages[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    f.tables[0] = (struct nib_kv_table){.pages = pages, .pages_count = 8};
+    nib_sample_defaults(&f.sampling[0]);
+    fixture_prefill(&f, 0, (const uint32_t[]){1, 2, 3}, 0, 3, 3, NULL);
+    ck_assert_uint_eq(f.out.sampled[0].token, 200);
+    fixture_close(&f);
+}
+END_TEST
+
+NIB_SUITE(engine, chunks_do_not_matter, neighbours_do_not_matter, pages_do_not_matter, memory_before_does_not_matter,
+          threads_do_not_matter, feedback_is_the_last_token, a_step_that_breaks_a_rule_changes_nothing,
+          a_result_is_collected_once, a_nan_fails_its_own_row, prompt_and_answer_tokens_are_counted,
+          load_reports_and_checks, banned_ids_are_never_sampled)
