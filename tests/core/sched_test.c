@@ -1,0 +1,619 @@
+/* tests/core/sched_test.c: the scheduler's promises one at a time, with results made by hand. Long
+ * random lives are in sim_test. */
+#include "core/sched.h"
+
+#include "core/sample.h"
+#include "tests/harness.h"
+
+#define VOCAB 1000u
+#define STOP  999u
+
+static _Alignas(64) uint8_t memory[4u << 20];
+static struct nib_sched *sched;
+static struct nib_sched_config config;
+static struct nib_step step;
+static struct nib_step_out out;
+static struct nib_sched_event events[NIB_MAX_QUEUE + NIB_MAX_SLOTS];
+static uint32_t events_count;
+static uint32_t prompt[4096];
+static uint64_t now_ms;
+
+static void open_sched(uint32_t slots, uint32_t pages, uint32_t rows, uint32_t steps_ahead)
+{
+    config = (struct nib_sched_config){.dims = {.slots = slots,
+                                                .ctx_tokens = 4096,
+                                                .kv_pages = pages,
+                                                .step_rows_max = rows,
+                                                .steps_ahead = steps_ahead},
+                                       .vocab = VOCAB,
+                                       .queue_max = 32,
+                                       .prompt_tokens_max = 64 * NIB_PROMPT_CHUNK_TOKENS,
+                                       .prefill_rows_max = rows};
+    for (uint32_t i = 0; i < 4096; i++)
+        prompt[i] = i % VOCAB;
+}
+
+static void begin_sched(void)
+{
+    struct nib_arena arena;
+    size_t bytes = nib_sched_bytes(&config);
+    ck_assert_uint_le(bytes, sizeof memory);
+    nib_arena_init(&arena, memory, bytes); /* exactly what was planned */
+    ck_assert_int_eq(nib_sched_init(&arena, &config, &sched, NULL), NIB_OK);
+}
+
+static enum nib_err try_submit(uint32_t uid, uint32_t prompt_tokens, uint32_t answer_tokens, struct nib_handle *ret)
+{
+    struct nib_sampling sampling;
+    nib_sample_defaults(&sampling);
+    struct nib_request request = {.prompt = prompt,
+                                  .prompt_tokens = prompt_tokens,
+                                  .answer_tokens_max = answer_tokens,
+                                  .uid = uid,
+                                  .stop_count = 1,
+                                  .stop = {STOP},
+                                  .tag = 7,
+                                  .sampling = &sampling};
+    return nib_sched_submit(sched, &request, ret, NULL);
+}
+
+static struct nib_handle submit(uint32_t uid, uint32_t prompt_tokens, uint32_t answer_tokens)
+{
+    struct nib_handle handle;
+    ck_assert_int_eq(try_submit(uid, prompt_tokens, answer_tokens, &handle), NIB_OK);
+    return handle;
+}
+
+static void next(void)
+{
+    ck_assert_int_eq(nib_sched_next_step(sched, now_ms, &step, events, &events_count), NIB_OK);
+    ck_assert(nib_sched_check(sched));
+}
+
+/* Results for `from`: every wanted token is `token`. */
+static void finish(const struct nib_step *from, uint32_t token)
+{
+    out.serial = from->serial;
+    out.count = 0;
+    for (uint32_t i = 0; i < from->rows_count; i++)
+        if (from->rows[i].flags & NIB_ROW_LOGITS)
+            out.sampled[out.count++] = (struct nib_sampled){.token = token, .slot = from->rows[i].slot};
+    ck_assert_int_eq(nib_sched_finish_step(sched, now_ms, &out, events, &events_count), NIB_OK);
+    ck_assert(nib_sched_check(sched));
+}
+
+static struct nib_sched_stats stats(void)
+{
+    struct nib_sched_stats s;
+    nib_sched_stats(sched, &s);
+    return s;
+}
+
+static uint32_t rows_of(uint32_t slot)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < step.rows_count; i++)
+        count += step.rows[i].slot == slot;
+    return count;
+}
+
+/* Runs until the next request ends; its handle. */
+static struct nib_handle run_to_end(void)
+{
+    for (int i = 0; i < 1000; i++) {
+        next();
+        ck_assert_uint_eq(events_count, 0);
+        finish(&step, 1);
+        for (uint32_t k = 0; k < events_count; k++)
+            if (events[k].finish != NIB_FINISH_NONE)
+                return events[k].handle;
+    }
+    ck_abort_msg("nothing ended");
+    return (struct nib_handle){0};
+}
+
+/* ---- rows ---- */
+
+START_TEST(one_request_is_fed_and_decoded)
+{
+    open_sched(2, 8, 4, 1);
+    begin_sched();
+    struct nib_handle handle = submit(1, 6, 3);
+    next();
+    ck_assert_uint_eq(step.rows_count, 4);
+    ck_assert_uint_eq(step.serial, 1);
+    for (uint32_t i = 0; i < 4; i++) {
+        ck_assert_uint_eq(step.rows[i].token, i);
+        ck_assert_uint_eq(step.rows[i].pos, i);
+        ck_assert_uint_eq(step.rows[i].flags, i == 0 ? NIB_ROW_FIRST : 0);
+    }
+    finish(&step, 0);
+    ck_assert_uint_eq(events_count, 0);
+    next();
+    ck_assert_uint_eq(step.rows_count, 2);
+    ck_assert_uint_eq(step.rows[1].flags, NIB_ROW_LOGITS); /* a prompt row, however few there are */
+    finish(&step, 40);
+    ck_assert_uint_eq(events_count, 1);
+    ck_assert(events[0].sampled->token == 40 && events[0].answer_tokens == 1);
+    ck_assert(events[0].handle.index == handle.index && events[0].tag == 7);
+    for (uint32_t i = 0; i < 2; i++) {
+        next();
+        ck_assert_uint_eq(step.rows_count, 1);
+        ck_assert_uint_eq(step.rows[0].token, 40 + i);
+        ck_assert_uint_eq(step.rows[0].pos, 6 + i);
+        ck_assert_uint_eq(step.rows[0].flags, NIB_ROW_LOGITS | NIB_ROW_DECODE);
+        finish(&step, 41 + i);
+        ck_assert_int_eq(events[0].finish, i == 1 ? NIB_FINISH_LENGTH : NIB_FINISH_NONE);
+    }
+    next();
+    ck_assert_uint_eq(step.rows_count, 0);
+    ck_assert_uint_eq(step.serial, 0);
+    ck_assert_uint_eq(stats().pages_used, 0);
+    ck_assert_uint_eq(stats().finished, 1);
+}
+END_TEST
+
+START_TEST(a_step_ahead_feeds_back_and_drops_what_follows_a_stop)
+{
+    open_sched(1, 8, 8, 2);
+    begin_sched();
+    submit(1, 2, 10);
+    struct nib_step first, second;
+    next();
+    first = step;
+    next();
+    second = step;
+    ck_assert_uint_eq(second.rows[0].flags, NIB_ROW_LOGITS | NIB_ROW_DECODE | NIB_ROW_FEEDBACK);
+    ck_assert_uint_eq(second.rows[0].pos, 2);
+    ck_assert_int_eq(nib_sched_next_step(sched, 0, &step, events, &events_count), NIB_E_STATE);
+    finish(&first, 5);
+    next();
+    struct nib_step third = step;
+    ck_assert(third.rows[0].flags & NIB_ROW_FEEDBACK);
+    finish(&second, STOP);
+    ck_assert_uint_eq(events_count, 1);
+    ck_assert_int_eq(events[0].finish, NIB_FINISH_STOP);
+    ck_assert_uint_eq(events[0].sampled->token, STOP);
+    ck_assert_uint_eq(events[0].answer_tokens, 2);
+    ck_assert_uint_eq(stats().closing, 1); /* the third step still has rows of the slot */
+    ck_assert_uint_gt(stats().pages_used, 0);
+    submit(1, 2, 10);
+    next();
+    ck_assert_uint_eq(step.rows_count, 0);
+    finish(&third, 6);
+    ck_assert_uint_eq(events_count, 0);
+    ck_assert_uint_eq(stats().tokens_dropped, 1);
+    ck_assert_uint_eq(stats().pages_used, 0);
+    next();
+    ck_assert_uint_eq(step.rows[0].flags, NIB_ROW_FIRST);
+}
+END_TEST
+
+START_TEST(two_ahead_never_begin_a_token_past_the_length)
+{
+    open_sched(1, 8, 8, 2);
+    begin_sched();
+    submit(1, 2, 2);
+    struct nib_step first, second;
+    next();
+    first = step;
+    next();
+    second = step;
+    finish(&first, 5);
+    next();
+    ck_assert_uint_eq(step.rows_count, 0);
+    finish(&second, 5);
+    ck_assert_int_eq(events[0].finish, NIB_FINISH_LENGTH);
+    ck_assert_uint_eq(stats().tokens_dropped, 0);
+}
+END_TEST
+
+START_TEST(decode_comes_first_and_prompts_keep_to_their_share)
+{
+    open_sched(4, 64, 40, 1);
+    config.prefill_rows_max = 10;
+    begin_sched();
+    submit(1, 4, 100);
+    submit(2, 4, 100);
+    next();
+    finish(&step, 1);
+    submit(3, 300, 5);
+    submit(4, 3, 5);
+    next();
+    ck_assert_uint_eq(step.rows_count, 12);
+    ck_assert(step.rows[0].flags & NIB_ROW_DECODE && step.rows[1].flags & NIB_ROW_DECODE);
+    ck_assert_uint_eq(rows_of(3), 3); /* the short prompt is not held up by the long one */
+    ck_assert_uint_eq(rows_of(2), 7); /* which has its half, and what is left over */
+    finish(&step, 1);
+    next();
+    ck_assert_uint_eq(rows_of(2), 10);
+    ck_assert_uint_eq(step.rows_count, 13);
+}
+END_TEST
+
+START_TEST(without_decode_prompts_fill_the_step)
+{
+    open_sched(3, 64, 40, 1);
+    config.prefill_rows_max = 10;
+    begin_sched();
+    submit(1, 100, 5);
+    submit(1, 50, 5);
+    submit(1, 12, 5);
+    next();
+    ck_assert_uint_eq(step.rows_count, 40);
+    ck_assert_uint_eq(rows_of(0), 20);
+    ck_assert_uint_eq(rows_of(2), 12);
+    ck_assert_uint_eq(rows_of(1), 8);
+}
+END_TEST
+
+/* ---- order ---- */
+
+START_TEST(uids_take_turns)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    struct nib_handle a[4], b[2], c;
+    for (int i = 0; i < 4; i++)
+        a[i] = submit(1, 2, 1);
+    for (int i = 0; i < 2; i++)
+        b[i] = submit(2, 2, 1);
+    c = submit(3, 2, 1);
+    const struct nib_handle want[] = {a[0], b[0], c, a[1], b[1], a[2], a[3]};
+    for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
+        struct nib_handle got = run_to_end();
+        ck_assert_msg(got.index == want[i].index, "turn %zu", i);
+    }
+}
+END_TEST
+
+START_TEST(a_newcomer_waits_one_turn_of_each_other_uid_at_most)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    for (int i = 0; i < 20; i++)
+        submit(1, 2, 1);
+    for (int i = 0; i < 5; i++)
+        run_to_end();
+    struct nib_handle late = submit(2, 2, 1);
+    uint32_t before = 0;
+    while (run_to_end().index != late.index)
+        before++;
+    ck_assert_uint_le(before, 2);
+}
+END_TEST
+
+START_TEST(newcomers_cannot_starve_a_waiting_uid)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    submit(100, 2, 1);
+    struct nib_handle waiting = submit(100, 2, 1); /* second of its uid: next round */
+    bool served = false;
+    for (uint32_t i = 0; i < 6 && !served; i++) {
+        submit(i, 2, 1); /* always another uid, each with its first request */
+        served = run_to_end().index == waiting.index;
+    }
+    ck_assert(served);
+}
+END_TEST
+
+START_TEST(a_big_request_is_overtaken_a_bounded_number_of_times)
+{
+    open_sched(2, 8, 8, 1);
+    begin_sched();
+    submit(1, 2, 400); /* 7 of 8 pages, for long */
+    next();
+    finish(&step, 1);
+    struct nib_handle big = submit(2, 2, 200); /* 4 pages: must wait */
+    for (uint32_t i = 0; i < NIB_MAX_OVERTAKEN; i++) {
+        struct nib_handle small = submit(3, 2, 1);
+        ck_assert_uint_eq(run_to_end().index, small.index);
+    }
+    ck_assert_uint_eq(stats().overtaken, NIB_MAX_OVERTAKEN);
+    struct nib_handle late = submit(3, 2, 1);
+    uint32_t ended = 0;
+    for (int i = 0; i < 450 && ended == 0; i++) {
+        next();
+        ck_assert_uint_eq(rows_of(1), 0); /* the page stays free for the big one */
+        finish(&step, 1);
+        for (uint32_t k = 0; k < events_count; k++)
+            ended += events[k].finish != NIB_FINISH_NONE;
+    }
+    ck_assert_uint_eq(ended, 1);
+    next();
+    ck_assert_uint_eq(stats().running, 2);
+    ck_assert_int_eq(nib_sched_cancel(sched, big), NIB_OK);
+    ck_assert_int_eq(nib_sched_cancel(sched, late), NIB_OK);
+}
+END_TEST
+
+/* ---- ends ---- */
+
+START_TEST(cancel_takes_effect_at_the_next_step)
+{
+    open_sched(1, 8, 2, 1);
+    begin_sched();
+    struct nib_handle running = submit(1, 5, 5), queued = submit(1, 300, 5);
+    next();
+    ck_assert_int_eq(nib_sched_cancel(sched, queued), NIB_OK);
+    ck_assert_int_eq(nib_sched_cancel(sched, queued), NIB_OK);
+    finish(&step, 1);
+    ck_assert_int_eq(nib_sched_cancel(sched, running), NIB_OK); /* in mid-prompt */
+    next();
+    ck_assert_uint_eq(events_count, 2);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(events[i].finish, NIB_FINISH_CANCELLED);
+        ck_assert_ptr_null(events[i].sampled);
+    }
+    ck_assert_uint_eq(step.rows_count, 0);
+    ck_assert(stats().pages_used == 0 && stats().prompt_tokens_held == 0);
+    ck_assert_uint_eq(stats().cancelled, 2);
+    ck_assert_int_eq(nib_sched_cancel(sched, running), NIB_E_STATE);
+    ck_assert_int_eq(nib_sched_cancel(sched, (struct nib_handle){0}), NIB_E_STATE);
+    ck_assert_int_eq(nib_sched_cancel(sched, (struct nib_handle){.index = 5000, .generation = 1}), NIB_E_STATE);
+    struct nib_handle again = submit(1, 5, 5); /* the same place, another generation */
+    ck_assert(again.index == running.index || again.index == queued.index);
+    ck_assert_int_eq(nib_sched_cancel(sched, running), NIB_E_STATE);
+    ck_assert_int_eq(nib_sched_cancel(sched, queued), NIB_E_STATE);
+}
+END_TEST
+
+/* 64 slots, each cancelled once at every answer length from 0 to 255: 16,384 points, one step ahead. Pages
+ * are back when the step that was in flight is finished. */
+START_TEST(cancel_at_every_token_of_every_slot)
+{
+    enum { SLOTS = 64, LENGTHS = 256 };
+    static struct nib_handle handle[SLOTS];
+    static uint32_t length[SLOTS], tokens[SLOTS];
+    open_sched(SLOTS, SLOTS * 5, 256, 2);
+    config.queue_max = SLOTS;
+    begin_sched();
+    for (uint32_t i = 0; i < SLOTS; i++)
+        handle[i] = submit(i, 1, LENGTHS + 2);
+    struct nib_step flight = {.serial = 0};
+    uint32_t points = 0;
+    for (uint32_t turn = 0; points < SLOTS * LENGTHS; turn++) {
+        ck_assert_uint_lt(turn, 100000);
+        ck_assert_int_eq(nib_sched_next_step(sched, 0, &step, events, &events_count), NIB_OK);
+        for (uint32_t k = 0; k < events_count; k++) {
+            ck_assert_int_eq(events[k].finish, NIB_FINISH_CANCELLED);
+            for (uint32_t i = 0; i < SLOTS; i++)
+                if (handle[i].index == events[k].handle.index && handle[i].generation == events[k].handle.generation) {
+                    ck_assert_uint_eq(events[k].answer_tokens, length[i]);
+                    tokens[i] = UINT32_MAX; /* submitted again below */
+                }
+            points++;
+        }
+        if (flight.serial)
+            finish(&flight, 1);
+        for (uint32_t k = 0; k < events_count && flight.serial; k++)
+            for (uint32_t i = 0; i < SLOTS; i++)
+                if (handle[i].index == events[k].handle.index)
+                    tokens[i] = events[k].answer_tokens;
+        ck_assert_uint_le(stats().closing, SLOTS);
+        for (uint32_t i = 0; i < SLOTS; i++) {
+            if (tokens[i] == UINT32_MAX && ++length[i] < LENGTHS) {
+                tokens[i] = 0;
+                handle[i] = submit(i, 1, LENGTHS + 2);
+            }
+            if (tokens[i] == length[i])
+                ck_assert_int_eq(nib_sched_cancel(sched, handle[i]), NIB_OK);
+        }
+        flight = step;
+    }
+    if (flight.serial)
+        finish(&flight, 1);
+    ck_assert_uint_eq(stats().cancelled, SLOTS * LENGTHS);
+    ck_assert(stats().pages_used == 0 && stats().running == 0 && stats().queued == 0);
+}
+END_TEST
+
+START_TEST(a_deadline_ends_waiting_and_running_requests)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    struct nib_sampling sampling;
+    nib_sample_defaults(&sampling);
+    struct nib_request request = {
+        .prompt = prompt, .prompt_tokens = 2, .answer_tokens_max = 50, .deadline_ms = 100, .sampling = &sampling};
+    struct nib_handle handle;
+    ck_assert_int_eq(nib_sched_submit(sched, &request, &handle, NULL), NIB_OK);
+    ck_assert_int_eq(nib_sched_submit(sched, &request, &handle, NULL), NIB_OK);
+    now_ms = 99;
+    next();
+    ck_assert_uint_eq(events_count, 0);
+    finish(&step, 1);
+    now_ms = 100;
+    next();
+    ck_assert_uint_eq(events_count, 2);
+    ck_assert_int_eq(events[0].finish, NIB_FINISH_DEADLINE);
+    ck_assert_int_eq(events[1].finish, NIB_FINISH_DEADLINE);
+    ck_assert(stats().cancelled == 2 && stats().expired == 2 && stats().pages_used == 0);
+}
+END_TEST
+
+START_TEST(failed_logits_end_their_request_only)
+{
+    open_sched(2, 8, 8, 1);
+    begin_sched();
+    struct nib_handle bad = submit(1, 2, 5);
+    submit(1, 2, 5);
+    next();
+    out.serial = step.serial;
+    out.count = 2;
+    out.sampled[0] = (struct nib_sampled){.slot = 0, .failed = true};
+    out.sampled[1] = (struct nib_sampled){.slot = 1, .token = 3};
+    ck_assert_int_eq(nib_sched_finish_step(sched, 0, &out, events, &events_count), NIB_OK);
+    ck_assert_uint_eq(events_count, 2);
+    ck_assert(events[0].finish == NIB_FINISH_FAILED && events[0].handle.index == bad.index);
+    ck_assert_ptr_null(events[0].sampled);
+    ck_assert(events[1].finish == NIB_FINISH_NONE && events[1].sampled->token == 3);
+    ck_assert(stats().failed == 1 && stats().running == 1);
+}
+END_TEST
+
+START_TEST(a_lost_engine_fails_everything)
+{
+    open_sched(2, 8, 8, 2);
+    begin_sched();
+    for (uint32_t i = 0; i < 5; i++)
+        submit(i, 2, 5);
+    next();
+    next();
+    nib_sched_abort(sched, events, &events_count);
+    ck_assert_uint_eq(events_count, 5);
+    for (uint32_t i = 0; i < 5; i++)
+        ck_assert_int_eq(events[i].finish, NIB_FINISH_FAILED);
+    ck_assert(nib_sched_check(sched));
+    ck_assert(stats().failed == 5 && stats().pages_used == 0 && stats().steps_in_flight == 0);
+    struct nib_handle handle;
+    ck_assert_int_eq(try_submit(1, 2, 2, &handle), NIB_E_STATE);
+}
+END_TEST
+
+START_TEST(draining_finishes_what_was_accepted)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    submit(1, 2, 2);
+    submit(1, 2, 2);
+    nib_sched_drain(sched);
+    struct nib_handle handle;
+    ck_assert_int_eq(try_submit(1, 2, 2, &handle), NIB_E_STATE);
+    run_to_end();
+    run_to_end();
+    ck_assert(stats().finished == 2 && stats().refused == 1 && stats().submitted == 3);
+}
+END_TEST
+
+/* ---- refusals ---- */
+
+START_TEST(submit_names_what_is_wrong_and_changes_nothing)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    struct nib_sampling sampling;
+    nib_sample_defaults(&sampling);
+    const struct nib_request good = {
+        .prompt = prompt, .prompt_tokens = 10, .answer_tokens_max = 10, .sampling = &sampling};
+    uint32_t bad_prompt[10] = {0, 1, VOCAB};
+    struct nib_request cases[9];
+    const enum nib_err want[9] = {NIB_E_ARG,   NIB_E_ARG, NIB_E_LIMIT, NIB_E_LIMIT, NIB_E_LIMIT,
+                                  NIB_E_LIMIT, NIB_E_ARG, NIB_E_ARG,   NIB_E_ARG};
+    const char *words[9] = {"0 prompt",  "0 answer", "context", "context",       "context",
+                            "KV memory", "stop",     "stop",    "prompt token 2"};
+    for (int i = 0; i < 9; i++)
+        cases[i] = good;
+    cases[0].prompt_tokens = 0;
+    cases[1].answer_tokens_max = 0;
+    cases[2].answer_tokens_max = 4087;
+    cases[3].prompt_tokens = UINT32_MAX;
+    cases[4].answer_tokens_max = UINT32_MAX;
+    cases[5].answer_tokens_max = 8 * NIB_KV_PAGE_TOKENS - 9;
+    cases[6].stop_count = NIB_MAX_STOP_TOKENS + 1;
+    cases[7].stop_count = 1;
+    cases[7].stop[0] = VOCAB;
+    cases[8].prompt = bad_prompt;
+    for (int i = 0; i < 9; i++) {
+        struct nib_handle handle = {.index = 77, .generation = 88};
+        struct nib_msg msg = {""};
+        ck_assert_int_eq(nib_sched_submit(sched, &cases[i], &handle, &msg), want[i]);
+        ck_assert_msg(strstr(msg.text, words[i]), "case %d: %s", i, msg.text);
+        ck_assert(handle.index == 77 && handle.generation == 88);
+        ck_assert(nib_sched_check(sched) && stats().prompt_tokens_held == 0);
+    }
+    sampling.temperature = -1.0f;
+    struct nib_handle handle;
+    ck_assert_int_eq(nib_sched_submit(sched, &good, &handle, NULL), NIB_E_ARG);
+    sampling.temperature = 0.0f;
+    ck_assert_int_eq(nib_sched_submit(sched, &good, &handle, NULL), NIB_OK);
+    ck_assert(stats().refused == 10 && stats().submitted == 11 && stats().queued == 1);
+}
+END_TEST
+
+START_TEST(a_full_queue_and_full_prompt_memory_refuse)
+{
+    open_sched(1, 64, 8, 1);
+    config.queue_max = 3;
+    config.prompt_tokens_max = 4 * NIB_PROMPT_CHUNK_TOKENS;
+    begin_sched();
+    struct nib_handle handle, first = submit(1, 2, 2);
+    submit(1, 2, 2);
+    ck_assert_int_eq(try_submit(1, 3 * NIB_PROMPT_CHUNK_TOKENS, 2, &handle), NIB_E_FULL);
+    ck_assert_int_eq(try_submit(1, 5 * NIB_PROMPT_CHUNK_TOKENS, 2, &handle), NIB_E_LIMIT);
+    submit(1, 2, 2);
+    ck_assert_int_eq(try_submit(1, 2, 2, &handle), NIB_E_FULL);
+    ck_assert_uint_eq(nib_sched_retry_ms(sched), 1000);
+    next(); /* the first gets its slot */
+    ck_assert_int_eq(try_submit(1, 2, 2, &handle), NIB_OK);
+    ck_assert_int_eq(nib_sched_cancel(sched, first), NIB_OK);
+}
+END_TEST
+
+START_TEST(retry_follows_how_long_slots_are_held)
+{
+    open_sched(1, 8, 8, 1);
+    begin_sched();
+    for (int i = 0; i < 30; i++)
+        submit(1, 2, 1);
+    for (int i = 0; i < 30; i++) {
+        next();
+        now_ms += 250;
+        finish(&step, 1);
+    }
+    uint64_t retry = nib_sched_retry_ms(sched);
+    ck_assert(retry > 200 && retry <= 250);
+}
+END_TEST
+
+START_TEST(a_config_out_of_range_is_refused)
+{
+    open_sched(4, 8, 8, 1);
+    struct nib_sched_config good = config, bad[12];
+    for (int i = 0; i < 12; i++)
+        bad[i] = good;
+    bad[0].dims.slots = 0;
+    bad[1].dims.slots = NIB_MAX_SLOTS + 1;
+    bad[2].dims.step_rows_max = 3;
+    bad[3].dims.steps_ahead = 0;
+    bad[4].dims.steps_ahead = NIB_MAX_STEPS_AHEAD + 1;
+    bad[5].queue_max = 0;
+    bad[6].queue_max = NIB_MAX_QUEUE + 1;
+    bad[7].prompt_tokens_max = NIB_PROMPT_CHUNK_TOKENS - 1;
+    bad[8].prefill_rows_max = 9;
+    bad[9].vocab = 0;
+    bad[10].dims.kv_pages = 0;
+    bad[11].dims.ctx_tokens = 1;
+    struct nib_arena arena;
+    for (int i = 0; i < 12; i++) {
+        struct nib_msg msg = {""};
+        nib_arena_init(&arena, memory, sizeof memory);
+        ck_assert_int_eq(nib_sched_init(&arena, &bad[i], &sched, &msg), NIB_E_ARG);
+        ck_assert(msg.text[0] != '\0' && nib_sched_bytes(&bad[i]) == 0);
+    }
+    for (size_t bytes = 0; bytes < nib_sched_bytes(&good) - 512; bytes += 4096) {
+        nib_arena_init(&arena, memory, bytes);
+        ck_assert_int_eq(nib_sched_init(&arena, &good, &sched, NULL), NIB_E_NOMEM);
+    }
+}
+END_TEST
+
+START_TEST(finish_reasons_have_names)
+{
+    ck_assert_str_eq(nib_finish_name(NIB_FINISH_STOP), "stop");
+    ck_assert_str_eq(nib_finish_name(NIB_FINISH_LENGTH), "length");
+    ck_assert_str_eq(nib_finish_name(NIB_FINISH_FAILED), "failed");
+    ck_assert_str_eq(nib_finish_name(NIB_FINISH_COUNT), "none");
+}
+END_TEST
+
+NIB_SUITE(sched, one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
+          two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
+          without_decode_prompts_fill_the_step, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
+          newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
+          cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
+          a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,
+          a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
+          submit_names_what_is_wrong_and_changes_nothing, a_full_queue_and_full_prompt_memory_refuse,
+          retry_follows_how_long_slots_are_held, a_config_out_of_range_is_refused, finish_reasons_have_names)
