@@ -159,7 +159,9 @@ enum nib_err nib_pack_config(struct nib_pack *p, const char *text, size_t bytes,
     if (!err)
         err = read_dims(&r, &dims);
     if (!err)
+        err = nib_pack_match(p, "config.json", &dims, msg);
+    if (!err)
         err = check_constants(&r, dims.layers);
     json_decref(object);
-    return err ? err : nib_pack_match(p, "config.json", &dims, msg);
+    return err;
 }

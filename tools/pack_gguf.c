@@ -87,8 +87,8 @@ static enum nib_err read_shape(struct nib_pack *p, struct nib_msg *msg)
     if (!embed || embed->dims[0] > INT32_MAX)
         return nib_fail(msg, NIB_E_FORMAT, "tensor token_embd.weight is missing from the source");
     dims.vocab = (uint32_t)embed->dims[0];
-    enum nib_err err = check_constants(p, msg);
-    return err ? err : nib_pack_match(p, p->weights->files[0].label, &dims, msg);
+    enum nib_err err = nib_pack_match(p, p->weights->files[0].label, &dims, msg);
+    return err ? err : check_constants(p, msg);
 }
 
 /* The path of file `number` (from 1) of a split: NAME-00001-of-0000N.gguf. */

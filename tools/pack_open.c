@@ -119,7 +119,7 @@ static void word_source(struct nib_pack *p)
         converted = converted || type == NIB_W_F32 || type == NIB_W_F16 || type == NIB_W_Q8_0;
     }
     if (converted)
-        (void)snprintf(p->source + used, sizeof p->source - used, "; dense values rounded to bf16");
+        (void)snprintf(p->source + used, sizeof p->source - used, "; dense values converted to bf16");
 }
 
 static bool begins_with_gguf(const char *path)
