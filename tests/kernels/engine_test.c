@@ -293,6 +293,43 @@ START_TEST(prompt_and_answer_tokens_are_counted)
 }
 END_TEST
 
+/* All router logits 0, or experts from the fifth on far below: the same four experts, the lowest. */
+static void level_router(uint8_t *base, const struct nib_image *image)
+{
+    for (uint32_t l = 0; l < image->shape->layers; l++) {
+        const struct nib_tensor *w = nib_image_tensor(image, NIB_T_ROUTER_WEIGHT, l);
+        const struct nib_tensor *b = nib_image_tensor(image, NIB_T_ROUTER_BIAS, l);
+        memset(base + w->offset, 0, w->bytes);
+        memset(base + b->offset, 0, b->bytes);
+    }
+}
+
+static void lowest_experts(uint8_t *base, const struct nib_image *image)
+{
+    level_router(base, image);
+    for (uint32_t l = 0; l < image->shape->layers; l++)
+        for (uint32_t e = 4; e < image->shape->experts; e++)
+            base[nib_image_tensor(image, NIB_T_ROUTER_BIAS, l)->offset + 2ull * e + 1] = 0xc2; /* -32 */
+}
+
+START_TEST(router_ties_go_to_the_lowest_expert)
+{
+    static float tied[512], lowest[512];
+    struct fixture_options o = nano;
+    o.shape = "tiny";
+    fixture_tokens(nib_shape_find("tiny"), 9, tokens, 20);
+    o.patch = level_router;
+    fixture_open(&f, &o);
+    fixture_prefill(&f, 0, tokens, 0, 20, 20, tied);
+    fixture_close(&f);
+    o.patch = lowest_experts;
+    fixture_open(&f, &o);
+    fixture_prefill(&f, 0, tokens, 0, 20, 20, lowest);
+    fixture_close(&f);
+    ck_assert_mem_eq(tied, lowest, sizeof tied);
+}
+END_TEST
+
 static uint64_t progress_last, progress_calls;
 
 static void note_progress(void *arg, uint64_t done, uint64_t total)
@@ -360,4 +397,4 @@ END_TEST
 NIB_SUITE(engine, chunks_do_not_matter, neighbours_do_not_matter, pages_do_not_matter, memory_before_does_not_matter,
           threads_do_not_matter, feedback_is_the_last_token, a_step_that_breaks_a_rule_changes_nothing,
           a_result_is_collected_once, a_nan_fails_its_own_row, prompt_and_answer_tokens_are_counted,
-          load_reports_and_checks, banned_ids_are_never_sampled)
+          router_ties_go_to_the_lowest_expert, load_reports_and_checks, banned_ids_are_never_sampled)
