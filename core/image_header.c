@@ -41,17 +41,14 @@ static void put(struct walk *w, const char *text, size_t n)
     if (!w->good)
         return;
     if (w->mode == MATCH) {
-        for (size_t i = 0; i < n; i++, w->at++) {
-            if (w->at >= w->bytes || w->in[w->at] != (uint8_t)text[i]) {
-                w->good = false;
-                return;
-            }
-        }
-        return;
+        uint64_t room = nib_min_u64(n, w->bytes - w->at);
+        w->good = room == n && memcmp(w->in + w->at, text, n) == 0;
+        for (uint64_t i = 0; !w->good && i < room && w->in[w->at] == (uint8_t)text[i]; i++)
+            w->at++;
     }
     if (w->mode == WRITE)
         memcpy(w->out + w->at, text, n);
-    w->at += n;
+    w->at += w->good ? n : 0;
 }
 
 static void put_text(struct walk *w, const char *text)
