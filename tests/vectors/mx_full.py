@@ -10,6 +10,7 @@ again by the same rule (all codes; all values, midpoints and their neighbours; r
 import ctypes
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -333,8 +334,11 @@ def write_header():
         lines.append(f'#define MX_{name.upper()}_BLOCKS "{digest(reference())}"')
     lines.append(f'#define MX_NF4_MAP "{digest(dynamic_map())}"')
     lines += ["", "#endif", ""]
-    with open(os.path.join(ROOT, "tests", "vectors", "mx_vectors.h"), "w") as f:
+    path = os.path.join(ROOT, "tests", "vectors", "mx_vectors.h")
+    with open(path, "w") as f:
         f.write("\n".join(lines))
+    if shutil.which("clang-format"):
+        subprocess.run(["clang-format", "-i", path], check=True)
 
 
 def main():
