@@ -1,0 +1,58 @@
+# Bash completion of nibble. Commands, options and shapes are those of `nibble --help`; a test compares them.
+
+_nibble_options() {
+    case $1 in
+    synth) echo "--seed --format --vocab" ;;
+    pack) echo "--key --vocab" ;;
+    plan) echo "--profile --all --context --slots --threads --memory-limit --mask --json" ;;
+    bench) echo "--prompt --tokens --batch --rows --threads --mask --memory-limit --format" ;;
+    chat) echo "--socket --effort --system --max-tokens --no-color --quiet" ;;
+    info) echo "--json --tensors" ;;
+    verify) echo "--key" ;;
+    keygen) echo "" ;;
+    sign) echo "--key" ;;
+    esac
+}
+
+_nibble_profiles() {
+    local folder file
+    for folder in "${NIBBLE_DATA:-}/profiles" etc/profiles /usr/share/nibbled/profiles /usr/local/share/nibbled/profiles; do
+        [ -d "$folder" ] || continue
+        for file in "$folder"/*.json; do
+            file=${file##*/}
+            echo "${file%.json}"
+        done
+        return
+    done
+}
+
+_nibble() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
+    local shapes="20b 120b 20b-slice small tiny nano"
+    COMPREPLY=()
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "synth pack plan bench chat info verify keygen sign --help --version" -- "$word")
+        return
+    fi
+    case $before in
+    --format)
+        [ "$command" = synth ] && mapfile -t COMPREPLY < <(compgen -W "image hf" -- "$word")
+        [ "$command" = bench ] && mapfile -t COMPREPLY < <(compgen -W "text json csv" -- "$word")
+        return
+        ;;
+    --effort) mapfile -t COMPREPLY < <(compgen -W "low medium high" -- "$word") && return ;;
+    --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
+    --key | --vocab | --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --system | --max-tokens)
+        return
+        ;;
+    esac
+    if [[ $word == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(_nibble_options "$command") --help" -- "$word")
+    elif [ "$COMP_CWORD" -eq 2 ] && { [ "$command" = synth ] || [ "$command" = plan ]; }; then
+        mapfile -t COMPREPLY < <(compgen -W "$shapes" -- "$word")
+    elif [ "$command" != chat ]; then
+        mapfile -t COMPREPLY < <(compgen -f -- "$word")
+    fi
+}
+complete -o filenames -F _nibble nibble
