@@ -75,6 +75,7 @@ $(B)/%.o: %.c
 	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
 
 tests: $(TESTS)
+$(B)/tests/kernels/kernels_test: $(patsubst %.c,$(B)/%.o,$(filter-out %_test.c,$(wildcard tests/kernels/*.c)))
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
 

@@ -6,6 +6,9 @@
 #include <string.h>
 
 #include "arch/table.h"
+#if defined(__x86_64__)
+#include "arch/x86/cpu.h"
+#endif
 
 #define RESERVED_MIN_BYTES (1ull << 30) /* kept for the rest of the system; or an eighth of the memory */
 
@@ -36,6 +39,9 @@ enum nib_err nib_arch_probe_cpu(struct nib_profile *ret_profile, struct nib_msg 
     p.reserved_bytes = p.memory_bytes / 8 > RESERVED_MIN_BYTES ? p.memory_bytes / 8 : RESERVED_MIN_BYTES;
     if (p.reserved_bytes >= p.memory_bytes)
         p.reserved_bytes = p.memory_bytes / 2;
+#if defined(__x86_64__)
+    p.cpu_features = nib_x86_features();
+#endif
     *ret_profile = p;
     return NIB_OK;
 }

@@ -80,6 +80,19 @@ static const struct nib_arch_row rows[] = {
      .gpu = true,
      .cc_min = 75,
      .cc_max = 121},
+#if defined(__x86_64__)
+    {.name = "amx",
+     .numbers = "decode fp32; prefill bf16 tiles, activations as two bf16 parts",
+     .fallback = "avx512",
+     .cpu_features = NIB_CPU_AVX512 | NIB_CPU_AVX512_BF16 | NIB_CPU_AMX_BF16,
+     .kernels = &nib_kernels_amx},
+    {.name = "avx512",
+     .numbers = "fp32",
+     .fallback = "avx2",
+     .cpu_features = NIB_CPU_AVX512,
+     .kernels = &nib_kernels_avx512},
+    {.name = "avx2", .numbers = "fp32", .fallback = "ref", .cpu_features = NIB_CPU_AVX2, .kernels = &nib_kernels_avx2},
+#endif
     {.name = "ref", .numbers = "fp32, plain C", .kernels = &nib_kernels_ref},
 };
 enum { ROW_COUNT = sizeof rows / sizeof rows[0] };

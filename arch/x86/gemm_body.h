@@ -1,9 +1,9 @@
 /* arch/x86/gemm_body.h: the prefill products in fp32. Compiled per instruction set (vec.h).
  *
  * For each group of output columns (2 vectors), k is cut in chunks; a chunk of weights is decoded once into a panel
- * [k][columns] of floats that fits the first-level cache, and all rows of x run over it, NIB_GEMM_MR at a time. y
- * holds the sums between chunks. An output is one chain of FMAs in the order of k, then the bias: it does not depend
- * on the other rows or on the cut of n.
+ * [k][columns] of floats that fits the first-level cache, and all rows of x run over it, NIB_GEMM_MR at a time. An
+ * output is one chain of FMAs a chunk, the chunks added in y in the order of k, then the bias: it does not depend on
+ * the other rows or on the cut of n.
  *
  * Work: 2 m n k flops at 2 FMAs a cycle; weights are read once. Any thread; cannot fail. */
 #ifndef NIB_ARCH_X86_GEMM_BODY_H
@@ -39,17 +39,7 @@ NIB_INLINE uint32_t nib_gemm_cols(const struct nib_gemm_chunk *c, uint32_t vec)
     return c->cols <= first ? 0 : c->cols - first < NIB_LANES ? c->cols - first : NIB_LANES;
 }
 
-NIB_INLINE void nib_gemm_load(const struct nib_gemm_chunk *c, uint32_t i, uint32_t rows, NIB_VF (*sum)[NIB_GEMM_VECS])
-{
-#pragma GCC unroll 12
-    for (uint32_t r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (uint32_t v = 0; v < NIB_GEMM_VECS; v++)
-            sum[r][v] = c->k0 == 0
-                            ? nib_v_zero()
-                            : nib_v_load_n(c->mm->y + (i + r) * c->mm->ldy + c->n + v * NIB_LANES, nib_gemm_cols(c, v));
-}
-
+/* Adds a chunk's sums to y: the first chunk begins it, the last adds the bias. */
 NIB_INLINE void nib_gemm_store(const struct nib_gemm_chunk *c, uint32_t i, uint32_t rows, NIB_VF (*sum)[NIB_GEMM_VECS])
 {
     const int last = c->mm->bias && c->k0 + c->kb == c->mm->k;
@@ -58,9 +48,13 @@ NIB_INLINE void nib_gemm_store(const struct nib_gemm_chunk *c, uint32_t i, uint3
         const uint32_t cols = nib_gemm_cols(c, v);
         const NIB_VF bias = last ? nib_v_load_bf16_n(c->mm->bias + c->n + v * NIB_LANES, cols) : nib_v_zero();
 #pragma GCC unroll 12
-        for (uint32_t r = 0; r < rows; r++)
-            nib_v_store_n(c->mm->y + (i + r) * c->mm->ldy + c->n + v * NIB_LANES,
-                          last ? nib_v_add(sum[r][v], bias) : sum[r][v], cols);
+        for (uint32_t r = 0; r < rows; r++) {
+            float *y = c->mm->y + (i + r) * c->mm->ldy + c->n + v * NIB_LANES;
+            NIB_VF s = c->k0 > 0 ? nib_v_add(nib_v_load_n(y, cols), sum[r][v]) : sum[r][v];
+            if (last)
+                s = nib_v_add(s, bias);
+            nib_v_store_n(y, s, cols);
+        }
     }
 }
 
@@ -74,7 +68,9 @@ NIB_INLINE void nib_gemm_rows(const struct nib_gemm_chunk *c, uint64_t stride, u
         x[r] = (const float *)((const uint8_t *)c->mm->x + row * stride) + c->k0;
     }
     NIB_VF sum[NIB_GEMM_MR][NIB_GEMM_VECS];
-    nib_gemm_load(c, i, rows, sum);
+#pragma GCC unroll 12
+    for (uint32_t r = 0; r < rows; r++)
+        sum[r][0] = sum[r][1] = nib_v_zero();
     const float *w = c->panel;
 #pragma GCC unroll 4
     for (uint32_t k = 0; k < c->kb; k++, w += NIB_GEMM_COLS) {
