@@ -6,19 +6,17 @@
 
 #define ROW_FLAGS (NIB_ROW_LOGITS | NIB_ROW_DECODE | NIB_ROW_FEEDBACK | NIB_ROW_FIRST)
 
-static enum nib_err check_row(const struct nib_engine *engine, const struct nib_row *row,
-                              uint32_t at, struct nib_msg *msg)
+static enum nib_err check_row(const struct nib_engine *engine, const struct nib_row *row, uint32_t at,
+                              struct nib_msg *msg)
 {
     const struct nib_engine_dims *dims = &engine->dims;
     if (row->slot >= dims->slots)
-        return nib_fail(msg, NIB_E_ARG, "row %u: slot %u, the engine has %u", at, row->slot,
-                        dims->slots);
+        return nib_fail(msg, NIB_E_ARG, "row %u: slot %u, the engine has %u", at, row->slot, dims->slots);
     if (row->pos >= dims->ctx_tokens)
-        return nib_fail(msg, NIB_E_ARG, "row %u: position %u, the context is %u tokens", at,
-                        row->pos, dims->ctx_tokens);
+        return nib_fail(msg, NIB_E_ARG, "row %u: position %u, the context is %u tokens", at, row->pos,
+                        dims->ctx_tokens);
     if (row->flags & ~ROW_FLAGS)
-        return nib_fail(msg, NIB_E_ARG, "row %u: flags 0x%x, allowed are 0x%x", at, row->flags,
-                        (unsigned)ROW_FLAGS);
+        return nib_fail(msg, NIB_E_ARG, "row %u: flags 0x%x, allowed are 0x%x", at, row->flags, (unsigned)ROW_FLAGS);
     if ((row->flags & NIB_ROW_FEEDBACK) && !(row->flags & NIB_ROW_DECODE))
         return nib_fail(msg, NIB_E_ARG, "row %u: FEEDBACK without DECODE", at);
     if ((row->flags & NIB_ROW_FIRST) && (row->flags & NIB_ROW_DECODE))
@@ -37,40 +35,37 @@ static enum nib_err check_table(const struct nib_engine *engine, const struct ni
 {
     uint32_t need = last->pos / NIB_KV_PAGE_TOKENS + 1;
     if (!table->pages || table->pages_count < need)
-        return nib_fail(msg, NIB_E_ARG, "slot %u: position %u needs %u KV pages, its table has %u",
-                        last->slot, last->pos, need, table->pages_count);
+        return nib_fail(msg, NIB_E_ARG, "slot %u: position %u needs %u KV pages, its table has %u", last->slot,
+                        last->pos, need, table->pages_count);
     for (uint32_t i = 0; i < need; i++)
         if (table->pages[i] >= engine->dims.kv_pages)
-            return nib_fail(msg, NIB_E_ARG, "slot %u: KV page %u is %u, the pool has %u",
-                            last->slot, i, table->pages[i], engine->dims.kv_pages);
+            return nib_fail(msg, NIB_E_ARG, "slot %u: KV page %u is %u, the pool has %u", last->slot, i,
+                            table->pages[i], engine->dims.kv_pages);
     return NIB_OK;
 }
 
 /* One slot's rows, rows[first..end): a run of ascending positions with the flags in their places.
  */
-static enum nib_err check_run(const struct nib_engine *engine, const struct nib_step *step,
-                              uint32_t first, uint32_t end, struct nib_msg *msg)
+static enum nib_err check_run(const struct nib_engine *engine, const struct nib_step *step, uint32_t first,
+                              uint32_t end, struct nib_msg *msg)
 {
     for (uint32_t i = first; i < end; i++) {
         const struct nib_row *row = &step->rows[i];
         if (i > first && row->pos != step->rows[i - 1].pos + 1)
-            return nib_fail(msg, NIB_E_ARG, "row %u: position %u follows %u of the same slot", i,
-                            row->pos, step->rows[i - 1].pos);
+            return nib_fail(msg, NIB_E_ARG, "row %u: position %u follows %u of the same slot", i, row->pos,
+                            step->rows[i - 1].pos);
         if (i > first && (row->flags & NIB_ROW_FIRST))
             return nib_fail(msg, NIB_E_ARG, "row %u: FIRST inside slot %u's rows", i, row->slot);
         if (i + 1 < end && (row->flags & NIB_ROW_LOGITS))
-            return nib_fail(msg, NIB_E_ARG, "row %u: LOGITS before slot %u's last row", i,
-                            row->slot);
+            return nib_fail(msg, NIB_E_ARG, "row %u: LOGITS before slot %u's last row", i, row->slot);
         if (end - first > 1 && (row->flags & NIB_ROW_DECODE))
-            return nib_fail(msg, NIB_E_ARG, "row %u: DECODE, but slot %u has %u rows", i, row->slot,
-                            end - first);
+            return nib_fail(msg, NIB_E_ARG, "row %u: DECODE, but slot %u has %u rows", i, row->slot, end - first);
     }
     const struct nib_row *last = &step->rows[end - 1];
     return check_table(engine, &step->tables[last->slot], last, msg);
 }
 
-enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step,
-                            struct nib_msg *msg)
+enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
 {
     if (step->serial == 0)
         return nib_fail(msg, NIB_E_ARG, "step without a serial: they count from 1");
@@ -78,8 +73,7 @@ enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_st
     if (rows_max > NIB_MAX_STEP_ROWS)
         rows_max = NIB_MAX_STEP_ROWS;
     if (step->rows_count == 0 || step->rows_count > rows_max)
-        return nib_fail(msg, NIB_E_ARG, "step of %u rows: allowed are 1 to %u", step->rows_count,
-                        rows_max);
+        return nib_fail(msg, NIB_E_ARG, "step of %u rows: allowed are 1 to %u", step->rows_count, rows_max);
     if (!step->tables || !step->sampling)
         return nib_fail(msg, NIB_E_ARG, "step without %s", step->tables ? "sampling" : "tables");
     bool seen[NIB_MAX_SLOTS];
@@ -92,8 +86,7 @@ enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_st
                 return err;
         }
         if (seen[slot])
-            return nib_fail(msg, NIB_E_ARG, "row %u: slot %u's rows are not consecutive", first,
-                            slot);
+            return nib_fail(msg, NIB_E_ARG, "row %u: slot %u's rows are not consecutive", first, slot);
         seen[slot] = true;
         enum nib_err err = check_run(engine, step, first, end, msg);
         if (err)

@@ -20,8 +20,8 @@
 #include "core/model.h"
 
 enum nib_row_flag {
-    NIB_ROW_LOGITS = 1,   /* sample a token after this row */
-    NIB_ROW_DECODE = 2,   /* carries an answer token: the only row of its slot in this step (decode kernels), and already
+    NIB_ROW_LOGITS = 1, /* sample a token after this row */
+    NIB_ROW_DECODE = 2, /* carries an answer token: the only row of its slot in this step (decode kernels), and already
                              counted when it was sampled. Rows without it carry prompt tokens */
     NIB_ROW_FEEDBACK = 4, /* `token` is ignored: use the token this slot's last NIB_ROW_LOGITS row sampled */
     NIB_ROW_FIRST = 8     /* first row of a new sequence in this slot: forget the slot's sampler state */
@@ -64,13 +64,14 @@ struct nib_kv_table {
 };
 
 struct nib_step {
-    uint64_t serial;                      /* counts from 1 */
-    uint32_t rows_count;                  /* 1..step_rows_max of the engine */
-    struct nib_row rows[NIB_MAX_STEP_ROWS]; /* a slot's rows are consecutive, positions ascending by 1; at most one row a
+    uint64_t serial;     /* counts from 1 */
+    uint32_t rows_count; /* 1..step_rows_max of the engine */
+    struct nib_row
+        rows[NIB_MAX_STEP_ROWS];         /* a slot's rows are consecutive, positions ascending by 1; at most one row a
                                              slot wants logits, and it is the slot's last row */
-    const struct nib_kv_table *tables;    /* [slots]; must stay valid until the step is collected */
-    const struct nib_sampling *sampling;  /* [slots]; likewise */
-    float *logits;                        /* tests: [rows that want logits][vocab] raw logits, row order; else NULL */
+    const struct nib_kv_table *tables;   /* [slots]; must stay valid until the step is collected */
+    const struct nib_sampling *sampling; /* [slots]; likewise */
+    float *logits;                       /* tests: [rows that want logits][vocab] raw logits, row order; else NULL */
 };
 
 struct nib_top {
@@ -123,6 +124,7 @@ struct nib_engine {
 };
 
 /* Checks a step against the rules above; engines call it first. */
-enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step,
+                            struct nib_msg *msg) NIB_CHECKED;
 
 #endif

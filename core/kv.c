@@ -16,8 +16,7 @@ uint32_t nib_kv_pages_for(uint32_t tokens)
 static bool dims_allowed(const struct nib_engine_dims *dims)
 {
     return dims->slots >= 1 && dims->slots <= NIB_MAX_SLOTS && dims->ctx_tokens >= 1 &&
-           dims->ctx_tokens <= NIB_MAX_CTX_TOKENS && dims->kv_pages >= 1 &&
-           dims->kv_pages <= NIB_MAX_KV_PAGES;
+           dims->ctx_tokens <= NIB_MAX_CTX_TOKENS && dims->kv_pages >= 1 && dims->kv_pages <= NIB_MAX_KV_PAGES;
 }
 
 size_t nib_kv_bytes(const struct nib_engine_dims *dims)
@@ -25,24 +24,21 @@ size_t nib_kv_bytes(const struct nib_engine_dims *dims)
     if (!dims_allowed(dims))
         return 0;
     size_t page = 2 * sizeof(uint32_t); /* a free stack entry, a place */
-    size_t slot =
-        (size_t)nib_kv_pages_for(dims->ctx_tokens) * sizeof(uint32_t) + sizeof(struct nib_kv_table);
+    size_t slot = (size_t)nib_kv_pages_for(dims->ctx_tokens) * sizeof(uint32_t) + sizeof(struct nib_kv_table);
     return dims->kv_pages * page + dims->slots * slot + (size_t)KV_TAKES * KV_ALIGN;
 }
 
-enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena,
-                         const struct nib_engine_dims *dims, struct nib_msg *msg)
+enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena, const struct nib_engine_dims *dims,
+                         struct nib_msg *msg)
 {
     if (!dims_allowed(dims))
-        return nib_fail(msg, NIB_E_ARG,
-                        "KV pool of %u slots, %u tokens, %u pages: allowed are 1 to %u, %u and %u",
-                        dims->slots, dims->ctx_tokens, dims->kv_pages, NIB_MAX_SLOTS,
-                        NIB_MAX_CTX_TOKENS, NIB_MAX_KV_PAGES);
+        return nib_fail(msg, NIB_E_ARG, "KV pool of %u slots, %u tokens, %u pages: allowed are 1 to %u, %u and %u",
+                        dims->slots, dims->ctx_tokens, dims->kv_pages, NIB_MAX_SLOTS, NIB_MAX_CTX_TOKENS,
+                        NIB_MAX_KV_PAGES);
     uint32_t table_pages = nib_kv_pages_for(dims->ctx_tokens);
     uint32_t *free = nib_arena_take(arena, dims->kv_pages * sizeof *free, KV_ALIGN);
     uint32_t *place = nib_arena_take(arena, dims->kv_pages * sizeof *place, KV_ALIGN);
-    uint32_t *ids =
-        nib_arena_take(arena, (size_t)dims->slots * table_pages * sizeof *ids, KV_ALIGN);
+    uint32_t *ids = nib_arena_take(arena, (size_t)dims->slots * table_pages * sizeof *ids, KV_ALIGN);
     struct nib_kv_table *tables = nib_arena_take(arena, dims->slots * sizeof *tables, KV_ALIGN);
     if (!free || !place || !ids || !tables)
         return nib_fail(msg, NIB_E_NOMEM, "the KV page tables do not fit the arena");
@@ -59,8 +55,7 @@ enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena,
         kv->place[dims->kv_pages - 1 - i] = NIB_KV_FREE + i;
     }
     for (uint32_t i = 0; i < dims->slots; i++)
-        kv->tables[i] =
-            (struct nib_kv_table){.pages = ids + (size_t)i * table_pages, .pages_count = 0};
+        kv->tables[i] = (struct nib_kv_table){.pages = ids + (size_t)i * table_pages, .pages_count = 0};
     return NIB_OK;
 }
 
@@ -117,8 +112,7 @@ bool nib_kv_check(const struct nib_kv *kv)
         if (table->pages_count > kv->table_pages)
             return false;
         for (uint32_t i = 0; i < table->pages_count; i++)
-            if (table->pages[i] >= kv->pages_count ||
-                kv->place[table->pages[i]] != slot * kv->table_pages + i)
+            if (table->pages[i] >= kv->pages_count || kv->place[table->pages[i]] != slot * kv->table_pages + i)
                 return false;
         owned += table->pages_count;
     }

@@ -16,9 +16,9 @@ struct nib_kv {
     uint32_t pages_count; /* of the pool */
     uint32_t table_pages; /* pages of the longest sequence */
     uint32_t free_count;
-    uint32_t *free;  /* [pages_count] stack; the last put is the first taken */
-    uint32_t *place; /* [pages_count] index into ids, or NIB_KV_FREE + index into free */
-    uint32_t *ids;   /* [slots][table_pages] */
+    uint32_t *free;              /* [pages_count] stack; the last put is the first taken */
+    uint32_t *place;             /* [pages_count] index into ids, or NIB_KV_FREE + index into free */
+    uint32_t *ids;               /* [slots][table_pages] */
     struct nib_kv_table *tables; /* [slots], what a struct nib_step points at */
 };
 
@@ -30,8 +30,8 @@ size_t nib_kv_bytes(const struct nib_engine_dims *dims);
 
 /* All pages free, all tables empty. NIB_E_ARG: a dimension is 0 or above its NIB_MAX_*.
  * NIB_E_NOMEM: the arena is too small. */
-enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena,
-                         const struct nib_engine_dims *dims, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena, const struct nib_engine_dims *dims,
+                         struct nib_msg *msg) NIB_CHECKED;
 
 /* Gives an empty slot the pages for `tokens` positions. Nothing changes on error.
  * NIB_E_ARG: no such slot, or 0 tokens. NIB_E_LIMIT: more than a table holds. NIB_E_STATE: the slot

@@ -20,22 +20,18 @@ size_t nib_prompt_bytes(uint32_t chunks_count)
            (size_t)PROMPT_TAKES * PROMPT_ALIGN;
 }
 
-enum nib_err nib_prompt_init(struct nib_prompt_pool *pool, struct nib_arena *arena,
-                             uint32_t chunks_count)
+enum nib_err nib_prompt_init(struct nib_prompt_pool *pool, struct nib_arena *arena, uint32_t chunks_count)
 {
     NIB_MUST(chunks_count >= 1 && chunks_count < NIB_PROMPT_NONE);
     uint32_t *next = nib_arena_take(arena, chunks_count * sizeof *next, PROMPT_ALIGN);
-    uint32_t *tokens = nib_arena_take(
-        arena, (size_t)chunks_count * NIB_PROMPT_CHUNK_TOKENS * sizeof *tokens, PROMPT_ALIGN);
+    uint32_t *tokens =
+        nib_arena_take(arena, (size_t)chunks_count * NIB_PROMPT_CHUNK_TOKENS * sizeof *tokens, PROMPT_ALIGN);
     if (!next || !tokens)
         return NIB_E_NOMEM;
     for (uint32_t i = 0; i < chunks_count; i++)
         next[i] = i + 1 < chunks_count ? i + 1 : NIB_PROMPT_NONE;
-    *pool = (struct nib_prompt_pool){.chunks_count = chunks_count,
-                                     .free_count = chunks_count,
-                                     .free_first = 0,
-                                     .next = next,
-                                     .tokens = tokens};
+    *pool = (struct nib_prompt_pool){
+        .chunks_count = chunks_count, .free_count = chunks_count, .free_first = 0, .next = next, .tokens = tokens};
     return NIB_OK;
 }
 
@@ -49,8 +45,7 @@ enum nib_err nib_prompt_take(struct nib_prompt_pool *pool, const uint32_t *token
     for (uint32_t i = 0; i < want; i++) {
         uint32_t chunk = pool->free_first, done = i * NIB_PROMPT_CHUNK_TOKENS;
         uint32_t part = (uint32_t)nib_min_u64(count - done, NIB_PROMPT_CHUNK_TOKENS);
-        memcpy(pool->tokens + (size_t)chunk * NIB_PROMPT_CHUNK_TOKENS, tokens + done,
-               part * sizeof *tokens);
+        memcpy(pool->tokens + (size_t)chunk * NIB_PROMPT_CHUNK_TOKENS, tokens + done, part * sizeof *tokens);
         pool->free_first = pool->next[chunk];
         last = chunk;
     }

@@ -33,8 +33,7 @@ uint32_t nib_prompt_chunks_for(uint32_t tokens);
 size_t nib_prompt_bytes(uint32_t chunks_count);
 
 /* All chunks free. NIB_E_NOMEM: the arena is too small. */
-enum nib_err nib_prompt_init(struct nib_prompt_pool *pool, struct nib_arena *arena,
-                             uint32_t chunks_count) NIB_CHECKED;
+enum nib_err nib_prompt_init(struct nib_prompt_pool *pool, struct nib_arena *arena, uint32_t chunks_count) NIB_CHECKED;
 
 /* Copies tokens[0..count) in, count >= 1. NIB_E_FULL: not enough free chunks; nothing changed. */
 enum nib_err nib_prompt_take(struct nib_prompt_pool *pool, const uint32_t *tokens, uint32_t count,

@@ -9,9 +9,8 @@
 
 static bool sizes_allowed(uint32_t cells_count, uint32_t elem_bytes)
 {
-    return cells_count != 0 && (cells_count & (cells_count - 1)) == 0 &&
-           cells_count <= NIB_MAX_RING_CELLS && elem_bytes != 0 &&
-           elem_bytes <= NIB_MAX_RING_ELEM_BYTES;
+    return cells_count != 0 && (cells_count & (cells_count - 1)) == 0 && cells_count <= NIB_MAX_RING_CELLS &&
+           elem_bytes != 0 && elem_bytes <= NIB_MAX_RING_ELEM_BYTES;
 }
 
 size_t nib_ring_bytes(uint32_t cells_count, uint32_t elem_bytes)
@@ -21,8 +20,8 @@ size_t nib_ring_bytes(uint32_t cells_count, uint32_t elem_bytes)
     return (size_t)cells_count * elem_bytes + RING_ALIGN;
 }
 
-enum nib_err nib_ring_init(struct nib_ring *ring, struct nib_arena *arena, uint32_t cells_count,
-                           uint32_t elem_bytes, struct nib_msg *msg)
+enum nib_err nib_ring_init(struct nib_ring *ring, struct nib_arena *arena, uint32_t cells_count, uint32_t elem_bytes,
+                           struct nib_msg *msg)
 {
     if (!sizes_allowed(cells_count, elem_bytes))
         return nib_fail(msg, NIB_E_ARG,
@@ -31,8 +30,7 @@ enum nib_err nib_ring_init(struct nib_ring *ring, struct nib_arena *arena, uint3
                         cells_count, elem_bytes, NIB_MAX_RING_CELLS, NIB_MAX_RING_ELEM_BYTES);
     uint8_t *cells = nib_arena_take(arena, (size_t)cells_count * elem_bytes, RING_ALIGN);
     if (!cells)
-        return nib_fail(msg, NIB_E_NOMEM,
-                        "a ring of %u elements of %u bytes does not fit the arena", cells_count,
+        return nib_fail(msg, NIB_E_NOMEM, "a ring of %u elements of %u bytes does not fit the arena", cells_count,
                         elem_bytes);
     ring->cells = cells;
     ring->cells_count = cells_count;

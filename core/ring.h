@@ -19,8 +19,7 @@ struct nib_ring {
     uint32_t cells_count;
     uint32_t elem_bytes;
     /* each counter on its own cache line: the other thread only reads it */
-    _Alignas(64)
-        atomic_uint pushed; /* elements ever pushed, modulo 2^32; written by the producer */
+    _Alignas(64) atomic_uint pushed; /* elements ever pushed, modulo 2^32; written by the producer */
     _Alignas(64) atomic_uint popped; /* elements ever popped; written by the consumer */
 };
 
@@ -30,8 +29,8 @@ size_t nib_ring_bytes(uint32_t cells_count, uint32_t elem_bytes);
 /* An empty ring. cells_count: a power of two, 1..NIB_MAX_RING_CELLS; elem_bytes:
  * 1..NIB_MAX_RING_ELEM_BYTES. NIB_E_ARG: a size is outside its range. NIB_E_NOMEM: the arena is too
  * small. Boot thread. */
-enum nib_err nib_ring_init(struct nib_ring *ring, struct nib_arena *arena, uint32_t cells_count,
-                           uint32_t elem_bytes, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_ring_init(struct nib_ring *ring, struct nib_arena *arena, uint32_t cells_count, uint32_t elem_bytes,
+                           struct nib_msg *msg) NIB_CHECKED;
 
 /* Copies the element in. False, and nothing changes, when the ring is full. Producer only. */
 bool nib_ring_push(struct nib_ring *ring, const void *elem) NIB_CHECKED;

@@ -6,8 +6,7 @@
 #include "core/arith.h"
 #include "core/sample_impl.h"
 
-#define STATE_PROMPT                                                                               \
-    0x80000000u /* the token is in the prompt; the other bits count answer tokens */
+#define STATE_PROMPT  0x80000000u /* the token is in the prompt; the other bits count answer tokens */
 #define SCRATCH_ALIGN 64u
 #define SCRATCH_TAKES 5
 
@@ -16,17 +15,14 @@ void nib_sample_defaults(struct nib_sampling *ret)
     *ret = (struct nib_sampling){.temperature = 0.0f, .top_p = 1.0f, .repetition_penalty = 1.0f};
 }
 
-static enum nib_err check_range(const char *name, float value, float least, float most,
-                                struct nib_msg *msg)
+static enum nib_err check_range(const char *name, float value, float least, float most, struct nib_msg *msg)
 {
     if (value >= least && value <= most)
         return NIB_OK;
-    return nib_fail(msg, NIB_E_ARG, "%s is %g: allowed are %g to %g", name, (double)value,
-                    (double)least, (double)most);
+    return nib_fail(msg, NIB_E_ARG, "%s is %g: allowed are %g to %g", name, (double)value, (double)least, (double)most);
 }
 
-enum nib_err nib_sample_check(const struct nib_sampling *sampling, uint32_t vocab,
-                              struct nib_msg *msg)
+enum nib_err nib_sample_check(const struct nib_sampling *sampling, uint32_t vocab, struct nib_msg *msg)
 {
     const struct {
         const char *name;
@@ -40,21 +36,19 @@ enum nib_err nib_sample_check(const struct nib_sampling *sampling, uint32_t voca
         {"presence_penalty", sampling->presence_penalty, -100.0f, 100.0f},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
-        enum nib_err err =
-            check_range(ranges[i].name, ranges[i].value, ranges[i].least, ranges[i].most, msg);
+        enum nib_err err = check_range(ranges[i].name, ranges[i].value, ranges[i].least, ranges[i].most, msg);
         if (err)
             return err;
     }
     if (sampling->top_logprobs > NIB_MAX_TOP_LOGPROBS)
-        return nib_fail(msg, NIB_E_ARG, "top_logprobs is %u: at most %u", sampling->top_logprobs,
-                        NIB_MAX_TOP_LOGPROBS);
+        return nib_fail(msg, NIB_E_ARG, "top_logprobs is %u: at most %u", sampling->top_logprobs, NIB_MAX_TOP_LOGPROBS);
     if (sampling->bias_count > NIB_MAX_LOGIT_BIAS)
-        return nib_fail(msg, NIB_E_ARG, "logit_bias has %u entries: at most %u",
-                        sampling->bias_count, NIB_MAX_LOGIT_BIAS);
+        return nib_fail(msg, NIB_E_ARG, "logit_bias has %u entries: at most %u", sampling->bias_count,
+                        NIB_MAX_LOGIT_BIAS);
     for (uint32_t i = 0; i < sampling->bias_count; i++) {
         if (sampling->bias[i].token >= vocab)
-            return nib_fail(msg, NIB_E_ARG, "logit_bias names id %u; ids end at %u",
-                            sampling->bias[i].token, vocab - 1);
+            return nib_fail(msg, NIB_E_ARG, "logit_bias names id %u; ids end at %u", sampling->bias[i].token,
+                            vocab - 1);
         enum nib_err err = check_range("logit_bias", sampling->bias[i].bias, -100.0f, 100.0f, msg);
         if (err)
             return err;
@@ -187,7 +181,7 @@ static bool scan(struct sample_work *work)
 /* Step 2: the alternatives, and log(sum exp z). */
 static double report(struct sample_work *work, uint32_t want, struct nib_sampled *ret)
 {
-    double log_sum = (double)work->max + log((double)sample_mass_all(work) / (double)SAMPLE_MASS);
+    double log_sum = (double)work->max + log((double)nib_sample_mass_all(work) / (double)SAMPLE_MASS);
     uint32_t count = 0;
     struct nib_top *top = ret->top;
     for (uint32_t b = 0; b < work->blocks && want > 0; b++) {
@@ -239,8 +233,8 @@ static void penalise(struct sample_work *work, const struct nib_sample_in *in)
 static bool penalties_on(const struct nib_sample_in *in)
 {
     const struct nib_sampling *sampling = in->sampling;
-    return in->state && (sampling->repetition_penalty != 1.0f ||
-                         sampling->frequency_penalty != 0.0f || sampling->presence_penalty != 0.0f);
+    return in->state && (sampling->repetition_penalty != 1.0f || sampling->frequency_penalty != 0.0f ||
+                         sampling->presence_penalty != 0.0f);
 }
 
 static uint32_t largest(const struct sample_work *work)
@@ -280,9 +274,8 @@ void nib_sample(const struct nib_sample_in *in, void *scratch, struct nib_sample
         ret->token = largest(&work);
     } else {
         work.inv_t = 1.0f / sampling->temperature;
-        ret->token = sample_truncate(&work, sampling)
-                         ? sample_draw_list(&work, sampling->seed, in->pos)
-                         : sample_draw_all(&work, sampling->seed, in->pos);
+        ret->token = nib_sample_truncate(&work, sampling) ? nib_sample_draw_list(&work, sampling->seed, in->pos)
+                                                          : nib_sample_draw_all(&work, sampling->seed, in->pos);
     }
     NIB_MUST(ret->token < in->vocab);
     if (logprobs)

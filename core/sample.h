@@ -36,9 +36,8 @@
 
 /* What one draw reads. */
 struct nib_sample_in {
-    const float *logits; /* [vocab] */
-    const uint32_t
-        *banned; /* [ceil(vocab / 32)]; bit id % 32 of word id / 32 set: banned. NULL: none */
+    const float *logits;                 /* [vocab] */
+    const uint32_t *banned;              /* [ceil(vocab / 32)]; bit id % 32 of word id / 32 set: banned. NULL: none */
     const uint32_t *state;               /* [vocab] of this slot; NULL: no token seen */
     const struct nib_sampling *sampling; /* passed nib_sample_check */
     uint32_t vocab;                      /* 1..NIB_MAX_VOCAB */
@@ -48,8 +47,7 @@ struct nib_sample_in {
 /* Checks the ranges: temperature 0..100, top_p (0, 1], min_p [0, 1), repetition 0.01..100,
  * frequency and presence -100..100, top_logprobs, bias_count, bias ids < vocab, bias -100..100; NaN
  * never. NIB_E_ARG with a sentence. The daemon may allow less. */
-enum nib_err nib_sample_check(const struct nib_sampling *sampling, uint32_t vocab,
-                              struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_sample_check(const struct nib_sampling *sampling, uint32_t vocab, struct nib_msg *msg) NIB_CHECKED;
 
 /* Sets *ret to greedy, nothing else on. */
 void nib_sample_defaults(struct nib_sampling *ret);

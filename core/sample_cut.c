@@ -16,8 +16,8 @@ struct cut {
 
 /* values[0..count), or values[list[i]]; each weighs 1 or, with `mass`, its weight. The target must
  * not exceed the sum. */
-static struct cut find_cut(const struct sample_work *work, const float *values,
-                           const uint32_t *list, uint32_t count, bool mass, uint64_t target)
+static struct cut find_cut(const struct sample_work *work, const float *values, const uint32_t *list, uint32_t count,
+                           bool mass, uint64_t target)
 {
     static const uint32_t shifts[] = {21, 10, 0}, widths[] = {11, 11, 10};
     struct cut cut = {.key = 0, .left = target};
@@ -85,7 +85,7 @@ static uint64_t mass_list(const struct sample_work *work)
     return sum;
 }
 
-uint64_t sample_mass_all(struct sample_work *work)
+uint64_t nib_sample_mass_all(struct sample_work *work)
 {
     uint64_t sum = 0;
     for (uint32_t b = 0; b < work->blocks; b++) {
@@ -133,7 +133,7 @@ static void keep_top_p(struct sample_work *work, float top_p, bool have_list)
 {
     for (uint32_t i = 0; have_list && i < work->list_count; i++)
         work->e[work->list[i]] = sample_e(work, work->z[work->list[i]]);
-    uint64_t total = have_list ? mass_list(work) : sample_mass_all(work);
+    uint64_t total = have_list ? mass_list(work) : nib_sample_mass_all(work);
     uint64_t target = (uint64_t)ceil((double)top_p * (double)total);
     if (target > total)
         target = total;
@@ -161,7 +161,7 @@ static void keep_min_p(struct sample_work *work, float min_p, bool have_list)
     work->list_count = kept;
 }
 
-bool sample_truncate(struct sample_work *work, const struct nib_sampling *sampling)
+bool nib_sample_truncate(struct sample_work *work, const struct nib_sampling *sampling)
 {
     bool have_list = false;
     if (sampling->top_k != 0 && sampling->top_k < work->blocks * SAMPLE_BLOCK) {

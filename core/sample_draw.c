@@ -31,8 +31,7 @@ static void try_id(struct best *best, uint32_t id, float d, uint32_t word)
     }
 }
 
-static void try_block(const struct sample_work *work, uint32_t b, uint64_t seed, uint32_t pos,
-                      struct best *best)
+static void try_block(const struct sample_work *work, uint32_t b, uint64_t seed, uint32_t pos, struct best *best)
 {
     uint64_t limit = word_limit(sample_d(work, work->block_max[b]), best->score);
     if (limit == 0)
@@ -48,7 +47,7 @@ static void try_block(const struct sample_work *work, uint32_t b, uint64_t seed,
     }
 }
 
-uint32_t sample_draw_all(const struct sample_work *work, uint64_t seed, uint32_t pos)
+uint32_t nib_sample_draw_all(const struct sample_work *work, uint64_t seed, uint32_t pos)
 {
     struct best best = {.score = -INFINITY, .id = UINT32_MAX};
     uint32_t first = 0; /* the block of the maximum sets a high bound */
@@ -61,11 +60,10 @@ uint32_t sample_draw_all(const struct sample_work *work, uint64_t seed, uint32_t
     return best.id;
 }
 
-uint32_t sample_draw_list(const struct sample_work *work, uint64_t seed, uint32_t pos)
+uint32_t nib_sample_draw_list(const struct sample_work *work, uint64_t seed, uint32_t pos)
 {
     struct best best = {.score = -INFINITY, .id = UINT32_MAX};
-    bool dense =
-        work->list_count / 4 >= work->blocks; /* 4 of 32 ids: all 32 words at once cost less */
+    bool dense = work->list_count / 4 >= work->blocks; /* 4 of 32 ids: all 32 words at once cost less */
     uint32_t width = dense ? SAMPLE_BLOCK : 4;
     uint32_t word[SAMPLE_BLOCK], group = UINT32_MAX;
     for (uint32_t i = 0; i < work->list_count; i++) {

@@ -71,13 +71,13 @@ static inline float sample_e(const struct sample_work *work, float z)
 }
 
 /* Fills e for all z; the sum of their weights. inv_t and max must be set. */
-uint64_t sample_mass_all(struct sample_work *work);
+uint64_t nib_sample_mass_all(struct sample_work *work);
 
 /* Step 5: fills list and list_count. False: nothing is truncated and the list is not made. */
-bool sample_truncate(struct sample_work *work, const struct nib_sampling *sampling);
+bool nib_sample_truncate(struct sample_work *work, const struct nib_sampling *sampling);
 
 /* Step 6 over all z, or over the list. */
-uint32_t sample_draw_all(const struct sample_work *work, uint64_t seed, uint32_t pos);
-uint32_t sample_draw_list(const struct sample_work *work, uint64_t seed, uint32_t pos);
+uint32_t nib_sample_draw_all(const struct sample_work *work, uint64_t seed, uint32_t pos);
+uint32_t nib_sample_draw_list(const struct sample_work *work, uint64_t seed, uint32_t pos);
 
 #endif

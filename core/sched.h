@@ -66,7 +66,7 @@ struct nib_request {
     uint32_t stop[NIB_MAX_STOP_TOKENS];  /* token ids that end the answer */
     uint64_t deadline_ms;                /* on the clock of now_ms; 0: none */
     uint64_t tag;                        /* the caller's; comes back in every event */
-    const struct nib_sampling *sampling; /* passed nib_sample_check */
+    const struct nib_sampling *sampling; /* submit runs nib_sample_check on it */
 };
 
 /* One token of a request, or its end, or both. Each submitted request gets exactly one event with
