@@ -362,6 +362,8 @@ static inline void sim_begin(struct sim *sim)
     for (uint32_t i = 0; i < sim->requests_count; i++) {
         MUST(!sim->requests[i].cancel_due || sim->requests[i].state == SIM_ENDED);
         sim->requests[i].cancel_due = false;
+        uint64_t deadline = sim->requests[i].request.deadline_ms;
+        MUST(sim->requests[i].state == SIM_ENDED || deadline == 0 || deadline > sim->now_ms);
     }
     sim_check_step(sim, before);
     if (sim->step.rows_count > 0) {
@@ -381,7 +383,7 @@ static inline void sim_begin(struct sim *sim)
 static inline void sim_wrong_result(struct sim *sim)
 {
     struct nib_step_out wrong = sim->out;
-    switch (sim_rand(sim, 4)) {
+    switch (sim_rand(sim, 5)) {
     case 0:
         wrong.serial++;
         break;
@@ -392,6 +394,11 @@ static inline void sim_wrong_result(struct sim *sim)
         if (wrong.count == 0)
             return;
         wrong.count--;
+        break;
+    case 3:
+        if (wrong.count == 0)
+            return;
+        wrong.sampled[wrong.count - 1].slot ^= 1;
         break;
     default:
         if (wrong.count == 0)
