@@ -399,6 +399,30 @@ START_TEST(truncation_to_one_is_greedy)
 }
 END_TEST
 
+/* Seed 1, position 72,431: ids 96,794 and 183,309 have the same, smallest noise word (found by search). */
+START_TEST(equal_scores_go_to_the_lowest_id)
+{
+    float *logits = calloc(VOCAB_20B, sizeof *logits);
+    void *scratch = scratch_of(VOCAB_20B);
+    struct nib_sampling s;
+    nib_sample_defaults(&s);
+    s.temperature = 1.0f;
+    s.seed = 1;
+    struct nib_sample_in in = {.logits = logits, .sampling = &s, .vocab = VOCAB_20B, .pos = 72431};
+    struct nib_sampled out;
+    nib_sample(&in, scratch, &out);
+    ck_assert_uint_eq(out.token, 96794);
+    s.min_p = 0.5f; /* the same through the list */
+    nib_sample(&in, scratch, &out);
+    ck_assert_uint_eq(out.token, 96794);
+    logits[96794] = -INFINITY;
+    nib_sample(&in, scratch, &out);
+    ck_assert_uint_eq(out.token, 183309);
+    free(scratch);
+    free(logits);
+}
+END_TEST
+
 START_TEST(unusable_logits_fail_and_set_nothing)
 {
     static const float bad[] = {NAN, -NAN, INFINITY};
@@ -673,6 +697,7 @@ int main(int argc, char **argv)
         neighbouring_seeds_and_positions_are_independent,
         greedy_takes_the_largest_and_the_lowest_of_equals,
         truncation_to_one_is_greedy,
+        equal_scores_go_to_the_lowest_id,
         unusable_logits_fail_and_set_nothing,
         a_bias_cannot_raise_a_banned_id,
         penalties_count_prompt_and_answer_apart,
