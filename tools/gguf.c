@@ -234,7 +234,8 @@ enum nib_err nib_gguf_open(struct nib_weights *w, const char *path, struct nib_g
     size_t count = (size_t)nib_min_u64(w->files[file].bytes, NIB_MAX_SRC_HEADER_BYTES);
     struct nib_gguf *g = calloc(1, sizeof *g);
     uint8_t *head = malloc(count);
-    if (!g || !head)
+    NIB_MUST(g != NULL);
+    if (!head)
         err = nib_fail(msg, NIB_E_NOMEM, "no memory for the head of %s", w->files[file].label);
     if (!err)
         err = nib_weights_read_file(w, file, 0, head, count, msg);

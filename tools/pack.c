@@ -28,6 +28,23 @@ struct job {
     double seconds;
 };
 
+/* The signal that asks to end; a half-written image of many gigabytes must not stay on the disk. */
+static volatile sig_atomic_t stop_signal;
+
+static void on_signal(int number)
+{
+    stop_signal = number;
+}
+
+static void catch_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action = {.sa_handler = on_signal};
+    (void)sigemptyset(&action.sa_mask);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        (void)sigaction(numbers[i], &action, NULL);
+}
+
 /* Renaming over a file of the source would lose it. */
 static enum nib_err check_out(const struct job *j, struct nib_msg *msg)
 {
@@ -118,6 +135,8 @@ static enum nib_err run(struct job *j, struct nib_msg *msg)
                                &j->image, msg);
     if (!err)
         err = nib_pack_resolve(&j->pack, &j->image, msg);
+    catch_signals();
+    j->pack.stop = &stop_signal;
     if (!err)
         err = j->sign ? write_signed(j, msg) : write_image(j, j->out, msg);
     if (!err)

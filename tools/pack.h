@@ -8,6 +8,7 @@
 #ifndef NIB_TOOLS_PACK_H
 #define NIB_TOOLS_PACK_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -58,6 +59,7 @@ struct nib_pack {
     char source[NIB_MAX_SOURCE_BYTES];
     struct nib_pack_origin origins[NIB_MAX_TENSORS]; /* by image tensor, blobs left out */
     uint64_t values_converted, values_inexact;       /* dense values that were not bf16 */
+    const volatile sig_atomic_t *stop;               /* or NULL; write ends with an error once it is not 0 */
 };
 
 /* Opens SRC. vocab_path names a .tiktoken file to use in place of the source's own tokenizer, or is

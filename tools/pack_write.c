@@ -8,8 +8,8 @@
 #include "core/mx.h"
 #include "tools/pack.h"
 
-#define CHUNK      (1u << 20) /* elements of a dense chunk; a multiple of every block */
-#define CODE_BYTES (NIB_MX_BLOCK / 2)
+#define CHUNK      ((size_t)1 << 20) /* elements of a dense chunk; a multiple of every block */
+#define CODE_BYTES ((size_t)NIB_MX_BLOCK / 2)
 #define GGUF_BLOCK (1 + CODE_BYTES) /* scale, codes */
 
 struct stream {
@@ -27,6 +27,8 @@ struct stream {
 
 static enum nib_err put(struct stream *s, const void *bytes, size_t n)
 {
+    if (s->p->stop && *s->p->stop)
+        return nib_fail(s->msg, NIB_E_STATE, "stopped by signal %d; nothing was left behind", (int)*s->p->stop);
     enum nib_err err = nib_image_write(s->w, bytes, n, s->msg);
     if (!err && s->progress)
         s->progress(s->arg, n);
@@ -57,7 +59,7 @@ static uint64_t round_values(const float *x, size_t n, uint16_t *out)
 /* n elements (whole blocks) of a dense type to bf16. */
 static void convert(struct stream *s, enum nib_weight_type type, const uint8_t *in, size_t n, uint16_t *out)
 {
-    float x[NIB_Q8_0_BLOCK];
+    float x[NIB_Q8_0_BLOCK] = {0};
     for (size_t at = 0; at < n; at += NIB_Q8_0_BLOCK) {
         size_t step = n - at < NIB_Q8_0_BLOCK ? n - at : NIB_Q8_0_BLOCK;
         if (type == NIB_W_Q8_0) {
@@ -163,7 +165,7 @@ static enum nib_err write_bytes(struct stream *s, const struct nib_weight *t, bo
 /* One GGUF block (low nibbles elements 0..15, high 16..31) to a checkpoint's (low even, high odd). */
 static void repack(const uint8_t *in, uint8_t *out)
 {
-    for (int i = 0; i < CODE_BYTES / 2; i++) {
+    for (size_t i = 0; i < CODE_BYTES / 2; i++) {
         out[i] = (uint8_t)((in[2 * i] & 15) | (in[2 * i + 1] & 15) << 4);
         out[i + CODE_BYTES / 2] = (uint8_t)(in[2 * i] >> 4 | (in[2 * i + 1] & 0xF0));
     }

@@ -112,10 +112,23 @@ def test_lossy_gguf_rounds_to_nearest_even(checkpoint, tmp_path, dense):
         assert got["embed"] != exact["embed"] and " 0 of them rounded" not in text
 
 
+def check_signal_leaves_nothing(source, folder):
+    """Stops a pack as soon as its temporary file is there: exit 1, a sentence, an empty folder."""
+    folder.mkdir()
+    running = subprocess.Popen([NIBBLE, "pack", source, folder / "out.nib"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not any(folder.iterdir()) and running.poll() is None:
+        pass
+    running.terminate()
+    _, text = running.communicate(timeout=60)
+    assert running.returncode == 1 and "stopped by signal 15" in text, text
+    assert list(folder.iterdir()) == []
+
+
 def test_whole_vocabulary(tmp_path):
     """446,189 merges of o200k, from tokenizer.json and from GGUF metadata, against the .tiktoken file."""
     must("synth", "small", tmp_path / "hf", "--format", "hf")
     must("pack", tmp_path / "hf", tmp_path / "hf.nib")
+    check_signal_leaves_nothing(tmp_path / "hf", tmp_path / "stopped")
     sources.to_gguf(tmp_path / "hf", tmp_path / "model.gguf", "BF16")
     shutil.rmtree(tmp_path / "hf")
     must("pack", tmp_path / "model.gguf", tmp_path / "gguf.nib")
