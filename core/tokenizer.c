@@ -32,14 +32,13 @@ const char *nib_special_name(uint32_t distance)
     return distance < NIB_SPECIAL_SPAN ? special_names[distance] : NULL;
 }
 
-enum nib_err nib_tokenizer_plan(const void *blob, size_t bytes, size_t *ret_arena_bytes,
-                                struct nib_msg *msg)
+enum nib_err nib_tokenizer_plan(const void *blob, size_t bytes, size_t *ret_arena_bytes, struct nib_msg *msg)
 {
     struct nib_vocab vocab;
     enum nib_err err = nib_vocab_parse_header(blob, bytes, &vocab, msg);
     if (!err)
-        *ret_arena_bytes = sizeof(struct nib_tokenizer) + _Alignof(struct nib_tokenizer) +
-                           nib_token_table_bytes(vocab.ordinary);
+        *ret_arena_bytes =
+            sizeof(struct nib_tokenizer) + _Alignof(struct nib_tokenizer) + nib_token_table_bytes(vocab.ordinary);
     return err;
 }
 
@@ -52,8 +51,7 @@ enum nib_err nib_tokenizer_open(struct nib_arena *arena, const void *blob, size_
         return err;
     struct nib_tokenizer *tok = nib_arena_take(arena, sizeof *tok, _Alignof(struct nib_tokenizer));
     if (!tok)
-        return nib_fail(msg, NIB_E_NOMEM, "tokenizer: the arena has not %zu bytes left",
-                        sizeof *tok);
+        return nib_fail(msg, NIB_E_NOMEM, "tokenizer: the arena has not %zu bytes left", sizeof *tok);
     err = nib_token_table_build(&tok->table, &vocab, arena, msg);
     if (!err)
         *ret = tok;
@@ -75,32 +73,27 @@ size_t nib_tokenizer_scratch_bytes(size_t text_bytes_max)
     return nib_merge_scratch_bytes(text_bytes_max);
 }
 
-enum nib_err nib_tokenizer_encode(const struct nib_tokenizer *tok, void *scratch,
-                                  size_t scratch_bytes, const char *text, size_t bytes,
-                                  uint32_t *ids, size_t ids_max, size_t *ret_count,
+enum nib_err nib_tokenizer_encode(const struct nib_tokenizer *tok, void *scratch, size_t scratch_bytes,
+                                  const char *text, size_t bytes, uint32_t *ids, size_t ids_max, size_t *ret_count,
                                   struct nib_msg *msg)
 {
     struct nib_merge_scratch merge = {.memory = scratch, .bytes = scratch_bytes};
     const uint8_t *in = (const uint8_t *)text;
     size_t piece_max = nib_merge_piece_bytes_max(scratch_bytes), count = 0;
     if (bytes > NIB_MAX_TEXT_BYTES)
-        return nib_fail(msg, NIB_E_LIMIT, "the text has %zu bytes; at most %u are allowed", bytes,
-                        NIB_MAX_TEXT_BYTES);
+        return nib_fail(msg, NIB_E_LIMIT, "the text has %zu bytes; at most %u are allowed", bytes, NIB_MAX_TEXT_BYTES);
     size_t valid = nib_utf8_valid_bytes(in, bytes);
     if (valid != bytes)
         return nib_fail(msg, NIB_E_FORMAT, "the text is not valid UTF-8 at byte %zu", valid);
     for (size_t at = 0, end; at < bytes; at = end) {
         end = nib_split_next(in, bytes, at);
         if (end - at > piece_max)
-            return nib_fail(
-                msg, NIB_E_LIMIT,
-                "the text has %zu bytes without a break at byte %zu; at most %zu are allowed",
-                end - at, at, piece_max);
-        count +=
-            nib_merge_piece(&tok->table, &merge, in + at, end - at, ids + count, ids_max - count);
+            return nib_fail(msg, NIB_E_LIMIT,
+                            "the text has %zu bytes without a break at byte %zu; at most %zu are allowed", end - at, at,
+                            piece_max);
+        count += nib_merge_piece(&tok->table, &merge, in + at, end - at, ids + count, ids_max - count);
         if (count > ids_max)
-            return nib_fail(msg, NIB_E_LIMIT, "the text has more than the %zu tokens allowed",
-                            ids_max);
+            return nib_fail(msg, NIB_E_LIMIT, "the text has more than the %zu tokens allowed", ids_max);
     }
     *ret_count = count;
     return NIB_OK;
@@ -119,8 +112,7 @@ uint32_t nib_tokenizer_special(const struct nib_tokenizer *tok, enum nib_special
     return tok->table.vocab.special_base + (uint32_t)special;
 }
 
-bool nib_tokenizer_is_special(const struct nib_tokenizer *tok, uint32_t id,
-                              enum nib_special *ret_special)
+bool nib_tokenizer_is_special(const struct nib_tokenizer *tok, uint32_t id, enum nib_special *ret_special)
 {
     uint32_t base = tok->table.vocab.special_base;
     if (id < base || !nib_special_name(id - base))
@@ -129,8 +121,7 @@ bool nib_tokenizer_is_special(const struct nib_tokenizer *tok, uint32_t id,
     return true;
 }
 
-size_t nib_tokenizer_decode_special(const struct nib_tokenizer *tok, uint32_t id, char *out,
-                                    size_t out_max)
+size_t nib_tokenizer_decode_special(const struct nib_tokenizer *tok, uint32_t id, char *out, size_t out_max)
 {
     uint32_t base = tok->table.vocab.special_base;
     char text[32];

@@ -47,22 +47,19 @@ size_t nib_tokenizer_scratch_bytes(size_t text_bytes_max);
  * more ids than ids_max, or an unbroken run (one pre-token) longer than the scratch was sized for.
  * On failure ids[] holds nothing of use. Time is O(n log n) in the worst case, linear on ordinary
  * text; stack is fixed. */
-NIB_CHECKED enum nib_err nib_tokenizer_encode(const struct nib_tokenizer *tok, void *scratch,
-                                              size_t scratch_bytes, const char *text, size_t bytes,
-                                              uint32_t *ids, size_t ids_max, size_t *ret_count,
-                                              struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_tokenizer_encode(const struct nib_tokenizer *tok, void *scratch, size_t scratch_bytes,
+                                              const char *text, size_t bytes, uint32_t *ids, size_t ids_max,
+                                              size_t *ret_count, struct nib_msg *msg);
 
 /* The bytes of one ordinary id (not always whole UTF-8: see core/utf8.h); 0 and NULL for every
  * other id. At most NIB_MAX_TOKEN_BYTES. */
-size_t nib_tokenizer_decode(const struct nib_tokenizer *tok, uint32_t id,
-                            const uint8_t **ret_bytes);
+size_t nib_tokenizer_decode(const struct nib_tokenizer *tok, uint32_t id, const uint8_t **ret_bytes);
 
 /* For harmony only: the id of a named special token. */
 uint32_t nib_tokenizer_special(const struct nib_tokenizer *tok, enum nib_special special);
 
 /* True when id is one of the nine; *ret_special says which. */
-bool nib_tokenizer_is_special(const struct nib_tokenizer *tok, uint32_t id,
-                              enum nib_special *ret_special);
+bool nib_tokenizer_is_special(const struct nib_tokenizer *tok, uint32_t id, enum nib_special *ret_special);
 
 /* "<|start|>" and so on; NULL for a distance that has no name. */
 const char *nib_special_name(uint32_t distance);
@@ -70,8 +67,7 @@ const char *nib_special_name(uint32_t distance);
 /* For /detokenize only: the text of a special or reserved id ("<|start|>", "<|reserved_200013|>")
  * into out[0..out_max), with NUL. Returns its bytes without NUL; 0 when the id is neither or out is
  * too small (32 always suffice). */
-size_t nib_tokenizer_decode_special(const struct nib_tokenizer *tok, uint32_t id, char *out,
-                                    size_t out_max);
+size_t nib_tokenizer_decode_special(const struct nib_tokenizer *tok, uint32_t id, char *out, size_t out_max);
 
 /* id < vocab: the embedding has a row for it. Every id from outside must pass this. */
 bool nib_tokenizer_id_valid(const struct nib_tokenizer *tok, uint32_t id);

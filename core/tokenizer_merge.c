@@ -17,14 +17,13 @@ size_t nib_merge_scratch_bytes(size_t piece_bytes_max)
 
 size_t nib_merge_piece_bytes_max(size_t scratch_bytes)
 {
-    if (scratch_bytes <
-        sizeof(struct nib_queue_fixed) + SHORT_BYTES * (NIB_QUEUE_POSITION_BYTES + 2))
+    if (scratch_bytes < sizeof(struct nib_queue_fixed) + SHORT_BYTES * (NIB_QUEUE_POSITION_BYTES + 2))
         return SHORT_BYTES;
     return (scratch_bytes - sizeof(struct nib_queue_fixed)) / (NIB_QUEUE_POSITION_BYTES + 2);
 }
 
-static size_t merge_short(const struct nib_token_table *table, const uint8_t *piece, size_t bytes,
-                          uint32_t *ids, size_t ids_max)
+static size_t merge_short(const struct nib_token_table *table, const uint8_t *piece, size_t bytes, uint32_t *ids,
+                          size_t ids_max)
 {
     uint8_t start[SHORT_BYTES + 1]; /* of each part, then the end */
     uint32_t rank[SHORT_BYTES + 1]; /* of the pair that starts at each part */
@@ -44,9 +43,8 @@ static size_t merge_short(const struct nib_token_table *table, const uint8_t *pi
         memmove(rank + best + 1, rank + best + 2, (parts - best - 1) * sizeof *rank);
         parts--;
         for (size_t i = best > 0 ? best - 1 : 0; i <= best; i++)
-            rank[i] = i + 1 < parts
-                          ? nib_token_find(table, piece + start[i], (size_t)start[i + 2] - start[i])
-                          : NIB_TOKEN_NONE;
+            rank[i] = i + 1 < parts ? nib_token_find(table, piece + start[i], (size_t)start[i + 2] - start[i])
+                                    : NIB_TOKEN_NONE;
     }
     for (size_t i = 0; i < parts && i < ids_max; i++)
         ids[i] = nib_token_find(table, piece + start[i], (size_t)start[i + 1] - start[i]);
@@ -93,16 +91,14 @@ static void pair_join(struct piece *p, uint32_t at)
     pair_put(p, at);
 }
 
-_Static_assert(2 * NIB_MAX_TOKEN_BYTES <= UINT8_MAX + 1 && NIB_MAX_TOKEN_BYTES <= UINT8_MAX,
-               "a length fits a byte");
+_Static_assert(2 * NIB_MAX_TOKEN_BYTES <= UINT8_MAX + 1 && NIB_MAX_TOKEN_BYTES <= UINT8_MAX, "a length fits a byte");
 
-static size_t merge_long(const struct nib_token_table *table, struct nib_merge_scratch *scratch,
-                         const uint8_t *piece, size_t bytes, uint32_t *ids, size_t ids_max)
+static size_t merge_long(const struct nib_token_table *table, struct nib_merge_scratch *scratch, const uint8_t *piece,
+                         size_t bytes, uint32_t *ids, size_t ids_max)
 {
     struct nib_queue_fixed *fixed = scratch->memory;
     uint8_t *memory = (uint8_t *)(fixed + 1), *lens = memory + bytes * NIB_QUEUE_POSITION_BYTES;
-    struct piece p = {
-        .table = table, .text = piece, .len = lens, .back = lens + bytes, .bytes = (uint32_t)bytes};
+    struct piece p = {.table = table, .text = piece, .len = lens, .back = lens + bytes, .bytes = (uint32_t)bytes};
     if (!scratch->cleared)
         nib_queue_clear(fixed);
     scratch->cleared = true;
@@ -123,8 +119,8 @@ static size_t merge_long(const struct nib_token_table *table, struct nib_merge_s
     return parts;
 }
 
-size_t nib_merge_piece(const struct nib_token_table *table, struct nib_merge_scratch *scratch,
-                       const uint8_t *piece, size_t bytes, uint32_t *ids, size_t ids_max)
+size_t nib_merge_piece(const struct nib_token_table *table, struct nib_merge_scratch *scratch, const uint8_t *piece,
+                       size_t bytes, uint32_t *ids, size_t ids_max)
 {
     uint32_t whole = nib_token_find(table, piece, bytes);
     if (whole != NIB_TOKEN_NONE) {

@@ -25,7 +25,7 @@ size_t nib_merge_piece_bytes_max(size_t scratch_bytes);
 
 /* Merges piece[0..bytes), 0 < bytes <= the scratch's piece maximum. Stores at most ids_max ids;
  * returns how many the piece has. */
-size_t nib_merge_piece(const struct nib_token_table *table, struct nib_merge_scratch *scratch,
-                       const uint8_t *piece, size_t bytes, uint32_t *ids, size_t ids_max);
+size_t nib_merge_piece(const struct nib_token_table *table, struct nib_merge_scratch *scratch, const uint8_t *piece,
+                       size_t bytes, uint32_t *ids, size_t ids_max);
 
 #endif

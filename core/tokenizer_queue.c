@@ -20,8 +20,7 @@ void nib_queue_clear(struct nib_queue_fixed *fixed)
     fixed->top = 0;
 }
 
-void nib_queue_init(struct nib_pair_queue *queue, struct nib_queue_fixed *fixed, void *memory,
-                    size_t positions)
+void nib_queue_init(struct nib_pair_queue *queue, struct nib_queue_fixed *fixed, void *memory, size_t positions)
 {
     uint64_t *heap = memory;
     uint32_t *words = (uint32_t *)(heap + positions);

@@ -30,8 +30,7 @@ struct nib_queue_fixed {
 struct nib_pair_queue {
     struct nib_queue_fixed *fixed;
     uint64_t *heap; /* [positions] rank << 32 | position; entries of pairs since gone are skipped */
-    uint32_t
-        *rank; /* [positions] rank of the pair that starts here, NIB_PAIR_NONE: none is queued */
+    uint32_t *rank; /* [positions] rank of the pair that starts here, NIB_PAIR_NONE: none is queued */
     uint32_t *prev; /* [positions] in the list, or a mark that the pair is in the heap */
     uint32_t *next; /* [positions] in the list */
     size_t heap_len;
@@ -45,8 +44,7 @@ struct nib_pair_queue {
 void nib_queue_clear(struct nib_queue_fixed *fixed);
 
 /* An empty queue over positions * NIB_QUEUE_POSITION_BYTES bytes, aligned to 8. */
-void nib_queue_init(struct nib_pair_queue *queue, struct nib_queue_fixed *fixed, void *memory,
-                    size_t positions);
+void nib_queue_init(struct nib_pair_queue *queue, struct nib_queue_fixed *fixed, void *memory, size_t positions);
 
 /* Queues the pair at `at`, which must not be queued. rank < NIB_MAX_VOCAB. Until the first pop,
  * `at` must rise. */

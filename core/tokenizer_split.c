@@ -61,8 +61,7 @@ static size_t contraction_end(const struct text *t, size_t at)
         return at + 2;
     if (left > 2 && p[1] == 0xc5 && p[2] == 0xbf)
         return at + 3;
-    if (p[1] < 0x80 && b < 0x80 &&
-        ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')))
+    if (p[1] < 0x80 && b < 0x80 && ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l')))
         return at + 3;
     return at;
 }

@@ -68,8 +68,7 @@ static bool slot_add(struct nib_token_table *table, uint32_t id, const uint8_t *
 {
     uint64_t h = hash_of(bytes, len);
     size_t at = h & table->slot_mask;
-    for (int probes = 0; probes < NIB_MAX_TOKEN_PROBES;
-         probes++, at = (at + 1) & table->slot_mask) {
+    for (int probes = 0; probes < NIB_MAX_TOKEN_PROBES; probes++, at = (at + 1) & table->slot_mask) {
         if (table->slots[at].id != NIB_TOKEN_NONE)
             continue;
         table->slots[at] = (struct nib_token_slot){.id = id, .tag = (uint32_t)(h >> 32)};
@@ -84,15 +83,13 @@ static enum nib_err table_add(struct nib_token_table *table, uint32_t id, struct
     size_t len = table->vocab.lens[id];
     uint32_t twin = nib_token_find(table, bytes, len);
     if (twin != NIB_TOKEN_NONE)
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "vocabulary: tokens %u and %u are equal; each may be there once", twin, id);
+        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: tokens %u and %u are equal; each may be there once", twin, id);
     if (len == 1)
         table->singles[bytes[0]] = id;
     else if (len == 2)
         table->pairs[bytes[0] << 8 | bytes[1]] = id;
     else if (!slot_add(table, id, bytes, len))
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "vocabulary: token %u shares its hash with more than %d others", id,
+        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: token %u shares its hash with more than %d others", id,
                         NIB_MAX_TOKEN_PROBES);
     return NIB_OK;
 }
@@ -103,13 +100,11 @@ enum nib_err nib_token_table_build(struct nib_token_table *table, const struct n
     size_t slots = slots_for(vocab->ordinary);
     table->vocab = *vocab;
     table->slot_mask = slots - 1;
-    table->starts =
-        nib_arena_take(arena, ((size_t)vocab->ordinary + 1) * sizeof *table->starts, ARRAY_ALIGN);
+    table->starts = nib_arena_take(arena, ((size_t)vocab->ordinary + 1) * sizeof *table->starts, ARRAY_ALIGN);
     table->pairs = nib_arena_take(arena, 65536 * sizeof *table->pairs, ARRAY_ALIGN);
     table->slots = nib_arena_take(arena, slots * sizeof *table->slots, ARRAY_ALIGN);
     if (!table->starts || !table->pairs || !table->slots)
-        return nib_fail(msg, NIB_E_NOMEM,
-                        "tokenizer: its table needs %zu bytes and the arena has not that many left",
+        return nib_fail(msg, NIB_E_NOMEM, "tokenizer: its table needs %zu bytes and the arena has not that many left",
                         nib_token_table_bytes(vocab->ordinary));
     memset(table->singles, 0xff, sizeof table->singles);
     memset(table->pairs, 0xff, 65536 * sizeof *table->pairs);

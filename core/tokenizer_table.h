@@ -19,10 +19,9 @@ struct nib_token_slot {
 
 struct nib_token_table {
     struct nib_vocab vocab;
-    uint32_t *starts; /* [ordinary + 1] offset of each token in vocab.bytes */
-    uint32_t *pairs;  /* [65536] id of each two-byte token, first byte high */
-    struct nib_token_slot
-        *slots; /* [slot_mask + 1] tokens of three bytes and more, linear probing */
+    uint32_t *starts;             /* [ordinary + 1] offset of each token in vocab.bytes */
+    uint32_t *pairs;              /* [65536] id of each two-byte token, first byte high */
+    struct nib_token_slot *slots; /* [slot_mask + 1] tokens of three bytes and more, linear probing */
     size_t slot_mask;
     uint32_t singles[256]; /* id of each one-byte token */
 };
@@ -32,16 +31,14 @@ size_t nib_token_table_bytes(uint32_t ordinary);
 
 /* Takes the arrays and fills them. NIB_E_NOMEM; NIB_E_FORMAT when two tokens are equal, or when so
  * many share a hash that finding one would be slow (no honest vocabulary does). Boot thread. */
-NIB_CHECKED enum nib_err nib_token_table_build(struct nib_token_table *table,
-                                               const struct nib_vocab *vocab,
+NIB_CHECKED enum nib_err nib_token_table_build(struct nib_token_table *table, const struct nib_vocab *vocab,
                                                struct nib_arena *arena, struct nib_msg *msg);
 
 /* The slow half of nib_token_find: 3..NIB_MAX_TOKEN_BYTES bytes. */
 uint32_t nib_token_find_long(const struct nib_token_table *table, const uint8_t *bytes, size_t len);
 
 /* Id of the token with these bytes (len > 0), or NIB_TOKEN_NONE. */
-static inline uint32_t nib_token_find(const struct nib_token_table *table, const uint8_t *bytes,
-                                      size_t len)
+static inline uint32_t nib_token_find(const struct nib_token_table *table, const uint8_t *bytes, size_t len)
 {
     if (len == 1)
         return table->singles[bytes[0]];

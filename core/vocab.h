@@ -68,31 +68,27 @@ uint64_t nib_vocab_build_bytes(const struct nib_vocab_src *src);
  * not fit the shape, a wrong special token (NIB_E_FORMAT), and an out[] too small (NIB_E_LIMIT).
  * Two equal tokens are found by nib_tokenizer_open, not here. out[] holds nothing of use on
  * failure. */
-NIB_CHECKED enum nib_err nib_vocab_build(const struct nib_vocab_src *src, uint8_t *out,
-                                         size_t out_bytes, size_t *ret_bytes, struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_vocab_build(const struct nib_vocab_src *src, uint8_t *out, size_t out_bytes,
+                                         size_t *ret_bytes, struct nib_msg *msg);
 
 /* The same from the text of a .tiktoken file ("base64 rank" lines in rank order), of which the
  * first ordinary_max tokens are used (UINT32_MAX: all). The blob is never larger than
  * NIB_VOCAB_HEADER_BYTES + text_bytes. */
-NIB_CHECKED enum nib_err nib_vocab_build_tiktoken(const char *text, size_t text_bytes,
-                                                  uint32_t ordinary_max, uint32_t vocab,
-                                                  uint32_t special_base, uint8_t *out,
-                                                  size_t out_bytes, size_t *ret_bytes,
-                                                  struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_vocab_build_tiktoken(const char *text, size_t text_bytes, uint32_t ordinary_max,
+                                                  uint32_t vocab, uint32_t special_base, uint8_t *out, size_t out_bytes,
+                                                  size_t *ret_bytes, struct nib_msg *msg);
 
 /* The built-in byte vocabulary of small shapes: 256 tokens, id = byte value. */
 #define NIB_VOCAB_BYTE_LEVEL_BYTES (NIB_VOCAB_HEADER_BYTES + 256u + 256u)
-NIB_CHECKED enum nib_err nib_vocab_build_bytelevel(uint32_t vocab, uint32_t special_base,
-                                                   uint8_t *out, size_t out_bytes,
-                                                   size_t *ret_bytes, struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_vocab_build_bytelevel(uint32_t vocab, uint32_t special_base, uint8_t *out,
+                                                   size_t out_bytes, size_t *ret_bytes, struct nib_msg *msg);
 
 /* Checks everything about a blob except that its tokens differ from each other (nib_tokenizer_open
  * finds that). NIB_E_FORMAT with one sentence. *ret points into blob. */
-NIB_CHECKED enum nib_err nib_vocab_parse(const void *blob, size_t bytes, struct nib_vocab *ret,
-                                         struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_vocab_parse(const void *blob, size_t bytes, struct nib_vocab *ret, struct nib_msg *msg);
 
 /* The same for the header and the sizes only. */
-NIB_CHECKED enum nib_err nib_vocab_parse_header(const void *blob, size_t bytes,
-                                                struct nib_vocab *ret, struct nib_msg *msg);
+NIB_CHECKED enum nib_err nib_vocab_parse_header(const void *blob, size_t bytes, struct nib_vocab *ret,
+                                                struct nib_msg *msg);
 
 #endif

@@ -16,13 +16,12 @@ static void put_u32(uint8_t *p, uint32_t v)
 
 /* Writes the header and checks that all of it fits; the caller then writes lengths and bytes behind
  * it. */
-static enum nib_err begin(const struct nib_vocab *v, uint8_t *out, size_t out_bytes,
-                          struct nib_msg *msg)
+static enum nib_err begin(const struct nib_vocab *v, uint8_t *out, size_t out_bytes, struct nib_msg *msg)
 {
     uint64_t want = (uint64_t)NIB_VOCAB_HEADER_BYTES + v->ordinary + v->token_bytes;
     if (want > out_bytes)
-        return nib_fail(msg, NIB_E_LIMIT, "vocabulary: it needs %llu bytes and %zu are there",
-                        (unsigned long long)want, out_bytes);
+        return nib_fail(msg, NIB_E_LIMIT, "vocabulary: it needs %llu bytes and %zu are there", (unsigned long long)want,
+                        out_bytes);
     memcpy(out, NIB_VOCAB_MAGIC, 8);
     put_u32(out + 8, NIB_VOCAB_VERSION);
     put_u32(out + 12, v->ordinary);
@@ -43,21 +42,20 @@ static enum nib_err finish(const uint8_t *out, size_t bytes, size_t *ret_bytes, 
     return err;
 }
 
-static enum nib_err check_special(const struct nib_vocab_src *src,
-                                  const struct nib_vocab_special *s, uint32_t *seen,
+static enum nib_err check_special(const struct nib_vocab_src *src, const struct nib_vocab_special *s, uint32_t *seen,
                                   struct nib_msg *msg)
 {
     if (s->id < src->special_base || s->id >= src->vocab)
-        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: special token id %u; %u to %u are allowed",
-                        s->id, src->special_base, src->vocab - 1);
+        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: special token id %u; %u to %u are allowed", s->id,
+                        src->special_base, src->vocab - 1);
     uint32_t distance = s->id - src->special_base;
     const char *name = nib_special_name(distance);
     if (name && strcmp(name, s->name) != 0)
         return nib_fail(msg, NIB_E_FORMAT, "vocabulary: special token %u must be %s", s->id, name);
     for (uint32_t d = 0; !name && d < NIB_SPECIAL_SPAN; d++)
         if (nib_special_name(d) && strcmp(nib_special_name(d), s->name) == 0)
-            return nib_fail(msg, NIB_E_FORMAT, "vocabulary: %s has id %u; it must be %u",
-                            nib_special_name(d), s->id, src->special_base + d);
+            return nib_fail(msg, NIB_E_FORMAT, "vocabulary: %s has id %u; it must be %u", nib_special_name(d), s->id,
+                            src->special_base + d);
     if (name)
         *seen |= 1u << distance;
     return NIB_OK;
@@ -75,8 +73,7 @@ static enum nib_err check_specials(const struct nib_vocab_src *src, struct nib_m
     }
     for (uint32_t d = 0; d < NIB_SPECIAL_SPAN; d++)
         if (nib_special_name(d) && !(seen >> d & 1))
-            return nib_fail(msg, NIB_E_FORMAT,
-                            "vocabulary: the special token %s is missing; it must have id %u",
+            return nib_fail(msg, NIB_E_FORMAT, "vocabulary: the special token %s is missing; it must have id %u",
                             nib_special_name(d), src->special_base + d);
     return NIB_OK;
 }
@@ -89,16 +86,15 @@ uint64_t nib_vocab_build_bytes(const struct nib_vocab_src *src)
     return bytes;
 }
 
-enum nib_err nib_vocab_build(const struct nib_vocab_src *src, uint8_t *out, size_t out_bytes,
-                             size_t *ret_bytes, struct nib_msg *msg)
+enum nib_err nib_vocab_build(const struct nib_vocab_src *src, uint8_t *out, size_t out_bytes, size_t *ret_bytes,
+                             struct nib_msg *msg)
 {
     if (src->ordinary > NIB_MAX_VOCAB)
-        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: %u ordinary tokens; at most %d are allowed",
-                        src->ordinary, NIB_MAX_VOCAB);
+        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: %u ordinary tokens; at most %d are allowed", src->ordinary,
+                        NIB_MAX_VOCAB);
     for (uint32_t i = 0; i < src->ordinary; i++)
         if (src->tokens[i].len == 0 || src->tokens[i].len > NIB_MAX_TOKEN_BYTES)
-            return nib_fail(msg, NIB_E_FORMAT,
-                            "vocabulary: token %u has %u bytes; 1 to %d are allowed", i,
+            return nib_fail(msg, NIB_E_FORMAT, "vocabulary: token %u has %u bytes; 1 to %d are allowed", i,
                             src->tokens[i].len, NIB_MAX_TOKEN_BYTES);
     enum nib_err err = check_specials(src, msg);
     if (err)
@@ -107,8 +103,7 @@ enum nib_err nib_vocab_build(const struct nib_vocab_src *src, uint8_t *out, size
     struct nib_vocab v = {.ordinary = src->ordinary,
                           .vocab = src->vocab,
                           .special_base = src->special_base,
-                          .token_bytes =
-                              (uint32_t)(bytes - NIB_VOCAB_HEADER_BYTES - src->ordinary)};
+                          .token_bytes = (uint32_t)(bytes - NIB_VOCAB_HEADER_BYTES - src->ordinary)};
     err = begin(&v, out, out_bytes, msg);
     if (err)
         return err;
@@ -121,8 +116,8 @@ enum nib_err nib_vocab_build(const struct nib_vocab_src *src, uint8_t *out, size
     return finish(out, bytes, ret_bytes, msg);
 }
 
-enum nib_err nib_vocab_build_bytelevel(uint32_t vocab, uint32_t special_base, uint8_t *out,
-                                       size_t out_bytes, size_t *ret_bytes, struct nib_msg *msg)
+enum nib_err nib_vocab_build_bytelevel(uint32_t vocab, uint32_t special_base, uint8_t *out, size_t out_bytes,
+                                       size_t *ret_bytes, struct nib_msg *msg)
 {
     uint8_t bytes[256];
     struct nib_vocab_token tokens[256];
@@ -130,8 +125,7 @@ enum nib_err nib_vocab_build_bytelevel(uint32_t vocab, uint32_t special_base, ui
         bytes[b] = (uint8_t)b;
         tokens[b] = (struct nib_vocab_token){.bytes = &bytes[b], .len = 1};
     }
-    struct nib_vocab_src src = {
-        .tokens = tokens, .ordinary = 256, .vocab = vocab, .special_base = special_base};
+    struct nib_vocab_src src = {.tokens = tokens, .ordinary = 256, .vocab = vocab, .special_base = special_base};
     return nib_vocab_build(&src, out, out_bytes, ret_bytes, msg);
 }
 
@@ -184,24 +178,22 @@ static enum nib_err next_line(struct lines *l, struct nib_msg *msg)
     const char *stop = newline ? newline : l->end;
     const char *space = memchr(l->at, ' ', (size_t)(stop - l->at));
     if (!space || !decode_base64(l, l->at, (size_t)(space - l->at)))
-        return nib_fail(msg, NIB_E_FORMAT,
-                        "vocabulary: line %u is not \"base64 rank\" with a token of 1 to %d bytes",
+        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: line %u is not \"base64 rank\" with a token of 1 to %d bytes",
                         l->rank + 1, NIB_MAX_TOKEN_BYTES);
     uint64_t rank = 0;
     const char *p = space + 1;
     for (; p < stop && *p >= '0' && *p <= '9' && rank <= NIB_MAX_VOCAB; p++)
         rank = rank * 10 + (uint64_t)(*p - '0');
     if (p == space + 1 || p != stop || rank != l->rank)
-        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: line %u must have rank %u", l->rank + 1,
-                        l->rank);
+        return nib_fail(msg, NIB_E_FORMAT, "vocabulary: line %u must have rank %u", l->rank + 1, l->rank);
     l->rank++;
     l->at = newline ? newline + 1 : l->end;
     return NIB_OK;
 }
 
-enum nib_err nib_vocab_build_tiktoken(const char *text, size_t text_bytes, uint32_t ordinary_max,
-                                      uint32_t vocab, uint32_t special_base, uint8_t *out,
-                                      size_t out_bytes, size_t *ret_bytes, struct nib_msg *msg)
+enum nib_err nib_vocab_build_tiktoken(const char *text, size_t text_bytes, uint32_t ordinary_max, uint32_t vocab,
+                                      uint32_t special_base, uint8_t *out, size_t out_bytes, size_t *ret_bytes,
+                                      struct nib_msg *msg)
 {
     struct nib_vocab v = {.vocab = vocab, .special_base = special_base};
     struct lines l = {.at = text, .end = text + text_bytes};

@@ -14,14 +14,12 @@ START_TEST(takes_are_aligned_and_disjoint)
         nib_arena_init(&arena, block + skew, bytes);
         const uint8_t *floor = block + skew;
         for (int i = 0; i < 100; i++) {
-            size_t want = nib_test_rand(&seed) % 3000,
-                   align = (size_t)1 << nib_test_rand(&seed) % 13;
+            size_t want = nib_test_rand(&seed) % 3000, align = (size_t)1 << nib_test_rand(&seed) % 13;
             size_t used = arena.used;
             const uint8_t *p = nib_arena_take(&arena, want, align);
             if (!p) {
                 ck_assert_uint_eq(arena.used, used);
-                uintptr_t at =
-                    ((uintptr_t)(block + skew + used) + align - 1) & ~(uintptr_t)(align - 1);
+                uintptr_t at = ((uintptr_t)(block + skew + used) + align - 1) & ~(uintptr_t)(align - 1);
                 ck_assert_uint_gt(at + want, (uintptr_t)(block + skew + bytes));
                 continue;
             }
@@ -77,5 +75,4 @@ START_TEST(a_sealed_arena_gives_nothing)
 END_TEST
 
 NIB_SUITE(arena, takes_are_aligned_and_disjoint, an_exact_fit_fits_and_one_more_does_not,
-          sizes_that_overflow_are_refused, an_empty_arena_gives_nothing,
-          a_sealed_arena_gives_nothing)
+          sizes_that_overflow_are_refused, an_empty_arena_gives_nothing, a_sealed_arena_gives_nothing)
