@@ -1,6 +1,8 @@
 /* tests/core/tokenizer_test.c: ids equal to the reference's, ids that exist and that do not, refusals, hostile runs.
- * tests/vectors/tokenizer_small.bin holds (varint bytes, text, varint count, varint ids)*; tokenizer_full.py makes it. */
+ * tests/vectors/tokenizer_small.bin holds (varint bytes, text, varint count, varint ids, varint count, varint
+ * bytes of pieces)*; tokenizer_full.py makes it. */
 #include "core/hash.h"
+#include "core/tokenizer_split.h"
 #include "core/utf8.h"
 #include "tests/core/tokenizer_fixture.h"
 
@@ -55,10 +57,10 @@ static void check_decodes(const struct nib_tokenizer *tok, const uint32_t *ids, 
     free(out);
 }
 
-START_TEST(every_vector_gives_the_references_ids)
+START_TEST(every_vector_gives_the_references_pieces_and_ids)
 {
     const struct nib_tokenizer *tok = o200k();
-    size_t bytes, strings = 0, wrong = 0;
+    size_t bytes, strings = 0, wrong = 0, wrong_cuts = 0;
     uint8_t *file = fixture_file("tests/vectors/tokenizer_small.bin", &bytes);
     const uint8_t *at = file;
     for (; at < file + bytes; strings++) {
@@ -70,7 +72,13 @@ START_TEST(every_vector_gives_the_references_ids)
         ck_assert_uint_le(want_count, IDS_MAX);
         for (size_t i = 0; i < want_count; i++)
             want[i] = (uint32_t)varint(&at);
-        size_t count = fixture_encode(tok, text, text_bytes, ids, IDS_MAX);
+        size_t count = fixture_encode(tok, text, text_bytes, ids, IDS_MAX), cut = 0;
+        for (size_t left = varint(&at); left > 0; left--) {
+            size_t end = cut + varint(&at);
+            wrong_cuts += nib_split_next((const uint8_t *)text, text_bytes, cut) != end;
+            cut = end;
+        }
+        ck_assert_uint_eq(cut, text_bytes);
         if (count != want_count || memcmp(ids, want, count * sizeof *ids) != 0) {
             wrong++;
             printf("string %zu differs: %.*s\n", strings, (int)text_bytes, text);
@@ -81,6 +89,7 @@ START_TEST(every_vector_gives_the_references_ids)
     free(file);
     ck_assert_uint_ge(strings, 2000);
     ck_assert_uint_eq(wrong, 0);
+    ck_assert_uint_eq(wrong_cuts, 0);
 }
 END_TEST
 
@@ -263,7 +272,7 @@ START_TEST(a_megabyte_of_one_class_encodes)
 }
 END_TEST
 
-NIB_SUITE(tokenizer, the_vocabulary_is_the_published_one, every_vector_gives_the_references_ids,
+NIB_SUITE(tokenizer, the_vocabulary_is_the_published_one, every_vector_gives_the_references_pieces_and_ids,
           published_examples_hold, text_never_makes_a_special_token, every_id_is_what_the_encoding_says,
           the_banned_set_is_what_may_not_be_sampled, invalid_utf8_is_refused_with_its_place, too_little_room_is_refused,
           a_megabyte_of_one_class_encodes)

@@ -4,8 +4,9 @@
     tokenizer_full.py            compares, and checks that tokenizer_small.bin is still what it makes
     tokenizer_full.py --write    writes tokenizer_small.bin, the strings that `make check` uses
 
-Three comparisons: the class of every code point with tiktoken's regular expressions; every code point in a text that
-depends on its class; and COUNT varied strings from a seeded generator. NIB_TEST_SEED replays another seed.
+The comparisons: the class of every code point with tiktoken's regular expressions; every code point in a text that
+depends on its class; the ids of COUNT varied strings from a seeded generator; and the pieces that the pattern cuts of
+PIECES of them, since most wrong cuts change no id. NIB_TEST_SEED replays another seed.
 """
 import os
 import pathlib
@@ -27,6 +28,7 @@ SMALL = HERE / "tokenizer_small.bin"
 FILTER = "build/rel/tests/vectors/tokenizer_ids"
 SEED = 20251122
 COUNT = 300_000
+PIECES = 100_000
 SMALL_BYTES = 290_000
 EVERY = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 
@@ -49,9 +51,28 @@ def reference():
     return tiktoken.Encoding(**published.o200k_harmony())
 
 
-def ours(texts):
+def reference_pieces(encoder, texts):
+    """The bytes of each piece of each text: an encoding of single bytes whose pattern matches at the start only gives
+    the first piece, and the pattern never looks back."""
+    first = tiktoken.Encoding(
+        "first", pat_str=rf"\A(?:{encoder._pat_str})", mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={}
+    )
+    pieces, open_texts = [[] for _ in texts], [(i, text) for i, text in enumerate(texts) if text]
+    while open_texts:
+        firsts = first.encode_ordinary_batch([text for _, text in open_texts])
+        rest = []
+        for (i, text), piece in zip(open_texts, firsts):
+            pieces[i].append(len(piece))
+            text = text[len(bytes(piece).decode()) :]
+            if text:
+                rest.append((i, text))
+        open_texts = rest
+    return pieces
+
+
+def ours(texts, *options):
     data = b"".join(struct.pack("<I", len(t)) + t for t in (s.encode() for s in texts))
-    out = subprocess.run([FILTER, VOCABULARY], input=data, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout
+    out = subprocess.run([FILTER, VOCABULARY, *options], input=data, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout
     words, at, ids = memoryview(out).cast("I"), 0, []
     for _ in texts:
         count = words[at]
@@ -60,11 +81,11 @@ def ours(texts):
     return ids
 
 
-def compare(name, texts, expected_of):
+def compare(name, texts, expected_of, *options):
     wrong = 0
     for start in range(0, len(texts), 50_000):
         part = texts[start : start + 50_000]
-        for text, want, got in zip(part, expected_of(part), ours(part)):
+        for text, want, got in zip(part, expected_of(part), ours(part, *options)):
             if want != got:
                 wrong += 1
                 if wrong <= 5:
@@ -195,13 +216,13 @@ def varint(n):
 
 
 def small_file(encoder, strings):
-    """(varint bytes, text, varint count, varint ids)*, as many strings as fit."""
+    """(varint bytes, text, varint count, varint ids, varint count, varint bytes of pieces)*, as many as fit."""
     out = bytearray()
-    for text in strings:
+    strings = [text for text in strings if len(text.encode()) <= 1000]
+    for text, pieces in zip(strings, reference_pieces(encoder, strings)):
         ids, data = encoder.encode_ordinary(text), text.encode()
-        if len(data) > 1000:
-            continue
-        record = varint(len(data)) + data + varint(len(ids)) + b"".join(map(varint, ids))
+        lists = b"".join(varint(len(some)) + b"".join(map(varint, some)) for some in (ids, pieces))
+        record = varint(len(data)) + data + lists
         if len(out) + len(record) > SMALL_BYTES:
             break
         out += record
@@ -223,7 +244,7 @@ def main():
     seed = int(os.environ.get("NIB_TEST_SEED", SEED))
     print(f"seed {seed}")
 
-    small = small_file(encoder, Strings(SEED, encoder._mergeable_ranks, SAMPLES[-8:]).make(20_000))
+    small = small_file(encoder, Strings(SEED, encoder._mergeable_ranks, SAMPLES[-8:]).make(6_000))
     if "--write" in sys.argv[1:]:
         SMALL.write_bytes(small)
         print(f"{SMALL.name}: {len(small)} bytes")
@@ -240,6 +261,7 @@ def main():
     strings = Strings(seed + 1, encoder._mergeable_ranks, code).make(COUNT)
     print(f"{len(set(strings))} of {len(strings)} varied strings are distinct, {sum(len(s.encode()) for s in strings)} bytes")
     wrong += compare("varied strings, tiktoken", strings, tiktoken_ids)
+    wrong += compare("pieces, tiktoken", strings[:PIECES], lambda texts: reference_pieces(encoder, texts), "--pieces")
     harmony = harmony_encoder()
     harmony_ids = lambda texts: [harmony.encode(t, allowed_special=set(), disallowed_special=()) for t in texts]
     wrong += compare("every 7th code point, openai-harmony", every[::7], harmony_ids)

@@ -2,6 +2,7 @@
  *
  *     tokenizer_ids VOCABULARY            reads (u32 bytes, text)* from stdin, writes (u32 count, u32 ids[count])*;
  *                                         a count of 2^32-1 stands for a refused text
+ *     tokenizer_ids VOCABULARY --pieces   the same with the bytes of each piece that the pattern cuts, instead of ids
  *     tokenizer_ids VOCABULARY --bench F  MB/s on the text file F, and the time of 1 MiB of each hostile kind
  *
  * VOCABULARY is a .tiktoken file. One thread; ends with a sentence on any error. */
@@ -11,6 +12,7 @@
 #include <time.h>
 
 #include "core/tokenizer.h"
+#include "core/tokenizer_split.h"
 #include "core/vocab.h"
 
 #define FILE_BYTES_MAX (16u << 20)
@@ -65,7 +67,18 @@ static const struct nib_tokenizer *open_tokenizer(const char *path)
     return tok;
 }
 
-static void filter(const struct nib_tokenizer *tok)
+/* The bytes of each piece of a valid text; returns how many there are. */
+static size_t cut(const char *text, size_t bytes, uint32_t *pieces)
+{
+    size_t count = 0;
+    for (size_t at = 0, end; at < bytes; at = end) {
+        end = nib_split_next((const uint8_t *)text, bytes, at);
+        pieces[count++] = (uint32_t)(end - at);
+    }
+    return count;
+}
+
+static void filter(const struct nib_tokenizer *tok, bool pieces)
 {
     size_t scratch_bytes = nib_tokenizer_scratch_bytes(NIB_MAX_TEXT_BYTES);
     void *scratch = get_memory(scratch_bytes);
@@ -77,7 +90,7 @@ static void filter(const struct nib_tokenizer *tok)
             exit(1);
         uint32_t out = UINT32_MAX;
         if (!nib_tokenizer_encode(tok, scratch, scratch_bytes, text, bytes, ids, NIB_MAX_TEXT_BYTES, &count, &msg))
-            out = (uint32_t)count;
+            out = (uint32_t)(pieces ? (count = cut(text, bytes, ids)) : count);
         (void)fwrite(&out, sizeof out, 1, stdout);
         if (out != UINT32_MAX)
             (void)fwrite(ids, sizeof *ids, count, stdout);
@@ -193,14 +206,15 @@ static void bench(const struct nib_tokenizer *tok, const char *path)
 
 int main(int argc, char **argv)
 {
-    if (argc != 2 && !(argc == 4 && strcmp(argv[2], "--bench") == 0)) {
-        (void)fprintf(stderr, "usage: tokenizer_ids VOCABULARY [--bench TEXTFILE]\n");
+    bool pieces = argc == 3 && strcmp(argv[2], "--pieces") == 0;
+    if (argc != 2 && !pieces && !(argc == 4 && strcmp(argv[2], "--bench") == 0)) {
+        (void)fprintf(stderr, "usage: tokenizer_ids VOCABULARY [--pieces | --bench TEXTFILE]\n");
         return 2;
     }
     const struct nib_tokenizer *tok = open_tokenizer(argv[1]);
-    if (argc == 2)
-        filter(tok);
-    else
+    if (argc == 4)
         bench(tok, argv[3]);
+    else
+        filter(tok, pieces);
     return 0;
 }
