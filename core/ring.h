@@ -14,7 +14,7 @@
 #include "core/arena.h"
 #include "core/err.h"
 
-struct nib_ring {
+struct nib_ring {   /* NOLINT(clang-analyzer-optin.performance.Padding): wanted, see below */
     uint8_t *cells; /* [cells_count][elem_bytes] */
     uint32_t cells_count;
     uint32_t elem_bytes;

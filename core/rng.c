@@ -2,6 +2,8 @@
  * cannot fail. */
 #include "core/rng.h"
 
+#include <stddef.h>
+
 #define PHILOX_ROUNDS 10
 #define PHILOX_M0     0xd2511f53u
 #define PHILOX_M1     0xcd9e8d57u
@@ -56,7 +58,7 @@ void nib_rng_draw32(uint64_t seed, uint32_t pos, uint32_t group, uint32_t ret_wo
         k0 += PHILOX_W0;
         k1 += PHILOX_W1;
     }
-    for (uint32_t i = 0; i < 8; i++) {
+    for (size_t i = 0; i < 8; i++) {
         ret_words[4 * i] = c0[i];
         ret_words[4 * i + 1] = c1[i];
         ret_words[4 * i + 2] = c2[i];
