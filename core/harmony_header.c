@@ -139,16 +139,15 @@ static void add_word(struct words *w, const struct word *word, size_t end)
     w->last = *word;
     if (!w->to.ptr && !has_to(word->text) && !word->constrained && w->lead == w->count)
         w->lead++;
-    if (has_to(word->text)) {
-        w->to = nib_span_of(word->text.ptr + 3, word->text.len - 3);
-        w->to_end = end;
-        w->after_end = 0;
-    } else {
+    if (!has_to(word->text)) {
         if (w->to.ptr && w->after_end == 0) {
             w->after = *word;
             w->after_end = end;
         }
         w->type = *word;
+    } else if (!w->to.ptr) {
+        w->to = nib_span_of(word->text.ptr + 3, word->text.len - 3);
+        w->to_end = end;
     }
     w->count++;
 }

@@ -157,12 +157,18 @@ static bool add_to_header(struct nib_harmony_parser *p, const char *text, size_t
     return true;
 }
 
-static void add_mark(struct nib_harmony_parser *p, char mark)
+/* Puts a mark. It ends the word before it, which may show that the header is a text: then false. */
+static bool add_mark(struct nib_harmony_parser *p, struct sink *sink, char mark)
 {
+    struct nib_harmony_header header;
     char text[4];
     size_t len = nib_utf8_flush(&p->utf8, text);
     text[len++] = mark;
     (void)add_to_header(p, text, len); /* a header full of marks has said all it can */
+    nib_harmony_header_parse(p->header, p->header_len, p->role_given, &header);
+    if (header.is_text)
+        header_to_text(p, sink, &header);
+    return !header.is_text;
 }
 
 static void feed_text(struct nib_harmony_parser *p, struct sink *sink, const uint8_t *bytes, size_t count)
@@ -216,13 +222,17 @@ static void feed_special(struct nib_harmony_parser *p, struct sink *sink, enum n
             close_message(p, sink);
             begin_header(p, true);
         }
-        add_mark(p, NIB_MARK_CHANNEL);
+        if (!add_mark(p, sink, NIB_MARK_CHANNEL)) {
+            close_message(p, sink);
+            begin_header(p, true);
+            (void)add_mark(p, sink, NIB_MARK_CHANNEL);
+        }
         break;
     case NIB_TOK_CONSTRAIN:
         if (p->state == STATE_BETWEEN)
             begin_header(p, true);
         if (p->state == STATE_HEADER)
-            add_mark(p, NIB_MARK_CONSTRAIN);
+            (void)add_mark(p, sink, NIB_MARK_CONSTRAIN);
         break;
     case NIB_TOK_MESSAGE:
         if (p->state == STATE_BETWEEN)

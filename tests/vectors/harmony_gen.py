@@ -506,7 +506,7 @@ HEADERS = ["<|channel|>analysis", "<|channel|>final", "<|channel|>commentary", "
            "<|channel|>––commentary", "<|channel|>commentary<|constrain|>response", "<|channel|>commentary functions.f json",
            "<|channel|>commentary to=functions.f ", " ", "<|channel|>final\n", "<|channel|>analysis to=all",
            "<|channel|>commentary to=user text", "<|channel|>commentary browser.open", "<|channel|>comment to=functions.h",
-           "<|channel|>final\u00a0", "<|channel|>commentary\u2003to=functions.f json", "<|channel|>commentary a b", " python"]
+           "<|channel|>final\u00a0", "<|channel|>commentary a b", " python"]
 CONTENTS = ["", "Hello world", '{"a": 1}', "नमस्ते 😊👨‍👩‍👧‍👦🇺🇸", "  two\n\nlines ", '{"q":"é"}', "to=functions.f", "a", "\u00a0", "日本語テキスト"]
 BROKEN = [9552, 132990, 9552, 172, 99, 254]
 
