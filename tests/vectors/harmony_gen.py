@@ -438,6 +438,14 @@ def delivered(messages, headers):
     return out, False
 
 
+def plain_role(header):
+    """The header begins with a role that both read alike: the assistant, or one that is surely somebody else's."""
+    first = header.split("<|")[0].split()
+    if not first:
+        return False
+    return first[0] == "assistant" or not (first[0].startswith(("assistant", "to=")) or channel_of(first[0]) == first[0])
+
+
 def header_texts(ids, role_given):
     """The header of each message, as text; None when the sequence is outside of what openai-harmony and nibbled read
     alike (special tokens inside content, which it takes for text; a second channel in a header)."""
@@ -457,9 +465,9 @@ def header_texts(ids, role_given):
             text = ENC.decode(header)
             if text.count("<|channel|>") > 1 or "<|start|>" in text or len(text) > 150:
                 return None
-            first = text.split("<|")[0].split()
-            if not role_given and first and first[0] != "assistant" and (
-                    first[0].startswith(("assistant", "to=")) or channel_of(first[0]) == first[0]):
+            if not role_given and not plain_role(text) or "<|constrain|><|channel|>" in text:
+                return None
+            if "\u00a0" in text.rstrip():
                 return None
             headers.append(text)
             content, role_given = True, False
