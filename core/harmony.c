@@ -1,8 +1,8 @@
 /* core/harmony.c: owns the order of tokens in a prompt.
  *
- * Text is put together in scratch and encoded run by run: the ids depend on where a run ends, so
- * every call of put_run below stands where openai-harmony starts a new one. Any thread. Fails when
- * something does not fit, or on text that is not UTF-8. */
+ * Text is put together in scratch and encoded run by run: the ids depend on where a run ends, so every call of
+ * put_run below stands where openai-harmony starts a new one. Any thread. Fails when something does not fit, or on
+ * text that is not UTF-8. */
 #include "core/harmony.h"
 
 #include "core/arith.h"
@@ -49,9 +49,8 @@ static size_t encode(struct render *r, struct nib_span text, uint32_t *ids, size
     return count;
 }
 
-/* Tokens of a run that did not fit, for the error sentence. The ids given so far are lost anyway,
- * so their place takes the rubbish. Exact unless the run alone exceeds ids_max: then it is counted
- * in pieces. */
+/* Tokens of a run that did not fit, for the error sentence. The ids given so far are lost anyway, so their place
+ * takes the rubbish. Exact unless the run alone exceeds ids_max: then it is counted in pieces. */
 static size_t count_tokens(struct render *r, struct nib_span text)
 {
     size_t count = encode(r, text, r->ids, r->ids_max);
@@ -186,8 +185,8 @@ static bool on_channel(const struct nib_harmony_message *m, struct nib_span chan
     return m->channel.ptr && nib_span_eq(m->channel, channel);
 }
 
-/* Number of leading messages whose analysis is dropped: those before the first `final`, if the last
- * assistant message is on `final`; none while a tool loop goes on. */
+/* Number of leading messages whose analysis is dropped: those before the first `final`, if the last assistant message
+ * is on `final`; none while a tool loop goes on. */
 static size_t dropping_before(const struct nib_harmony_conversation *conv)
 {
     size_t last = conv->messages_count, first = 0;

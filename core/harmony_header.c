@@ -38,8 +38,7 @@ static size_t space_bytes(const char *p, const char *end)
     return space && len <= (size_t)(end - p) ? len : 0;
 }
 
-/* A channel name ends at any white space, at '<' and at a mark; another word at ASCII white space
- * or a mark. */
+/* A channel name ends at any white space, at '<' and at a mark; another word at ASCII white space or a mark. */
 static const char *word_end(const char *p, const char *end, bool channel)
 {
     while (p < end && !is_mark(*p)) {

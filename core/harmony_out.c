@@ -1,7 +1,6 @@
 /* core/harmony_out.c: owns the bounded text writer and the JSON printer of the prompt.
  *
- * Limits: the caller's buffer; JSON nesting NIB_MAX_JSON_DEPTH. Any thread. Only nesting can fail.
- */
+ * Limits: the caller's buffer; JSON nesting NIB_MAX_JSON_DEPTH. Any thread. Only nesting can fail. */
 #include "core/harmony_out.h"
 
 #include <stdio.h>
@@ -65,8 +64,7 @@ static void put_string(struct nib_out *out, struct nib_span text)
     nib_out_lit(out, "\"");
 }
 
-/* Shortest decimal digits that read back as `value`; *ret_exp is the power of ten of the first
- * digit. */
+/* Shortest decimal digits that read back as `value`; *ret_exp is the power of ten of the first digit. */
 static size_t shortest_digits(double value, char digits[20], int *ret_exp)
 {
     char text[40];

@@ -1,7 +1,7 @@
 /* core/harmony_out.h: text into a caller's buffer, counting on past its end.
  *
- * A writer never fails: what does not fit is only counted, so that the one who asked can say both
- * numbers. Any thread that owns the buffer. */
+ * A writer never fails: what does not fit is only counted, so that the one who asked can say both numbers. Any thread
+ * that owns the buffer. */
 #ifndef NIB_CORE_HARMONY_OUT_H
 #define NIB_CORE_HARMONY_OUT_H
 
@@ -26,17 +26,15 @@ void nib_out_spaces(struct nib_out *out, size_t count);
 /* True when the bytes written since offset `from` contain `text`. */
 bool nib_out_contains(const struct nib_out *out, size_t from, struct nib_span text);
 
-/* Each line of `text` after `prefix`, with a newline; lines end at LF or CR LF, a last empty line
- * is not one. */
+/* Each line of `text` after `prefix`, with a newline; lines end at LF or CR LF, a last empty line is not one. */
 void nib_out_lines(struct nib_out *out, struct nib_span prefix, struct nib_span text);
 
-/* `value` as compact JSON, byte for byte as Rust's serde_json prints it: no spaces, members in
- * insertion order, shortest round-trip numbers. NIB_E_LIMIT: nested deeper than NIB_MAX_JSON_DEPTH.
- */
+/* `value` as compact JSON, byte for byte as Rust's serde_json prints it: no spaces, members in insertion order,
+ * shortest round-trip numbers. NIB_E_LIMIT: nested deeper than NIB_MAX_JSON_DEPTH. */
 NIB_CHECKED enum nib_err nib_out_json(struct nib_out *out, const json_t *value, struct nib_msg *msg);
 
-/* The members of an object, in insertion order: jansson's iterator wants a pointer that is not
- * const, yet only reads. */
+/* The members of an object, in insertion order: jansson's iterator wants a pointer that is not const, yet only reads.
+ */
 static inline void *nib_json_first(const json_t *object)
 {
     return json_object_iter((json_t *)(uintptr_t)object);

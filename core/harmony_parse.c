@@ -1,8 +1,7 @@
 /* core/harmony_parse.c: owns the state of one answer while the model writes it.
  *
- * Three states: in a header, in a message's content, between messages. Every token has a meaning in
- * each, so there is nothing to fail. Fixed size; a token costs at most one pass over the header
- * (512 bytes). One thread. */
+ * Three states: in a header, in a message's content, between messages. Every token has a meaning in each, so there is
+ * nothing to fail. Fixed size; a token costs at most one pass over the header (512 bytes). One thread. */
 #include "core/harmony_parse.h"
 
 #include "core/tokenizer.h"
@@ -57,8 +56,7 @@ static bool is_person(struct nib_span recipient)
            nib_span_eq(recipient, NIB_SPAN("assistant"));
 }
 
-/* The name the client knows: NAME of functions.NAME, cut at a character to NIB_MAX_RECIPIENT_BYTES.
- */
+/* The name the client knows: NAME of functions.NAME, cut at a character to NIB_MAX_RECIPIENT_BYTES. */
 static struct nib_span call_name(struct nib_harmony_parser *p, struct nib_span recipient)
 {
     static const struct nib_span prefix = NIB_SPAN_INIT("functions.");
@@ -131,8 +129,8 @@ static void header_to_text(struct nib_harmony_parser *p, struct sink *sink, stru
     emit_text(p, sink, text, nib_harmony_header_text(p->header, header->text_at, p->header_len, text));
 }
 
-/* A message ends, or another begins, while the header still waits for <|message|>. What it says
- * besides role and channel is not lost. */
+/* A message ends, or another begins, while the header still waits for <|message|>. What it says besides role and
+ * channel is not lost. */
 static void abandon_header(struct nib_harmony_parser *p, struct sink *sink)
 {
     struct nib_harmony_header header;
@@ -146,8 +144,7 @@ static void abandon_header(struct nib_harmony_parser *p, struct sink *sink)
         end_content(p, sink);
 }
 
-/* False: no room, and nothing changed. Three bytes stay free for the flush of an incomplete
- * character. */
+/* False: no room, and nothing changed. Three bytes stay free for the flush of an incomplete character. */
 static bool add_to_header(struct nib_harmony_parser *p, const char *text, size_t len)
 {
     if (p->header_len + len + 3 > sizeof p->header)
@@ -192,8 +189,7 @@ static void feed_text(struct nib_harmony_parser *p, struct sink *sink, const uin
         emit_text(p, sink, text, len);
 }
 
-/* A second <|channel|> in a header whose first already has text: that was a message without
- * <|message|>. */
+/* A second <|channel|> in a header whose first already has text: that was a message without <|message|>. */
 static bool header_has_text(struct nib_harmony_parser *p)
 {
     struct nib_harmony_header header;
@@ -272,8 +268,7 @@ size_t nib_harmony_parser_feed(struct nib_harmony_parser *p, uint32_t id, struct
     return sink.count;
 }
 
-/* At the end of the tokens an unfinished header is text only if it does not look like the start of
- * one. */
+/* At the end of the tokens an unfinished header is text only if it does not look like the start of one. */
 static bool unfinished_is_text(struct nib_harmony_parser *p)
 {
     struct nib_harmony_header header;

@@ -44,8 +44,7 @@ struct nib_harmony_event {
                              Valid until the next call on this parser. */
 };
 
-/* No call gives more events than this: BEGIN, the text of a header that was none, the token's text,
- * END. */
+/* No call gives more events than this: BEGIN, the text of a header that was none, the token's text, END. */
 #define NIB_HARMONY_EVENTS_MAX 4
 
 enum nib_harmony_finish {
@@ -70,24 +69,23 @@ struct nib_harmony_parser {
     struct nib_utf8_stream utf8;
     size_t header_len;
     size_t text_len;
-    char header[NIB_HARMONY_HEADER_BYTES]; /* text, with a mark byte for <|channel|> and
-                                              <|constrain|> */
+    char header[NIB_HARMONY_HEADER_BYTES]; /* text, with mark bytes for <|channel|>, <|constrain|> */
     char text[NIB_HARMONY_TEXT_BYTES];     /* what the events of this call point into */
 };
 
 /* Starts at a prompt that ended with <|start|>assistant. */
 void nib_harmony_parser_init(struct nib_harmony_parser *parser, const struct nib_tokenizer *tokenizer);
 
-/* Takes one token; returns how many events it wrote to events[NIB_HARMONY_EVENTS_MAX]. Reserved
- * ids, ids past the vocabulary, and everything after the turn is over are ignored. */
+/* Takes one token; returns how many events it wrote to events[NIB_HARMONY_EVENTS_MAX]. Reserved ids, ids past the
+ * vocabulary, and everything after the turn is over are ignored. */
 size_t nib_harmony_parser_feed(struct nib_harmony_parser *parser, uint32_t id, struct nib_harmony_event *events);
 
-/* The model ended its turn: it wrote <|return|>, <|call|> or <|endoftext|>, or began to write for
- * another role. The caller then stops sampling. */
+/* The model ended its turn: it wrote <|return|>, <|call|> or <|endoftext|>, or began to write for another role. The
+ * caller then stops sampling. */
 bool nib_harmony_parser_done(const struct nib_harmony_parser *parser);
 
-/* No more tokens: gives back what is held and ends an open message. `cut` says that the caller
- * stopped the model (token limit). Returns the number of events; *ret_finish is always set. */
+/* No more tokens: gives back what is held and ends an open message. `cut` says that the caller stopped the model
+ * (token limit). Returns the number of events; *ret_finish is always set. */
 size_t nib_harmony_parser_end(struct nib_harmony_parser *parser, bool cut, struct nib_harmony_event *events,
                               enum nib_harmony_finish *ret_finish);
 

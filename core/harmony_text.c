@@ -1,7 +1,7 @@
 /* core/harmony_text.c: owns the wording of the system and developer messages.
  *
- * The two built-in tools are fixed text: the models were trained on exactly these bytes. Any
- * thread. Fails only on the nesting of a schema. */
+ * The two built-in tools are fixed text: the models were trained on exactly these bytes. Any thread. Fails only on
+ * the nesting of a schema. */
 #include "core/harmony_text.h"
 
 #include "core/toolschema.h"

@@ -1,5 +1,5 @@
-/* core/harmony_text.h: the text of the system and developer messages, before it is encoded.
- * Each puts the whole content of the message, without header or special tokens. Any thread. */
+/* core/harmony_text.h: the text of the system and developer messages, before it is encoded. Each puts the whole
+ * content of the message, without header or special tokens. Any thread. */
 #ifndef NIB_CORE_HARMONY_TEXT_H
 #define NIB_CORE_HARMONY_TEXT_H
 

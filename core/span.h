@@ -1,7 +1,7 @@
 /* core/span.h: bytes that belong to someone else.
  *
- * A span never owns and is not NUL-terminated. ptr NULL means "absent"; a non-NULL ptr with len 0
- * is present and empty. Any thread. */
+ * A span never owns and is not NUL-terminated. ptr NULL means "absent"; a non-NULL ptr with len 0 is present and
+ * empty. Any thread. */
 #ifndef NIB_CORE_SPAN_H
 #define NIB_CORE_SPAN_H
 

@@ -1,8 +1,7 @@
 /* core/toolschema.c: owns the walk from a JSON schema to TypeScript text.
  *
- * The walk keeps its own stack of NIB_MAX_JSON_DEPTH frames, so that hostile nesting is an error
- * and not a crash. Any thread. Fails only on nesting; a schema that makes no sense is `any`, as in
- * openai-harmony. */
+ * The walk keeps its own stack of NIB_MAX_JSON_DEPTH frames, so that hostile nesting is an error and not a crash. Any
+ * thread. Fails only on nesting; a schema that makes no sense is `any`, as in openai-harmony. */
 #include "core/toolschema.h"
 
 #define PROPERTY_INDENT 4
@@ -57,8 +56,7 @@ static void put_comment_line(struct walk *w, size_t indent, struct nib_span text
     nib_out_lit(w->out, "\n");
 }
 
-/* "default: x": strings in plain quotes, those of an enum bare, or as JSON when json_enum asks for
- * it. */
+/* "default: x": strings in plain quotes, those of an enum bare, or as JSON when json_enum asks for it. */
 static enum nib_err put_default(struct walk *w, const json_t *schema, bool json_enum)
 {
     const json_t *value = json_object_get(schema, "default");

@@ -64,7 +64,7 @@ static bool same(struct bench *b, const json_t *in, size_t line, size_t *tokens)
     *tokens += n;
     if (want && (n != json_array_size(want) || differs_at(b->ids, n, want) != n)) {
         fprintf(stderr, "line %zu: token %zu differs, %zu tokens for %zu\n", line, differs_at(b->ids, n, want), n,
-               json_array_size(want));
+                json_array_size(want));
         return false;
     }
     if (want)
