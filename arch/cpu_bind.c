@@ -47,7 +47,7 @@ static void bind_vectors(struct nib_cpu *cpu, void *const *base)
         layer->mlp_norm = piece(&c, s->hidden * 2ull);
         layer->router_bias = piece(&c, s->experts * 2ull);
         layer->up_bias = piece(&c, s->experts * 4ull * s->intermediate);
-        layer->down_bias = piece(&c, s->experts * 2ull * s->hidden);
+        layer->down_bias = piece(&c, 2ull * s->experts * s->hidden);
     }
     cpu->final_norm = piece(&c, s->hidden * 2ull);
 }
@@ -79,7 +79,7 @@ static void bind_kv(struct nib_cpu *cpu, void *const *base)
     for (uint32_t i = 0; i < cpu->plan->ring_pages; i++)
         cpu->ring[i] = i;
     cpu->page_bytes = cpu->k->kv_page_bytes(s->kv_heads);
-    cpu->kv_full = whole(cpu, NIB_R_KV_FULL, base, cpu->base.dims.kv_pages * full_layers * cpu->page_bytes);
+    cpu->kv_full = whole(cpu, NIB_R_KV_FULL, base, (uint64_t)cpu->base.dims.kv_pages * full_layers * cpu->page_bytes);
     cpu->kv_window = whole(cpu, NIB_R_KV_WINDOW, base,
                            (uint64_t)cpu->base.dims.slots * window_layers * cpu->plan->ring_pages * cpu->page_bytes);
 }

@@ -22,7 +22,7 @@ static void choose(const struct nib_shape *s, const float *logits, uint32_t *ret
         taken[best] = true;
         ret_expert[c] = best;
     }
-    double sum = 0, weight[NIB_MAX_EXPERTS_USED];
+    double sum = 0, weight[NIB_MAX_EXPERTS_USED] = {0};
     for (uint32_t c = 0; c < s->experts_used; c++) {
         weight[c] = exp((double)logits[ret_expert[c]] - (double)logits[ret_expert[0]]);
         sum += weight[c];
@@ -37,7 +37,7 @@ static void group(struct nib_cpu *cpu)
     const struct nib_shape *s = cpu->base.shape;
     struct nib_cpu_route *r = &cpu->route;
     const uint32_t picks = cpu->rows * s->experts_used, decode_picks = cpu->decode_rows * s->experts_used;
-    uint32_t total[NIB_MAX_EXPERTS] = {0}, next[NIB_MAX_EXPERTS];
+    uint32_t total[NIB_MAX_EXPERTS] = {0}, next[NIB_MAX_EXPERTS] = {0};
     for (uint32_t i = 0; i < picks; i++)
         total[r->expert[i]]++;
     uint32_t at = 0;
@@ -69,8 +69,8 @@ static void route(struct nib_cpu *cpu, uint32_t worker, const struct nib_cpu_lay
     nib_cpu_dense(cpu, worker, &mm, cpu->decode_rows, NULL);
     nib_pool_barrier(&cpu->pool);
     if (worker == 0) {
-        for (uint32_t i = 0; i < cpu->rows; i++)
-            choose(s, cpu->route.logits + (uint64_t)i * s->experts, cpu->route.expert + i * s->experts_used,
+        for (uint64_t i = 0; i < cpu->rows; i++)
+            choose(s, cpu->route.logits + i * s->experts, cpu->route.expert + i * s->experts_used,
                    cpu->route.weight + i * s->experts_used);
         group(cpu);
     }

@@ -128,7 +128,7 @@ static inline uint32_t nib_cpu_token(const struct nib_cpu *cpu, const struct nib
 void nib_cpu_step_begin(struct nib_cpu *cpu, const struct nib_step *step);
 
 /* cpu_forward.c: a whole step, run by every worker of the pool. */
-void nib_cpu_forward(void *cpu, uint32_t worker);
+void nib_cpu_forward(void *arg, uint32_t worker);
 
 /* Norms rows [first, end) of a.x into a.normed by w and prepares them in a.input, row `to` of it
  * and on. */

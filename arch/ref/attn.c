@@ -17,13 +17,13 @@
 
 uint64_t nib_ref_kv_page_bytes(uint32_t kv_heads)
 {
-    return 2 * kv_heads * HEAD_PAGE * sizeof(float);
+    return HEAD_PAGE * 2 * kv_heads * sizeof(float);
 }
 
 void nib_ref_kv_put(void *page, uint32_t kv_heads, uint32_t token, const float *k, const float *v)
 {
-    float *keys = (float *)page + token * NIB_HEAD_DIM, *values = keys + kv_heads * HEAD_PAGE;
-    for (uint32_t h = 0; h < kv_heads; h++) {
+    float *keys = (float *)page + (uint64_t)token * NIB_HEAD_DIM, *values = keys + kv_heads * HEAD_PAGE;
+    for (uint64_t h = 0; h < kv_heads; h++) {
         memcpy(keys + h * HEAD_PAGE, k + h * NIB_HEAD_DIM, NIB_HEAD_DIM * sizeof(float));
         memcpy(values + h * HEAD_PAGE, v + h * NIB_HEAD_DIM, NIB_HEAD_DIM * sizeof(float));
     }
@@ -39,7 +39,7 @@ static const float *key_at(const struct nib_attn *a, uint32_t p, uint32_t h)
 {
     uint64_t page = a->pages[p / NIB_KV_PAGE_TOKENS % a->pages_count];
     const float *keys = (const float *)(a->kv + page * a->page_stride);
-    return keys + h * HEAD_PAGE + p % NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM;
+    return keys + h * HEAD_PAGE + (uint64_t)(p % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
 }
 
 static double dot64(const float *x, const float *y)
@@ -53,8 +53,8 @@ static double dot64(const float *x, const float *y)
 /* One query: row r of the call, query head h. */
 static void attend(const struct nib_attn *a, uint32_t r, uint32_t h)
 {
-    const float *q = a->q + r * a->ldq + h * NIB_HEAD_DIM;
-    float *out = a->out + r * a->ldo + h * NIB_HEAD_DIM;
+    const float *q = a->q + r * a->ldq + (uint64_t)h * NIB_HEAD_DIM;
+    float *out = a->out + r * a->ldo + (uint64_t)h * NIB_HEAD_DIM;
     const uint32_t kv_head = h / NIB_GQA_GROUP;
     const uint32_t end = a->pos0 + r + 1;
     const uint32_t begin = a->window > 0 && end > a->window ? end - a->window : 0;

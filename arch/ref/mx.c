@@ -42,7 +42,7 @@ void nib_ref_mx_gemv(const struct nib_matmul *mm)
         for (uint32_t i = 0; i < mm->m; i++) {
             const float *x = nib_ref_acts_row(mm, i);
             double sum = 0;
-            for (uint32_t g = 0; g < mm->k / NIB_MX_BLOCK; g++) {
+            for (uint64_t g = 0; g < mm->k / NIB_MX_BLOCK; g++) {
                 float w[NIB_MX_BLOCK];
                 nib_mxfp4_decode(scales[g], blocks + g * NIB_MXFP4_BLOCK_BYTES, w);
                 for (uint32_t e = 0; e < NIB_MX_BLOCK; e++)
@@ -59,7 +59,7 @@ void nib_ref_mx_gemm(const struct nib_matmul *mm, void *scratch)
     float *w = scratch; /* [k] */
     for (uint32_t j = mm->n0; j < mm->n1; j++) {
         const uint8_t *blocks = row_blocks(mm, j), *scales = row_scales(mm, j);
-        for (uint32_t g = 0; g < mm->k / NIB_MX_BLOCK; g++)
+        for (uint64_t g = 0; g < mm->k / NIB_MX_BLOCK; g++)
             nib_mxfp4_decode(scales[g], blocks + g * NIB_MXFP4_BLOCK_BYTES, w + g * NIB_MX_BLOCK);
         double bias = mm->bias ? (double)nib_bf16_decode(mm->bias[j]) : 0;
         for (uint32_t i = 0; i < mm->m; i++) {

@@ -5,7 +5,7 @@
  * IDS holds the prompt as little-endian uint32. The prompt is fed in steps of EVERY prompt rows; the logits after each
  * step go to OUT as raw fp32 [steps][vocab]. Then COUNT tokens are answered greedily, one decode row at a time, and
  * their logits follow, [COUNT][vocab]. The answered ids (the first is from the last prompt row; COUNT + 1 of them) are
- * printed, one a line. ROW is a row of the capability table. */
+ * printed, one a line. ROW is a row of the capability table; exit code 3 when this machine cannot run it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +53,11 @@ static struct nib_engine *open_engine(const char *path, const struct nib_arch_ro
     facts = nib_arch_facts(row);
     static struct nib_profile profile;
     need(nib_arch_probe_cpu(&profile, &msg) == NIB_OK, "probe");
+    const char *refusal = nib_arch_refusal(row, &profile, 0);
+    if (refusal) {
+        fprintf(stderr, "%s: %s\n", row->name, refusal);
+        exit(3);
+    }
     const struct nib_plan_request request = {.profile = &profile,
                                              .row = &facts,
                                              .shape = image.shape,
