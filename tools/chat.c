@@ -81,6 +81,7 @@ static void print_stats(const struct chat *c, const struct nib_client_stats *s)
 {
     if (c->quiet)
         return;
+    (void)fflush(stdout);
     double answer_s = s->total_s - s->first_s;
     (void)fprintf(stderr, "%s[%u prompt tokens, first text after %.2f s", c->colour ? "\033[2m" : "", s->prompt_tokens,
                   s->first_s);
