@@ -27,9 +27,8 @@ static const struct nib_tensor *blob(const struct nib_machine *m, enum nib_tenso
     return nib_image_tensor(&m->image, id, 0);
 }
 
-/* Vocabulary blob, its tables, the encoder's scratch and the generation text. */
-static enum nib_err tokenizer_bytes(const struct nib_machine *m, const struct nib_machine_options *o,
-                                    uint64_t *ret_bytes, struct nib_msg *msg)
+/* The vocabulary blob and its tables. */
+static enum nib_err tokenizer_bytes(const struct nib_machine *m, uint64_t *ret_bytes, struct nib_msg *msg)
 {
     const struct nib_tensor *t = blob(m, NIB_T_TOKENIZER);
     size_t tables;
@@ -37,39 +36,76 @@ static enum nib_err tokenizer_bytes(const struct nib_machine *m, const struct ni
     if (!err)
         err = nib_tokenizer_plan(m->image_base + t->offset, t->bytes, &tables, msg);
     if (!err)
-        *ret_bytes = nib_round_up(t->bytes, 64) + nib_round_up(tables, 64) +
-                     nib_round_up(nib_tokenizer_scratch_bytes(o->text_bytes_max), 64) +
-                     nib_round_up(blob(m, NIB_T_GENERATION)->bytes + 1, 64) + 256;
+        *ret_bytes = nib_round_up(t->bytes, 64) + nib_round_up(tables, 64) + 64;
     return err;
 }
 
-enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+static enum nib_err read_generation(struct nib_machine *m, struct nib_msg *msg)
+{
+    const struct nib_tensor *t = blob(m, NIB_T_GENERATION);
+    const char *text = (const char *)m->image_base + t->offset;
+    enum nib_err err = nib_image_check_tensor(t, text, msg);
+    if (!err)
+        err = nib_generation_parse(text, t->bytes, "the image's generation defaults", m->image.shape, &m->generation,
+                                   NULL, msg);
+    return err;
+}
+
+static enum nib_err choose_row(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
     uint32_t mask = 0;
-    struct nib_plan_request request = o->ask;
-    enum nib_err err = map_image(m, o, msg);
-    if (!err)
-        err = nib_arch_probe_cpu(&m->profile, msg);
+    enum nib_err err = nib_arch_probe_cpu(&m->profile, msg);
     if (!err && o->mask)
         err = nib_arch_mask_parse(o->mask, &mask, msg);
-    if (!err)
-        err = nib_arch_select(&m->profile, mask, &m->row, msg);
-    if (!err)
-        err = tokenizer_bytes(m, o, &request.tokenizer_bytes, msg);
+    if (err)
+        return err;
+    if (!o->row)
+        return nib_arch_select(&m->profile, mask, &m->row, msg);
+    const struct nib_arch_row *row = nib_arch_find(o->row);
+    if (!row)
+        return nib_fail(msg, NIB_E_ARG, "the capability table has no row '%s'", o->row);
+    const char *why = nib_arch_refusal(row, &m->profile, mask);
+    if (why)
+        return nib_fail(msg, NIB_E_UNSUPPORTED, "the row '%s' cannot run here: %s", o->row, why);
+    m->row = row;
+    return NIB_OK;
+}
+
+/* Twice when the front has needs of its own: they follow from the dimensions, which the first plan decides. */
+static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+{
+    struct nib_plan_request request = o->ask;
+    enum nib_err err = tokenizer_bytes(m, &request.tokenizer_bytes, msg);
     if (err)
         return err;
     m->facts = nib_arch_facts(m->row);
     request.profile = &m->profile;
     request.row = &m->facts;
     request.shape = m->image.shape;
+    request.front_bytes = 0;
     if (!request.threads)
         request.threads = m->profile.sms;
+    err = nib_plan_make(&request, &m->plan, msg);
+    if (err || !o->front_bytes)
+        return err;
+    request.front_bytes = o->front_bytes(o->front_arg, &m->plan.dims);
     return nib_plan_make(&request, &m->plan, msg);
 }
 
+enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+{
+    enum nib_err err = map_image(m, o, msg);
+    if (!err)
+        err = choose_row(m, o, msg);
+    if (!err)
+        err = read_generation(m, msg);
+    if (!err)
+        err = make_plan(m, o, msg);
+    return err;
+}
+
 /* One mapping a space, on huge pages where the system has them, every page touched now and not later. */
-static enum nib_err map_arena(const struct nib_machine *m, enum nib_space space, bool lock, void **ret_base,
-                              struct nib_msg *msg)
+static enum nib_err map_arena(const struct nib_machine *m, enum nib_space space, void **ret_base, struct nib_msg *msg)
 {
     size_t bytes = m->plan.arena_bytes[space];
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -79,51 +115,41 @@ static enum nib_err map_arena(const struct nib_machine *m, enum nib_space space,
     *ret_base = base;
     (void)madvise(base, bytes, MADV_HUGEPAGE);
     (void)madvise(base, bytes, MADV_DONTDUMP);
-    if (lock && mlock(base, bytes) != 0)
-        return nib_fail(msg, NIB_E_NOMEM, "the %zu bytes of the plan cannot be locked (%s); raise LimitMEMLOCK", bytes,
-                        strerror(errno));
     if (madvise(base, bytes, MADV_POPULATE_WRITE) != 0 && errno != EINVAL)
         return nib_fail(msg, NIB_E_NOMEM, "the plan needs %zu bytes of %s memory and the system does not have them",
                         bytes, nib_space_name(space));
     return NIB_OK;
 }
 
-static enum nib_err open_tokenizer(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+static enum nib_err open_tokenizer(struct nib_machine *m, struct nib_msg *msg)
 {
     const struct nib_region *region = nib_plan_region(&m->plan, NIB_R_TOKENIZER, -1);
-    const struct nib_tensor *t = blob(m, NIB_T_TOKENIZER), *g = blob(m, NIB_T_GENERATION);
+    const struct nib_tensor *t = blob(m, NIB_T_TOKENIZER);
+    const struct nib_shape *s = m->image.shape;
     struct nib_arena arena;
     nib_arena_init(&arena, (uint8_t *)m->base[region->space] + region->offset, region->bytes);
     uint8_t *copy = nib_arena_take(&arena, t->bytes, 64);
-    m->generation = nib_arena_take(&arena, g->bytes + 1, 64);
-    m->encode_scratch_bytes = nib_tokenizer_scratch_bytes(o->text_bytes_max);
-    m->encode_scratch = nib_arena_take(&arena, m->encode_scratch_bytes, 64);
-    NIB_MUST(copy && m->generation && m->encode_scratch);
+    NIB_MUST(copy);
     memcpy(copy, m->image_base + t->offset, t->bytes);
-    memcpy(m->generation, m->image_base + g->offset, g->bytes);
-    m->generation[g->bytes] = 0;
-    enum nib_err err = nib_image_check_tensor(g, m->generation, msg);
-    if (!err)
-        err = nib_tokenizer_open(&arena, copy, t->bytes, &m->tokenizer, msg);
+    enum nib_err err = nib_tokenizer_open(&arena, copy, t->bytes, &m->tokenizer, msg);
     if (err)
         return err;
-    const struct nib_shape *s = m->image.shape;
     if (nib_tokenizer_vocab(m->tokenizer) != s->vocab || nib_tokenizer_special_base(m->tokenizer) != s->special_base)
         return nib_fail(msg, NIB_E_FORMAT, "the image's vocabulary has %u ids, its shape %s has %u",
                         nib_tokenizer_vocab(m->tokenizer), s->name, s->vocab);
     return NIB_OK;
 }
 
-enum nib_err nib_machine_map(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg)
 {
     for (int s = 0; s < NIB_SPACE_COUNT; s++) {
         if (m->plan.arena_bytes[s] == 0)
             continue;
-        enum nib_err err = map_arena(m, (enum nib_space)s, o->lock, &m->base[s], msg);
+        enum nib_err err = map_arena(m, (enum nib_space)s, &m->base[s], msg);
         if (err)
             return err;
     }
-    return open_tokenizer(m, o, msg);
+    return open_tokenizer(m, msg);
 }
 
 enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg, uint64_t done, uint64_t total),

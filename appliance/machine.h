@@ -9,6 +9,7 @@
 #include "arch/table.h"
 #include "core/arena.h"
 #include "core/engine.h"
+#include "core/generation.h"
 #include "core/image.h"
 #include "core/plan.h"
 #include "core/tokenizer.h"
@@ -16,11 +17,13 @@
 struct nib_machine_options {
     const char *image;           /* path */
     const uint8_t *key;          /* public key the image must be signed with, or NULL */
+    const char *row;             /* row of the capability table to run, by name; NULL: the best */
     const char *mask;            /* rows to pass over, "amx,avx512"; NULL: none */
     struct nib_plan_request ask; /* ctx_tokens, slots, step_rows_max, threads, memory_limit_bytes, queue_max,
-                                    prefill_rows_max, front_bytes; 0 = automatic (threads: one a CPU). Others ignored */
-    size_t text_bytes_max;       /* longest text of one encode call, for the tokenizer's scratch */
-    bool lock;                   /* mlock the arena */
+                                    prefill_rows_max; 0 = automatic (threads: one a CPU). The rest is filled in */
+    /* what the front thread needs besides, given the dimensions; NULL: nothing */
+    uint64_t (*front_bytes)(void *arg, const struct nib_engine_dims *dims);
+    void *front_arg;
 };
 
 struct nib_machine {
@@ -30,12 +33,10 @@ struct nib_machine {
     struct nib_profile profile;
     const struct nib_arch_row *row;
     struct nib_row_facts facts;
+    struct nib_generation generation; /* defaults the image carries */
     struct nib_plan plan;
     void *base[NIB_SPACE_COUNT];
     const struct nib_tokenizer *tokenizer;
-    void *encode_scratch; /* for nib_tokenizer_encode */
-    size_t encode_scratch_bytes;
-    char *generation; /* the image's generation defaults, JSON text with NUL, in the tokenizer's region */
     struct nib_engine *engine;
     bool file_open;
 };
@@ -45,8 +46,7 @@ enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_op
                               struct nib_msg *msg) NIB_CHECKED;
 
 /* Takes the arenas of the plan, all pages present (NIB_E_NOMEM names the bytes), and opens the tokenizer. */
-enum nib_err nib_machine_map(struct nib_machine *m, const struct nib_machine_options *options,
-                             struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg) NIB_CHECKED;
 
 /* Loads the weights, checking every tensor's hash, and starts the engine; then lets go of the image file. */
 enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg, uint64_t done, uint64_t total),

@@ -179,7 +179,7 @@ static enum nib_err boot(struct bench *b, struct nib_msg *msg)
     struct nib_machine *m = &b->machine;
     enum nib_err err = nib_machine_plan(m, &b->options->machine, msg);
     if (!err)
-        err = nib_machine_map(m, &b->options->machine, msg);
+        err = nib_machine_map(m, msg);
     if (err)
         return err;
     struct nib_progress bar;
@@ -336,7 +336,7 @@ static bool parse_args(int argc, char **argv, struct options *o)
 int nib_cmd_bench(int argc, char **argv)
 {
     static struct bench bench;
-    struct options o = {.prompt = 256, .tokens = 64, .batch = 1, .machine = {.text_bytes_max = 4096}};
+    struct options o = {.prompt = 256, .tokens = 64, .batch = 1};
     struct nib_msg msg;
     if (!parse_args(argc, argv, &o))
         return NIB_EXIT_USAGE;
