@@ -5,11 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "appliance/front.h"
 #include "appliance/log.h"
 
+#define NIB_HALF_MS    200         /* what was sent before a half-close is surely read by then */
 #define NIB_HEAD_BYTES (32u << 10) /* libmicrohttpd's memory a connection: bounds the head */
 
 static struct nib_conn *conn_of(struct MHD_Connection *mhd)
@@ -77,8 +79,8 @@ static uint64_t mark_of(const struct nib_front *front, const struct nib_conn *co
     return (uint64_t)conn->generation << 32 | (uint64_t)(conn - front->conns);
 }
 
-/* The client closed both ways: nobody will read an answer. */
-void nib_conn_hangup(struct nib_front *front, uint64_t mark)
+/* The client closed: both ways, and nobody will read an answer; or it only sends no more. */
+void nib_conn_hangup(struct nib_front *front, uint64_t mark, bool both_ways)
 {
     uint32_t index = (uint32_t)mark;
     if (index >= NIB_MAX_CONNS)
@@ -86,6 +88,10 @@ void nib_conn_hangup(struct nib_front *front, uint64_t mark)
     struct nib_conn *conn = &front->conns[index];
     if (!conn->used || mark_of(front, conn) != mark)
         return;
+    if (!both_ways) {
+        conn->half_closed = true;
+        return;
+    }
     (void)epoll_ctl(front->epoll_fd, EPOLL_CTL_DEL, conn->fd, NULL);
     nib_generate_detach(front, conn);
     if (conn->suspended)
@@ -112,7 +118,7 @@ static void opened(struct nib_front *front, struct MHD_Connection *mhd, void **c
         nib_log(NIB_LOG_WARN, "%s", msg.text);
         conn->peer = (struct nib_peer){.uid = UINT32_MAX};
     }
-    struct epoll_event e = {.events = 0, .data.u64 = mark_of(front, conn)};
+    struct epoll_event e = {.events = EPOLLRDHUP | EPOLLET, .data.u64 = mark_of(front, conn)};
     (void)epoll_ctl(front->epoll_fd, EPOLL_CTL_ADD, conn->fd, &e);
     front->metrics.connections++;
     front->metrics.connections_total++;
@@ -248,6 +254,16 @@ static bool head_ok(struct nib_front *front, struct nib_conn *conn, const char *
     return true;
 }
 
+/* Whether a refused request's body is read and dropped first, so that a client that writes before it
+ * reads gets its answer. Not when the framing is in doubt, or the client asked before sending. */
+static bool drop_body(const struct nib_conn *conn)
+{
+    const char *length = MHD_lookup_connection_value(conn->mhd, MHD_HEADER_KIND, "Content-Length");
+    if (!strcmp(conn->refusal.code, "bad_framing") || MHD_lookup_connection_value(conn->mhd, MHD_HEADER_KIND, "Expect"))
+        return false;
+    return !length || strtoull(length, NULL, 10) <= NIB_MAX_DROP_BYTES;
+}
+
 static enum MHD_Result begin_request(struct nib_front *front, struct nib_conn *conn, const char *url,
                                      const char *method)
 {
@@ -261,7 +277,7 @@ static enum MHD_Result begin_request(struct nib_front *front, struct nib_conn *c
         front->metrics.active++;
     }
     set_phase(conn, NIB_HTTP_BODY);
-    if (!head_ok(front, conn, method))
+    if (!head_ok(front, conn, method) && !drop_body(conn))
         return nib_respond_error(front, conn, &conn->refusal);
     return MHD_YES;
 }
@@ -271,7 +287,7 @@ static enum MHD_Result take_upload(struct nib_front *front, struct nib_conn *con
     size_t n = *bytes;
     *bytes = 0;
     if (conn->body < 0)
-        return MHD_YES; /* a body nobody asked for, say of a GET: read and dropped */
+        return MHD_YES; /* of a refused request, or of a GET: read and dropped */
     if (n > front->config->body_bytes - conn->body_used) {
         nib_refuse(&conn->refusal, 413, "request_too_large", NULL, "the body has more than %llu bytes",
                    (unsigned long long)front->config->body_bytes);
@@ -323,16 +339,29 @@ static uint64_t phase_ms(const struct nib_config *c, enum nib_phase_http phase)
     return 0;
 }
 
+/* The client sent all it will ever send, libmicrohttpd has read it, and it is no whole request:
+ * libmicrohttpd alone would wait on. */
+static bool cut_short(struct nib_conn *conn, uint64_t now_ms)
+{
+    int unread = 0;
+    if (!conn->half_closed || conn->phase > NIB_HTTP_BODY || now_ms < conn->since_ms + NIB_HALF_MS)
+        return false;
+    return ioctl(conn->fd, FIONREAD, &unread) == 0 && unread == 0;
+}
+
 void nib_conn_deadlines(struct nib_front *front, uint64_t now_ms)
 {
     for (uint32_t i = 0; i < NIB_MAX_CONNS; i++) {
         struct nib_conn *conn = &front->conns[i];
         uint64_t most = phase_ms(front->config, conn->phase);
-        if (!conn->used || conn->suspended || most == 0 || now_ms < conn->since_ms + most)
+        if (!conn->used || conn->suspended)
             continue;
-        if (conn->phase == NIB_HTTP_SEND)
+        bool late = most != 0 && now_ms >= conn->since_ms + most;
+        if (!late && !cut_short(conn, now_ms))
+            continue;
+        if (late && conn->phase == NIB_HTTP_SEND)
             front->metrics.slow_readers++;
-        else if (conn->phase != NIB_HTTP_IDLE)
+        else if (late && conn->phase != NIB_HTTP_IDLE)
             front->metrics.deadlines++;
         nib_generate_detach(front, conn);
         nib_conn_kill(conn);

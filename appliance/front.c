@@ -61,9 +61,9 @@ static void attach(struct nib_front *front)
                                          .encode_scratch = m->encode_scratch,
                                          .encode_scratch_bytes = m->encode_scratch_bytes,
                                          .scratch = {.text = m->render_scratch,
-                    .text_bytes = m->render_scratch_bytes,
-                    .bpe = m->encode_scratch,
-                    .bpe_bytes = m->encode_scratch_bytes},
+                                                     .text_bytes = m->render_scratch_bytes,
+                                                     .bpe = m->encode_scratch,
+                                                     .bpe_bytes = m->encode_scratch_bytes},
                                          .date = front->config->date};
     nib_json_pool_init(m->json_pool, front->config->json_bytes);
     nib_notify_status(false, "serving %s on %s, context %u tokens, %u slots", m->model, front->stepper->engine->row,
@@ -203,7 +203,7 @@ static void wait(struct nib_front *front)
         if (mark == MARK_SIGNAL)
             read_signals(front);
         else if (mark != MARK_MHD && mark != MARK_STEPPER)
-            nib_conn_hangup(front, mark);
+            nib_conn_hangup(front, mark, (events[i].events & (EPOLLHUP | EPOLLERR)) != 0);
     }
 }
 

@@ -59,6 +59,7 @@ struct nib_route;
 
 struct nib_conn {
     bool used, suspended, dispatched, counted;
+    bool half_closed; /* the client sends no more */
     uint32_t generation;
     int fd;
     struct MHD_Connection *mhd;
@@ -106,7 +107,7 @@ enum nib_err nib_conn_start(struct nib_front *front, struct nib_msg *msg) NIB_CH
 void nib_conn_resume(struct nib_front *front, struct nib_conn *conn);
 void nib_conn_suspend(struct nib_conn *conn);
 void nib_conn_kill(struct nib_conn *conn);
-void nib_conn_hangup(struct nib_front *front, uint64_t mark);
+void nib_conn_hangup(struct nib_front *front, uint64_t mark, bool both_ways);
 void nib_conn_deadlines(struct nib_front *front, uint64_t now_ms);
 char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn);
 

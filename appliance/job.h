@@ -8,8 +8,6 @@
 
 #include "core/engine.h"
 
-#define NIB_MAX_JOBS (NIB_MAX_SLOTS + NIB_MAX_QUEUE)
-
 /* What the stepper reads; written by the front before the push, then left alone. */
 struct nib_job_in {
     uint32_t *prompt; /* [ctx_tokens] */

@@ -74,6 +74,7 @@
 /* appliance */
 #define NIB_MAX_CONFIG_BYTES (64u << 10) /* nibbled.yaml */
 #define NIB_MAX_BODY_BYTES   (4u << 20)  /* request body */
+#define NIB_MAX_DROP_BYTES   (16u << 20) /* body of a refused request that is read and dropped, so that its client gets the answer */
 #define NIB_MAX_CONNS        512         /* open client connections */
 #define NIB_MAX_UID_RULES    64          /* SO_PEERCRED allow-list entries */
 

@@ -31,7 +31,7 @@ def test_curl(nibbled):
 
 def test_models_has_real_limits(nibbled):
     model = nibbled.get("/v1/models").json["data"][0]
-    assert model["id"] == "tiny" and model["context_length"] == 4096
+    assert model["id"] == "nano" and model["context_length"] == 4096
     assert model["max_output_tokens"] == 4095 and model["slots"] == 4 and model["queue"] == 8
 
 
@@ -42,7 +42,7 @@ def test_health(nibbled):
 
 def test_chat(nibbled):
     r = nibbled.chat(max_tokens=6).json
-    assert r["object"] == "chat.completion" and r["model"] == "tiny"
+    assert r["object"] == "chat.completion" and r["model"] == "nano"
     choice = r["choices"][0]
     assert choice["message"]["role"] == "assistant"
     assert choice["finish_reason"] in ("length", "stop", "tool_calls")
@@ -134,7 +134,7 @@ def test_completion_logprobs(nibbled, endless):
 def test_chat_logprobs(nibbled, special_ids, endless):
     # a header that never ends becomes content only at the end of the answer; with <|message|> made
     # likely, content begins early
-    bias = {**endless, str(special_ids["<|message|>"]): 3}
+    bias = {**endless, str(special_ids["<|message|>"]): 10}
     r = nibbled.chat(logprobs=True, top_logprobs=2, max_tokens=30, seed=2, logit_bias=bias).json
     content = r["choices"][0]["logprobs"]["content"]
     assert len(content) > 0
@@ -246,9 +246,8 @@ def test_special_tokens_cannot_be_injected(nibbled, special_ids, where):
         return r.json["usage"]["prompt_tokens"]
 
     # every byte is one token in this vocabulary: a special token would make the prompt shorter
-    base = count("x") - 1
-    for special in special_ids:
-        assert count(special) == base + len(special), special
+    every = "".join(special_ids)
+    assert count(every) == count("x") - 1 + len(every)
 
 
 def test_special_names_are_refused_as_tool_names(nibbled):
@@ -260,12 +259,12 @@ def test_special_names_are_refused_as_tool_names(nibbled):
 
 def test_openai_client_chat(nibbled):
     r = client(nibbled).chat.completions.create(
-        model="tiny", messages=HISTORY, tools=TOOLS, max_tokens=6, seed=1)
+        model="nano", messages=HISTORY, tools=TOOLS, max_tokens=6, seed=1)
     assert r.usage.completion_tokens <= 6 and r.choices[0].message.role == "assistant"
 
 
 def test_openai_client_stream(nibbled, endless):
-    ask = dict(model="tiny", messages=[{"role": "user", "content": "hi"}], max_tokens=20, seed=1,
+    ask = dict(model="nano", messages=[{"role": "user", "content": "hi"}], max_tokens=20, seed=1,
                logit_bias=endless)
     whole = client(nibbled).chat.completions.create(**ask)
     chunks = list(client(nibbled).chat.completions.create(
@@ -277,11 +276,11 @@ def test_openai_client_stream(nibbled, endless):
 
 def test_openai_client_completions_models_errors(nibbled):
     c = client(nibbled)
-    assert [m.id for m in c.models.list()] == ["tiny"]
-    r = c.completions.create(model="tiny", prompt="x", max_tokens=3, logprobs=2)
+    assert [m.id for m in c.models.list()] == ["nano"]
+    r = c.completions.create(model="nano", prompt="x", max_tokens=3, logprobs=2)
     assert len(r.choices[0].logprobs.tokens) <= 3
     with pytest.raises(openai.BadRequestError) as e:
-        c.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}],
+        c.chat.completions.create(model="nano", messages=[{"role": "user", "content": "x"}],
                                   temperature=3)
     assert e.value.param == "temperature" and "from 0 to 2" in str(e.value)
     with pytest.raises(openai.NotFoundError):

@@ -196,7 +196,7 @@ class Daemon:
             self.process.wait()
 
 
-def synth(folder, shape="tiny", seed=1):
+def synth(folder, shape="nano", seed=1):
     path = pathlib.Path(folder) / f"{shape}-{seed}.nib"
     subprocess.run([NIBBLE, "synth", shape, path, "--seed", str(seed)], check=True,
                    stdout=subprocess.DEVNULL)
