@@ -12,14 +12,14 @@
 
 size_t nib_merge_scratch_bytes(size_t piece_bytes_max)
 {
-    return sizeof(struct nib_queue_fixed) + piece_bytes_max * (NIB_QUEUE_POSITION_BYTES + 2);
+    return sizeof(struct nib_queue_fixed) + piece_bytes_max * NIB_QUEUE_POSITION_BYTES;
 }
 
 size_t nib_merge_piece_bytes_max(size_t scratch_bytes)
 {
-    if (scratch_bytes < sizeof(struct nib_queue_fixed) + SHORT_BYTES * (NIB_QUEUE_POSITION_BYTES + 2))
+    if (scratch_bytes < sizeof(struct nib_queue_fixed) + SHORT_BYTES * NIB_QUEUE_POSITION_BYTES)
         return SHORT_BYTES;
-    return (scratch_bytes - sizeof(struct nib_queue_fixed)) / (NIB_QUEUE_POSITION_BYTES + 2);
+    return (scratch_bytes - sizeof(struct nib_queue_fixed)) / NIB_QUEUE_POSITION_BYTES;
 }
 
 static size_t merge_short(const struct nib_token_table *table, const uint8_t *piece, size_t bytes, uint32_t *ids,
@@ -51,59 +51,55 @@ static size_t merge_short(const struct nib_token_table *table, const uint8_t *pi
     return parts;
 }
 
-/* A long piece under way: the parts tile it, and each position where one starts knows its length.
- */
+/* A long piece under way: the parts tile it, and each position where one starts knows its length. */
 struct piece {
     const struct nib_token_table *table;
     const uint8_t *text; /* [bytes] */
-    uint8_t *len;        /* [bytes] of the part that starts here */
-    uint8_t *back;       /* [bytes] of the part that ends here */
     uint32_t bytes;
-    struct nib_pair_queue queue;
+    struct nib_pair_queue queue; /* pairs[bytes] */
 };
+
+_Static_assert(NIB_MAX_TOKEN_BYTES <= UINT8_MAX, "a part is a token, so that its length fits nib_pair's byte");
 
 /* Queues the pair that starts at `at` if its bytes are a token. */
 static void pair_put(struct piece *p, uint32_t at)
 {
-    uint32_t second = at + p->len[at];
+    const struct nib_pair *pairs = p->queue.pairs;
+    uint32_t second = at + pairs[at].len;
     if (second >= p->bytes)
         return;
-    uint32_t rank = nib_token_find(p->table, p->text + at, (size_t)p->len[at] + p->len[second]);
+    uint32_t rank = nib_token_find(p->table, p->text + at, (size_t)pairs[at].len + pairs[second].len);
     if (rank != NIB_TOKEN_NONE)
         nib_queue_put(&p->queue, at, rank);
 }
 
-/* Joins the part at `at` with the next one and queues its new pairs. A token has at most
- * NIB_MAX_TOKEN_BYTES, so a length fits a byte. */
+/* Joins the part at `at` with the next one and queues its new pairs. */
 static void pair_join(struct piece *p, uint32_t at)
 {
-    uint32_t second = at + p->len[at];
+    struct nib_pair *pairs = p->queue.pairs;
+    uint32_t second = at + pairs[at].len;
     nib_queue_drop(&p->queue, second);
-    p->len[at] = (uint8_t)(p->len[at] + p->len[second]);
-    uint32_t after = at + p->len[at];
+    pairs[at].len = (uint8_t)(pairs[at].len + pairs[second].len);
+    uint32_t after = at + pairs[at].len;
     if (after < p->bytes)
-        p->back[after] = p->len[at];
+        pairs[after].back = pairs[at].len;
     if (at > 0) {
-        uint32_t before = at - p->back[at];
+        uint32_t before = at - pairs[at].back;
         nib_queue_drop(&p->queue, before);
         pair_put(p, before);
     }
     pair_put(p, at);
 }
 
-_Static_assert(2 * NIB_MAX_TOKEN_BYTES <= UINT8_MAX + 1 && NIB_MAX_TOKEN_BYTES <= UINT8_MAX, "a length fits a byte");
-
 static size_t merge_long(const struct nib_token_table *table, struct nib_merge_scratch *scratch, const uint8_t *piece,
                          size_t bytes, uint32_t *ids, size_t ids_max)
 {
     struct nib_queue_fixed *fixed = scratch->memory;
-    uint8_t *memory = (uint8_t *)(fixed + 1), *lens = memory + bytes * NIB_QUEUE_POSITION_BYTES;
-    struct piece p = {.table = table, .text = piece, .len = lens, .back = lens + bytes, .bytes = (uint32_t)bytes};
+    struct piece p = {.table = table, .text = piece, .bytes = (uint32_t)bytes};
     if (!scratch->cleared)
         nib_queue_clear(fixed);
     scratch->cleared = true;
-    nib_queue_init(&p.queue, fixed, memory, bytes);
-    memset(lens, 1, 2 * bytes);
+    nib_queue_init(&p.queue, fixed, fixed + 1, bytes);
     for (uint32_t at = 0; at + 1 < bytes; at++)
         pair_put(&p, at);
     for (;;) {
@@ -113,9 +109,9 @@ static size_t merge_long(const struct nib_token_table *table, struct nib_merge_s
         pair_join(&p, at);
     }
     size_t parts = 0;
-    for (uint32_t at = 0; at < bytes; at += p.len[at], parts++)
+    for (uint32_t at = 0; at < bytes; at += p.queue.pairs[at].len, parts++)
         if (parts < ids_max)
-            ids[parts] = nib_token_find(table, piece + at, p.len[at]);
+            ids[parts] = nib_token_find(table, piece + at, p.queue.pairs[at].len);
     return parts;
 }
 

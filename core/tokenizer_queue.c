@@ -23,14 +23,10 @@ void nib_queue_clear(struct nib_queue_fixed *fixed)
 void nib_queue_init(struct nib_pair_queue *queue, struct nib_queue_fixed *fixed, void *memory, size_t positions)
 {
     uint64_t *heap = memory;
-    uint32_t *words = (uint32_t *)(heap + positions);
-    *queue = (struct nib_pair_queue){.fixed = fixed,
-                                     .heap = heap,
-                                     .rank = words,
-                                     .prev = words + positions,
-                                     .next = words + 2 * positions,
-                                     .positions = positions};
-    memset(queue->rank, 0xff, positions * sizeof *queue->rank);
+    struct nib_pair *pairs = (struct nib_pair *)(heap + positions);
+    *queue = (struct nib_pair_queue){.fixed = fixed, .heap = heap, .pairs = pairs, .positions = positions};
+    for (size_t at = 0; at < positions; at++)
+        pairs[at] = (struct nib_pair){.rank = NONE, .len = 1, .back = 1};
 }
 
 static void rank_mark(struct nib_queue_fixed *f, uint32_t rank)
@@ -94,7 +90,7 @@ static void heap_sift_up(struct nib_pair_queue *q, size_t at)
 static bool heap_entry_lives(const struct nib_pair_queue *q, uint64_t key)
 {
     uint32_t at = (uint32_t)key;
-    return q->rank[at] == key >> 32 && q->prev[at] == IN_HEAP;
+    return q->pairs[at].rank == key >> 32 && q->pairs[at].prev == IN_HEAP;
 }
 
 /* Throws out what does not live. Each merge puts at most two pairs and ends one position, so the
@@ -118,26 +114,26 @@ static void heap_put(struct nib_pair_queue *q, uint32_t at, uint32_t rank)
     NIB_MUST(q->heap_len < q->positions);
     q->heap[q->heap_len] = (uint64_t)rank << 32 | at;
     heap_sift_up(q, q->heap_len++);
-    q->prev[at] = IN_HEAP;
+    q->pairs[at].prev = IN_HEAP;
 }
 
 void nib_queue_put(struct nib_pair_queue *q, uint32_t at, uint32_t rank)
 {
     struct nib_queue_fixed *f = q->fixed;
-    q->rank[at] = rank;
+    q->pairs[at].rank = rank;
     if (!rank_is_marked(f, rank)) {
         rank_mark(f, rank);
         f->head[rank] = f->tail[rank] = at;
-        q->prev[at] = q->next[at] = NONE;
+        q->pairs[at].prev = q->pairs[at].next = NONE;
     } else if (at > f->tail[rank]) {
-        q->prev[at] = f->tail[rank];
-        q->next[at] = NONE;
-        q->next[f->tail[rank]] = at;
+        q->pairs[at].prev = f->tail[rank];
+        q->pairs[at].next = NONE;
+        q->pairs[f->tail[rank]].next = at;
         f->tail[rank] = at;
     } else if (at < f->head[rank]) {
-        q->prev[at] = NONE;
-        q->next[at] = f->head[rank];
-        q->prev[f->head[rank]] = at;
+        q->pairs[at].prev = NONE;
+        q->pairs[at].next = f->head[rank];
+        q->pairs[f->head[rank]].prev = at;
         f->head[rank] = at;
     } else {
         heap_put(q, at, rank);
@@ -147,19 +143,19 @@ void nib_queue_put(struct nib_pair_queue *q, uint32_t at, uint32_t rank)
 void nib_queue_drop(struct nib_pair_queue *q, uint32_t at)
 {
     struct nib_queue_fixed *f = q->fixed;
-    uint32_t rank = q->rank[at], prev = q->prev[at];
+    uint32_t rank = q->pairs[at].rank, prev = q->pairs[at].prev;
     if (rank == NONE)
         return;
-    q->rank[at] = NONE;
+    q->pairs[at].rank = NONE;
     if (prev == IN_HEAP)
         return;
-    uint32_t next = q->next[at];
+    uint32_t next = q->pairs[at].next;
     if (prev != NONE)
-        q->next[prev] = next;
+        q->pairs[prev].next = next;
     else
         f->head[rank] = next;
     if (next != NONE)
-        q->prev[next] = prev;
+        q->pairs[next].prev = prev;
     else
         f->tail[rank] = prev;
     if (prev == NONE && next == NONE)

@@ -27,23 +27,30 @@ struct nib_queue_fixed {
     uint32_t tail[NIB_MAX_VOCAB];
 };
 
+/* A position of the piece and the pair that starts there; side by side, since a merge touches all of it. */
+struct nib_pair {
+    uint32_t rank; /* NIB_PAIR_NONE: not queued */
+    uint32_t prev; /* position in the list, or a mark that the pair is in the heap */
+    uint32_t next; /* position in the list */
+    uint8_t len;   /* bytes of the part that starts here; the merge's own, as back */
+    uint8_t back;  /* bytes of the part that ends here */
+};
+
 struct nib_pair_queue {
     struct nib_queue_fixed *fixed;
-    uint64_t *heap; /* [positions] rank << 32 | position; entries of pairs since gone are skipped */
-    uint32_t *rank; /* [positions] rank of the pair that starts here, NIB_PAIR_NONE: none is queued */
-    uint32_t *prev; /* [positions] in the list, or a mark that the pair is in the heap */
-    uint32_t *next; /* [positions] in the list */
+    uint64_t *heap;         /* [positions] rank << 32 | position; entries of pairs since gone are skipped */
+    struct nib_pair *pairs; /* [positions] */
     size_t heap_len;
     size_t positions;
 };
 
-#define NIB_QUEUE_POSITION_BYTES (sizeof(uint64_t) + 3 * sizeof(uint32_t))
+#define NIB_QUEUE_POSITION_BYTES (sizeof(uint64_t) + sizeof(struct nib_pair))
 
 /* Empties the bitmaps; once before the first queue over this memory. A queue popped to its end
  * leaves them empty. */
 void nib_queue_clear(struct nib_queue_fixed *fixed);
 
-/* An empty queue over positions * NIB_QUEUE_POSITION_BYTES bytes, aligned to 8. */
+/* An empty queue over positions * NIB_QUEUE_POSITION_BYTES bytes, aligned to 8. Every part is one byte long. */
 void nib_queue_init(struct nib_pair_queue *queue, struct nib_queue_fixed *fixed, void *memory, size_t positions);
 
 /* Queues the pair at `at`, which must not be queued. rank < NIB_MAX_VOCAB. Until the first pop,

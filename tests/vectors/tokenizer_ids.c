@@ -97,10 +97,11 @@ static void filter(const struct nib_tokenizer *tok, bool pieces)
     }
 }
 
+/* Time of this thread on a processor, so that a busy machine measures alike. */
 static double now_ms(void)
 {
     struct timespec t;
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    (void)clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
 }
 
