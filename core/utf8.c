@@ -63,8 +63,9 @@ size_t nib_utf8_valid_bytes(const uint8_t *text, size_t bytes)
 
 static size_t put_replacement(char *out)
 {
-    memcpy(out, "\xef\xbf\xbd", 3);
-    return 3;
+    static const char replacement[] = {'\xef', '\xbf', '\xbd'}; /* U+FFFD */
+    memcpy(out, replacement, sizeof replacement);
+    return sizeof replacement;
 }
 
 size_t nib_utf8_push(struct nib_utf8_stream *stream, const uint8_t *in, size_t bytes, char *out)

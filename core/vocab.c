@@ -78,7 +78,7 @@ enum nib_err nib_vocab_parse_header(const void *blob, size_t bytes, struct nib_v
 
 enum nib_err nib_vocab_parse(const void *blob, size_t bytes, struct nib_vocab *ret, struct nib_msg *msg)
 {
-    struct nib_vocab v;
+    struct nib_vocab v = {0};
     enum nib_err err = nib_vocab_parse_header(blob, bytes, &v, msg);
     if (!err)
         err = check_tokens(&v, msg);
