@@ -22,11 +22,11 @@
 /* y[i][j] = sum_k x[rows ? rows[i] : i][k] * W[j][k] + bias[j]   for i < m, n0 <= j < n1.
  * x is in the form acts_prep wrote. y has leading dimension ldy; bias is bf16 or NULL. */
 struct nib_matmul {
-    const void *w;         /* repacked [n][k] */
-    const void *x;         /* prepared activations, rows of acts_bytes(k) bytes each */
-    const uint32_t *rows;  /* [m] gather list or NULL */
-    const uint16_t *bias;  /* [n] bf16 or NULL */
-    float *y;              /* [m][ldy] */
+    const void *w;        /* repacked [n][k] */
+    const void *x;        /* prepared activations, rows of acts_bytes(k) bytes each */
+    const uint32_t *rows; /* [m] gather list or NULL */
+    const uint16_t *bias; /* [n] bf16 or NULL */
+    float *y;             /* [m][ldy] */
     uint64_t ldy;
     uint32_t m, n, k;
     uint32_t n0, n1;

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 
 static const char *const err_names[NIB_ERR_COUNT] = {
-    "ok", "argument", "limit", "format", "hash",        "signature",
-    "io", "memory",   "full",  "state",  "unsupported", "device",
+    "ok", "argument", "limit", "format", "hash", "signature", "io", "memory", "full", "state", "unsupported", "device",
 };
 
 enum nib_err nib_fail(struct nib_msg *msg, enum nib_err err, const char *fmt, ...)

@@ -8,8 +8,8 @@
 
 #include "core/limits.h"
 
-#define NIB_CHECKED        __attribute__((warn_unused_result))
-#define NIB_PRINTF(f, a)   __attribute__((format(printf, f, a)))
+#define NIB_CHECKED      __attribute__((warn_unused_result))
+#define NIB_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
 enum nib_err {
     NIB_OK = 0,

@@ -4,21 +4,81 @@
 #include <string.h>
 
 static const struct nib_shape shapes[] = {
-    {.name = "20b", .layers = 24, .experts = 32, .experts_used = 4, .hidden = 2880, .intermediate = 2880,
-     .heads = 64, .kv_heads = 8, .vocab = 201088, .special_base = 199998, .window = 128, .ctx_max = 131072},
-    {.name = "120b", .layers = 36, .experts = 128, .experts_used = 4, .hidden = 2880, .intermediate = 2880,
-     .heads = 64, .kv_heads = 8, .vocab = 201088, .special_base = 199998, .window = 128, .ctx_max = 131072},
+    {.name = "20b",
+     .layers = 24,
+     .experts = 32,
+     .experts_used = 4,
+     .hidden = 2880,
+     .intermediate = 2880,
+     .heads = 64,
+     .kv_heads = 8,
+     .vocab = 201088,
+     .special_base = 199998,
+     .window = 128,
+     .ctx_max = 131072},
+    {.name = "120b",
+     .layers = 36,
+     .experts = 128,
+     .experts_used = 4,
+     .hidden = 2880,
+     .intermediate = 2880,
+     .heads = 64,
+     .kv_heads = 8,
+     .vocab = 201088,
+     .special_base = 199998,
+     .window = 128,
+     .ctx_max = 131072},
     /* the 20b's layers, four of them, with a small vocabulary: measures the layer kernels on small machines */
-    {.name = "20b-slice", .layers = 4, .experts = 32, .experts_used = 4, .hidden = 2880, .intermediate = 2880,
-     .heads = 64, .kv_heads = 8, .vocab = 8192, .special_base = 8160, .window = 128, .ctx_max = 131072},
+    {.name = "20b-slice",
+     .layers = 4,
+     .experts = 32,
+     .experts_used = 4,
+     .hidden = 2880,
+     .intermediate = 2880,
+     .heads = 64,
+     .kv_heads = 8,
+     .vocab = 8192,
+     .special_base = 8160,
+     .window = 128,
+     .ctx_max = 131072},
     /* the whole vocabulary on a small body: the demo until a trained model exists */
-    {.name = "small", .layers = 4, .experts = 8, .experts_used = 4, .hidden = 256, .intermediate = 256,
-     .heads = 8, .kv_heads = 1, .vocab = 201088, .special_base = 199998, .window = 128, .ctx_max = 131072},
+    {.name = "small",
+     .layers = 4,
+     .experts = 8,
+     .experts_used = 4,
+     .hidden = 256,
+     .intermediate = 256,
+     .heads = 8,
+     .kv_heads = 1,
+     .vocab = 201088,
+     .special_base = 199998,
+     .window = 128,
+     .ctx_max = 131072},
     /* unit tests */
-    {.name = "tiny", .layers = 4, .experts = 8, .experts_used = 4, .hidden = 96, .intermediate = 64,
-     .heads = 16, .kv_heads = 2, .vocab = 512, .special_base = 480, .window = 128, .ctx_max = 131072},
-    {.name = "nano", .layers = 2, .experts = 4, .experts_used = 4, .hidden = 32, .intermediate = 32,
-     .heads = 8, .kv_heads = 1, .vocab = 288, .special_base = 256, .window = 128, .ctx_max = 131072},
+    {.name = "tiny",
+     .layers = 4,
+     .experts = 8,
+     .experts_used = 4,
+     .hidden = 96,
+     .intermediate = 64,
+     .heads = 16,
+     .kv_heads = 2,
+     .vocab = 512,
+     .special_base = 480,
+     .window = 128,
+     .ctx_max = 131072},
+    {.name = "nano",
+     .layers = 2,
+     .experts = 4,
+     .experts_used = 4,
+     .hidden = 32,
+     .intermediate = 32,
+     .heads = 8,
+     .kv_heads = 1,
+     .vocab = 288,
+     .special_base = 256,
+     .window = 128,
+     .ctx_max = 131072},
 };
 
 const struct nib_shape *nib_shapes(size_t *ret_count)
@@ -41,8 +101,7 @@ const struct nib_shape *nib_shape_match(const struct nib_shape *d)
         const struct nib_shape *s = &shapes[i];
         if (s->layers == d->layers && s->experts == d->experts && s->experts_used == d->experts_used &&
             s->hidden == d->hidden && s->intermediate == d->intermediate && s->heads == d->heads &&
-            s->kv_heads == d->kv_heads && s->vocab == d->vocab && s->window == d->window &&
-            s->ctx_max == d->ctx_max)
+            s->kv_heads == d->kv_heads && s->vocab == d->vocab && s->window == d->window && s->ctx_max == d->ctx_max)
             return s;
     }
     return NULL;

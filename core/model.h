@@ -10,9 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define NIB_HEAD_DIM    64 /* elements of one attention head, all shapes */
-#define NIB_GQA_GROUP   8  /* query heads a KV head, all shapes */
-#define NIB_MX_BLOCK    32 /* elements that share one E8M0 scale */
+#define NIB_HEAD_DIM  64 /* elements of one attention head, all shapes */
+#define NIB_GQA_GROUP 8  /* query heads a KV head, all shapes */
+#define NIB_MX_BLOCK  32 /* elements that share one E8M0 scale */
 
 struct nib_shape {
     const char *name;
@@ -30,14 +30,14 @@ struct nib_shape {
 };
 
 /* YaRN constants of every shape (arXiv:2309.00071; config.json "rope_scaling"). */
-#define NIB_ROPE_THETA      150000.0
-#define NIB_ROPE_FACTOR     32.0
-#define NIB_ROPE_ORIG_CTX   4096.0
-#define NIB_ROPE_BETA_FAST  32.0
-#define NIB_ROPE_BETA_SLOW  1.0
-#define NIB_RMS_EPS         1e-5f
-#define NIB_SWIGLU_ALPHA    1.702f
-#define NIB_SWIGLU_LIMIT    7.0f
+#define NIB_ROPE_THETA     150000.0
+#define NIB_ROPE_FACTOR    32.0
+#define NIB_ROPE_ORIG_CTX  4096.0
+#define NIB_ROPE_BETA_FAST 32.0
+#define NIB_ROPE_BETA_SLOW 1.0
+#define NIB_RMS_EPS        1e-5f
+#define NIB_SWIGLU_ALPHA   1.702f
+#define NIB_SWIGLU_LIMIT   7.0f
 
 /* Distances from special_base, as in o200k_harmony (199998 + n). */
 enum nib_special {

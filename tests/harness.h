@@ -46,11 +46,11 @@ static inline int nib_suite_run(const char *name, const TTest *const *tests, siz
     return failed ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
-#define NIB_SUITE(name, ...)                                                                       \
-    int main(void)                                                                                 \
-    {                                                                                              \
-        const TTest *const tests[] = {__VA_ARGS__};                                                \
-        return nib_suite_run(#name, tests, sizeof tests / sizeof tests[0]);                        \
+#define NIB_SUITE(name, ...)                                                                                           \
+    int main(void)                                                                                                     \
+    {                                                                                                                  \
+        const TTest *const tests[] = {__VA_ARGS__};                                                                    \
+        return nib_suite_run(#name, tests, sizeof tests / sizeof tests[0]);                                            \
     }
 
 #endif
