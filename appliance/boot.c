@@ -35,6 +35,7 @@ static size_t list_pieces(struct nib_boot *b, struct nib_stepper *s, const struc
         {&m->prompts, jobs * dims->ctx_tokens * sizeof(uint32_t)},
         {&m->jobs, jobs * sizeof(struct nib_front_job)},
         {&m->answers, jobs * c->answer_bytes},
+        {&m->small_bodies, c->connections * NIB_SMALL_BODY_BYTES},
         {&m->bodies, c->bodies * c->body_bytes},
         {&m->json_pool, c->json_bytes},
         {&m->encode_scratch, nib_tokenizer_scratch_bytes(c->body_bytes)},

@@ -43,7 +43,7 @@ static const struct nib_config_key keys[] = {
     {"limits.queue", NIB_CFG_UINT, AT(queue), 0, NIB_MAX_QUEUE, "32", NULL,
      "Requests that may wait for a slot; one more is answered with 429."},
     {"limits.bodies", NIB_CFG_UINT, AT(bodies), 1, 64, "8", NULL,
-     "Request bodies being received at once; one more is answered with 503."},
+     "Bodies of more than 16 KiB being received at once; one more is answered with 503."},
     {"limits.body_bytes", NIB_CFG_UINT, AT(body_bytes), 1024, NIB_MAX_BODY_BYTES, "4194304", NULL,
      "Longest request body; a longer one is answered with 413."},
     {"limits.answer_bytes", NIB_CFG_UINT, AT(answer_bytes), 16384, 64 * MIB, "1048576", NULL,

@@ -26,28 +26,40 @@ static void set_phase(struct nib_conn *conn, enum nib_phase_http phase)
     conn->since_ms = nib_now_ms();
 }
 
-char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn)
+char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn, size_t *ret_bytes)
 {
+    if (conn->body == NIB_BODY_SMALL) {
+        *ret_bytes = NIB_SMALL_BODY_BYTES;
+        return front->mem.small_bodies + (size_t)(conn - front->conns) * NIB_SMALL_BODY_BYTES;
+    }
     NIB_MUST(conn->body >= 0);
+    *ret_bytes = front->config->body_bytes;
     return front->mem.bodies + (size_t)conn->body * front->config->body_bytes;
 }
 
-static void release_body(struct nib_front *front, struct nib_conn *conn)
+void nib_conn_release_body(struct nib_front *front, struct nib_conn *conn)
 {
     if (conn->body >= 0)
         front->body_used[conn->body] = false;
-    conn->body = -1;
+    conn->body = NIB_BODY_NONE;
     conn->body_used = 0;
 }
 
-static bool take_body(struct nib_front *front, struct nib_conn *conn)
+bool nib_conn_grow_body(struct nib_front *front, struct nib_conn *conn, struct nib_refusal *ret)
 {
+    size_t bytes;
+    if (conn->body >= 0)
+        return true;
     for (uint32_t i = 0; i < front->mem.bodies_count; i++)
         if (!front->body_used[i]) {
+            const char *small = nib_conn_body(front, conn, &bytes);
             front->body_used[i] = true;
             conn->body = (int32_t)i;
+            memcpy(nib_conn_body(front, conn, &bytes), small, conn->body_used);
             return true;
         }
+    nib_refuse(ret, 503, "busy", NULL, "%u large request bodies are being received already", front->mem.bodies_count);
+    ret->retry_s = 1;
     return false;
 }
 
@@ -110,7 +122,8 @@ static void opened(struct nib_front *front, struct MHD_Connection *mhd, void **c
     conn->generation = generation;
     conn->used = true;
     conn->mhd = mhd;
-    conn->body = conn->job = -1;
+    conn->body = NIB_BODY_NONE;
+    conn->job = -1;
     conn->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
     set_phase(conn, NIB_HTTP_IDLE);
     struct nib_msg msg;
@@ -137,7 +150,7 @@ static void notify_connection(void *cls, struct MHD_Connection *mhd, void **cont
     if (!conn)
         return;
     nib_generate_detach(front, conn);
-    release_body(front, conn);
+    nib_conn_release_body(front, conn);
     conn->used = false;
     front->metrics.connections--;
 }
@@ -153,7 +166,7 @@ static void notify_completed(void *cls, struct MHD_Connection *mhd, void **con_c
     if (!conn)
         return;
     nib_generate_detach(front, conn);
-    release_body(front, conn);
+    nib_conn_release_body(front, conn);
     conn->route = NULL;
     conn->dispatched = false;
     conn->refusal.status = 0;
@@ -246,11 +259,7 @@ static bool head_ok(struct nib_front *front, struct nib_conn *conn, const char *
     if (length && strtoull(length, NULL, 10) > front->config->body_bytes)
         return nib_refuse(r, 413, "request_too_large", NULL, "the body has %s bytes; at most %llu are allowed", length,
                           (unsigned long long)front->config->body_bytes);
-    if (!take_body(front, conn)) {
-        nib_refuse(r, 503, "busy", NULL, "%u request bodies are being received already", front->mem.bodies_count);
-        r->retry_s = 1;
-        return false;
-    }
+    conn->body = NIB_BODY_SMALL;
     return true;
 }
 
@@ -286,14 +295,21 @@ static enum MHD_Result take_upload(struct nib_front *front, struct nib_conn *con
 {
     size_t n = *bytes;
     *bytes = 0;
-    if (conn->body < 0)
+    if (conn->body == NIB_BODY_NONE || conn->refusal.status)
         return MHD_YES; /* of a refused request, or of a GET: read and dropped */
     if (n > front->config->body_bytes - conn->body_used) {
         nib_refuse(&conn->refusal, 413, "request_too_large", NULL, "the body has more than %llu bytes",
                    (unsigned long long)front->config->body_bytes);
         return MHD_YES; /* dropped up to its end or the deadline, then answered */
     }
-    memcpy(nib_conn_body(front, conn) + conn->body_used, data, n);
+    size_t room;
+    char *body = nib_conn_body(front, conn, &room);
+    if (n > room - conn->body_used) {
+        if (!nib_conn_grow_body(front, conn, &conn->refusal))
+            return MHD_YES;
+        body = nib_conn_body(front, conn, &room);
+    }
+    memcpy(body + conn->body_used, data, n);
     conn->body_used += n;
     return MHD_YES;
 }

@@ -28,6 +28,7 @@ struct nib_front_mem {
     uint32_t *prompts;                  /* [jobs_count][ctx_tokens] */
     struct nib_front_job *jobs;         /* [jobs_count] */
     char *answers;                      /* [jobs_count][answer_bytes] */
+    char *small_bodies;                 /* [limits.connections][NIB_SMALL_BODY_BYTES] */
     char *bodies;                       /* [bodies_count][body_bytes] */
     void *json_pool;                    /* [json_bytes] */
     void *encode_scratch;
@@ -46,6 +47,10 @@ struct nib_front_job {
     uint64_t received_us, first_us, last_us;
     struct nib_answer answer;
 };
+
+/* Most bodies are small and need no place in the pool. */
+#define NIB_SMALL_BODY_BYTES 16384
+enum { NIB_BODY_NONE = -1, NIB_BODY_SMALL = -2 };
 
 enum nib_phase_http {
     NIB_HTTP_IDLE, /* no request line yet */
@@ -67,7 +72,7 @@ struct nib_conn {
     enum nib_phase_http phase;
     uint64_t since_ms; /* the phase began, or output last moved */
     const struct nib_route *route;
-    int32_t body; /* of the pool; -1: none */
+    int32_t body; /* of the pool, or NIB_BODY_* */
     size_t body_used;
     int32_t job;               /* -1: none */
     struct nib_answer *answer; /* of the job */
@@ -109,7 +114,10 @@ void nib_conn_suspend(struct nib_conn *conn);
 void nib_conn_kill(struct nib_conn *conn);
 void nib_conn_hangup(struct nib_front *front, uint64_t mark, bool both_ways);
 void nib_conn_deadlines(struct nib_front *front, uint64_t now_ms);
-char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn);
+char *nib_conn_body(struct nib_front *front, const struct nib_conn *conn, size_t *ret_bytes);
+/* Moves a small body to one of the pool's. false: none is free. */
+bool nib_conn_grow_body(struct nib_front *front, struct nib_conn *conn, struct nib_refusal *ret_refusal) NIB_CHECKED;
+void nib_conn_release_body(struct nib_front *front, struct nib_conn *conn);
 
 /* respond.c: whole responses */
 enum MHD_Result nib_respond_error(struct nib_front *front, struct nib_conn *conn, const struct nib_refusal *refusal);

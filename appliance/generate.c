@@ -133,7 +133,9 @@ static bool decode(struct nib_front *front, struct nib_conn *conn, bool chat, in
 {
     json_t *root = NULL;
     struct nib_msg why;
-    enum nib_err err = nib_json_parse(nib_conn_body(front, conn), conn->body_used, &root, &why);
+    size_t room;
+    const char *body = nib_conn_body(front, conn, &room);
+    enum nib_err err = nib_json_parse(body, conn->body_used, &root, &why);
     if (err)
         return nib_refuse(r, err == NIB_E_FULL ? 413 : 400, err == NIB_E_FULL ? "request_too_large" : "invalid_json",
                           NULL, "%s", why.text);
@@ -162,6 +164,7 @@ static enum MHD_Result generate(struct nib_front *front, struct nib_conn *conn, 
     bool waiting = false;
     bool ok = admit(front, conn, &job, &waiting, &r) && decode(front, conn, chat, job, &r);
     nib_json_reset();
+    nib_conn_release_body(front, conn);
     if (!ok)
         return nib_respond_error(front, conn, &r);
     start_job(front, conn, job, waiting, chat);

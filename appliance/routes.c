@@ -84,7 +84,9 @@ static enum MHD_Result serve_metrics(struct nib_front *front, struct nib_conn *c
 static bool parse_body(struct nib_front *front, struct nib_conn *conn, json_t **ret_root, struct nib_refusal *r)
 {
     struct nib_msg why;
-    enum nib_err err = nib_json_parse(nib_conn_body(front, conn), conn->body_used, ret_root, &why);
+    size_t room;
+    const char *body = nib_conn_body(front, conn, &room);
+    enum nib_err err = nib_json_parse(body, conn->body_used, ret_root, &why);
     if (err == NIB_OK)
         return true;
     if (err == NIB_E_FULL)
@@ -100,7 +102,7 @@ static enum MHD_Result serve_tokenize(struct nib_front *front, struct nib_conn *
     size_t n = 0;
     uint32_t *ids = NULL;
     size_t ids_max = 0;
-    if (!parse_body(front, conn, &root, &r))
+    if (!nib_conn_grow_body(front, conn, &r) || !parse_body(front, conn, &root, &r))
         return nib_respond_error(front, conn, &r);
     const json_t *text = json_object_get(root, "text");
     if (!text)
@@ -118,7 +120,9 @@ static enum MHD_Result serve_tokenize(struct nib_front *front, struct nib_conn *
     }
     if (!ok)
         return nib_respond_error(front, conn, &r);
-    struct nib_out out = nib_out_of(nib_conn_body(front, conn), front->config->body_bytes);
+    size_t room;
+    char *to = nib_conn_body(front, conn, &room);
+    struct nib_out out = nib_out_of(to, room);
     nib_out_fmt(&out, "{\"count\":%zu,\"max_model_len\":%u,\"tokens\":[", n, front->mem.ctx_tokens);
     for (size_t i = 0; i < n && !out.full; i++)
         nib_out_fmt(&out, i ? ",%u" : "%u", ids[i]);
@@ -152,7 +156,7 @@ static enum MHD_Result serve_detokenize(struct nib_front *front, struct nib_conn
 {
     struct nib_refusal r;
     json_t *root = NULL;
-    if (!parse_body(front, conn, &root, &r))
+    if (!nib_conn_grow_body(front, conn, &r) || !parse_body(front, conn, &root, &r))
         return nib_respond_error(front, conn, &r);
     const json_t *tokens = json_object_get(root, "tokens");
     bool ok = json_is_array(tokens);
@@ -165,7 +169,9 @@ static enum MHD_Result serve_detokenize(struct nib_front *front, struct nib_conn
                    front->mem.vocab - 1);
         return nib_respond_error(front, conn, &r);
     }
-    struct nib_out out = nib_out_of(nib_conn_body(front, conn), front->config->body_bytes);
+    size_t room;
+    char *to = nib_conn_body(front, conn, &room);
+    struct nib_out out = nib_out_of(to, room);
     detokenize_into(front, tokens, &out);
     return nib_respond_text(front, conn, 200, "application/json", &out, false);
 }

@@ -149,14 +149,17 @@ def test_many_dribbling_clients_do_not_stop_others(start):
 
 
 def test_bodies_at_once(start):
+    """Large bodies need a place in the pool; small ones do not."""
     nibbled = start(limits={"bodies": 2})
     slow = []
     for _ in range(2):
         s = nibbled.connect()
-        s.sendall(post(b"Content-Length: 100000", body=b"{"))
+        s.sendall(post(b"Content-Length: 100000", body=b"{" * 20000))
         slow.append(s)
     nibbled.wait_metric("requests_active", 2)
-    r = nibbled.complete()
+    assert nibbled.complete().status == 200
+    time.sleep(0.1)  # the two are read by now
+    r = nibbled.complete(metadata="x" * 20000)
     assert r.status == 503 and r.headers["Retry-After"] == "1"
     for s in slow:
         s.close()
