@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "appliance/boot.h"
 #include "appliance/json_in.h"
 #include "appliance/log.h"
 #include "appliance/notify.h"
@@ -117,12 +118,9 @@ static void check_failure(struct nib_front *front)
         return;
     front->failed = true;
     const struct nib_stepper *s = front->stepper;
-    bool image = s->failure_err == NIB_E_FORMAT || s->failure_err == NIB_E_HASH || s->failure_err == NIB_E_SIGNATURE ||
-                 s->failure_err == NIB_E_IO;
-    bool config = s->failure_err == NIB_E_ARG || s->failure_err == NIB_E_LIMIT;
     front->exit_code = EX_SOFTWARE;
     if (!front->attached)
-        front->exit_code = image ? EX_NOINPUT : config ? EX_CONFIG : EX_OSERR;
+        front->exit_code = nib_boot_exit_code(s->failure_err);
     nib_log(NIB_LOG_ERR, "%s", s->failure.text);
     nib_notify_status(false, "failed: %s", s->failure.text);
     front->drain_until_ms = nib_now_ms() + 1000; /* for the last answers to go out */

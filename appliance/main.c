@@ -11,6 +11,7 @@
 #include "appliance/listen.h"
 #include "appliance/log.h"
 #include "appliance/notify.h"
+#include "appliance/plan_print.h"
 
 #define NIB_CONFIG_PATH "/etc/nibbled.yaml"
 
@@ -24,6 +25,7 @@ static void print_help(void)
     (void)printf("nibbled %s: serves a gpt-oss model image over a UNIX socket, OpenAI's API\n\n"
                  "  --config FILE    configuration (default " NIB_CONFIG_PATH ")\n"
                  "  --check          read the configuration, say what is wrong with it, and stop\n"
+                 "  --plan           print the memory plan that boot would carry out, and stop\n"
                  "  --print-config   the documented configuration, every key at its default\n"
                  "  --print-fields   the parameters of a request, with their ranges, as JSON\n"
                  "  --version        the version\n"
@@ -47,6 +49,19 @@ static int fail(const struct nib_msg *msg, int code)
     nib_log(NIB_LOG_ERR, "%s", msg->text);
     nib_notify_status(false, "failed: %s", msg->text);
     return code;
+}
+
+/* What boot would plan, from the configuration and the image's header alone. */
+static int print_plan(void)
+{
+    struct nib_msg msg;
+    boot.config = &config;
+    boot.front = &front;
+    enum nib_err err = nib_boot_plan(&boot, &stepper, &msg);
+    if (!err)
+        nib_plan_print(stdout, &boot.machine.plan, &boot.machine.profile);
+    nib_machine_close(&boot.machine);
+    return err ? fail(&msg, nib_boot_exit_code(err)) : EX_OK;
 }
 
 static void block_signals(void)
@@ -95,16 +110,13 @@ static int serve(void)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"config", required_argument, NULL, 'c'},
-        {"check", no_argument, NULL, 'k'},
-        {"print-config", no_argument, NULL, 'p'},
-        {"print-fields", no_argument, NULL, 'f'},
-        {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"config", required_argument, NULL, 'c'}, {"check", no_argument, NULL, 'k'},
+        {"plan", no_argument, NULL, 'P'},         {"print-config", no_argument, NULL, 'p'},
+        {"print-fields", no_argument, NULL, 'f'}, {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
     const char *path = NIB_CONFIG_PATH;
-    bool check = false;
+    bool check = false, plan = false;
     for (int o; (o = getopt_long(argc, argv, "c:kvh", options, NULL)) != -1;) {
         switch (o) {
         case 'c':
@@ -112,6 +124,9 @@ int main(int argc, char **argv)
             break;
         case 'k':
             check = true;
+            break;
+        case 'P':
+            plan = true;
             break;
         case 'p':
             nib_config_print(stdout);
@@ -137,5 +152,7 @@ int main(int argc, char **argv)
     struct nib_msg msg;
     if (nib_config_load(path, &config, &msg) != NIB_OK)
         return fail(&msg, EX_CONFIG);
+    if (plan)
+        return print_plan();
     return check ? EX_OK : serve();
 }
