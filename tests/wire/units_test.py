@@ -16,8 +16,10 @@ SCORE_MAX = 2.0
 @pytest.fixture
 def installed(tmp_path):
     """The units as `make install` leaves them, for the programs of this build."""
-    for unit in UNITS.iterdir():
-        text = unit.read_text().replace("@PREFIX@/bin", str(d.BUILD))
+    for unit in UNITS.glob("nibbled.*"):
+        if not unit.is_file():
+            continue
+        text = unit.read_text().replace("/usr/local/bin", str(d.BUILD))
         (tmp_path / unit.name).write_text(re.sub("^Documentation=.*\n", "", text, flags=re.M))
     return tmp_path
 
@@ -46,7 +48,7 @@ def value(unit, key):
 def test_units_agree_with_the_defaults():
     config = (d.ROOT / "etc" / "nibbled.yaml").read_text()
     drain_ms = int(re.search(r"drain_ms_max: (\d+)", config)[1])
-    assert int(value("nibbled.service", "TimeoutStopSec")) * 1000 > drain_ms + 2000
+    assert int(value("nibbled.service", "TimeoutStopSec").removesuffix("s")) * 1000 > drain_ms + 2000
     assert value("nibbled.service", "Type") == "notify"
     assert {"64", "66", "78"} <= set(value("nibbled.service", "RestartPreventExitStatus").split())
     assert value("nibbled.socket", "ListenStream") == re.search(r"  path: (/run\S+)", config)[1]
