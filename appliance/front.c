@@ -126,6 +126,14 @@ static void check_failure(struct nib_front *front)
     front->drain_until_ms = nib_now_ms() + 1000; /* for the last answers to go out */
 }
 
+static void watch_stepper(struct nib_front *front, uint64_t now)
+{
+    uint64_t alive = atomic_load(&front->stepper->alive);
+    if (alive != front->moved_alive || front->jobs_active == 0)
+        front->moved_ms = now;
+    front->moved_alive = alive;
+}
+
 /* The watchdog is fed only when the stepper moved since the last time. */
 static void feed_watchdog(struct nib_front *front, uint64_t now)
 {
@@ -214,6 +222,7 @@ static void serve(struct nib_front *front)
         (void)MHD_run(front->mhd);
         uint64_t now = nib_now_ms();
         nib_conn_deadlines(front, now);
+        watch_stepper(front, now);
         feed_watchdog(front, now);
         show_progress(front, now);
         if (over(front, now))

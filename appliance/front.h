@@ -99,6 +99,7 @@ struct nib_front {
     uint64_t next_id, started_s;
     uint64_t drain_until_ms, watchdog_ms, watchdog_last_ms, watchdog_alive;
     uint64_t status_last_ms, status_done;
+    uint64_t moved_alive, moved_ms; /* the stepper's last sign of life, and when it was seen */
     int exit_code;
 };
 

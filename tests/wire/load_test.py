@@ -113,6 +113,29 @@ def test_queue_full(start, endless):
     nibbled.stop()
 
 
+def test_health_says_stalled(start):
+    """One step that takes longer than the bound shows; the daemon is fine again after it."""
+    nibbled = start(engine={"ctx_tokens": 16384, "step_rows": 2048}, time={"stall_ms_max": 10})
+    seen = set()
+    for _ in range(20):
+        with nibbled.open_stream("/v1/completions", {"prompt": "x" * 16000, "max_tokens": 1}) as s:
+            s.setblocking(False)
+            while True:
+                health = nibbled.get("/health")
+                seen.add((health.status, health.json["status"]))
+                try:
+                    assert s.recv(1)
+                    break
+                except BlockingIOError:
+                    pass
+        if (503, "stalled") in seen:
+            break
+    assert (503, "stalled") in seen
+    nibbled.wait_metric("requests_active", 0)
+    assert nibbled.get("/health").json["status"] == "ready"
+    nibbled.stop()
+
+
 def test_answer_longer_than_its_buffer(start, endless):
     nibbled = start(limits={"answer_bytes": 16384})
     r = nibbled.complete(max_tokens=4000, logit_bias=endless, logprobs=5, seed=1)
