@@ -21,6 +21,12 @@ enum { THREADS_MAX = 64, RUNS = 5, H = 2880, QKV = 5120, I2 = 5760, KV_HEADS = 8
 static uint32_t threads;
 static double read_bytes_s;
 static double peak_flops;
+static const char *only_op;
+
+static bool wanted(const char *op)
+{
+    return !only_op || strstr(op, only_op) != NULL;
+}
 
 static double now_s(void)
 {
@@ -220,6 +226,10 @@ static void fill_weights(struct product_bench *b, uint64_t *seed)
 static void bench_product(const struct nib_kernels *row, bool mx, bool gemm, const uint32_t *ms, uint32_t n, uint32_t k)
 {
     uint64_t seed = 1;
+    char name[64];
+    (void)snprintf(name, sizeof name, "%s_%s", mx ? "mx" : "dense", gemm ? "gemm" : "gemv");
+    if (!wanted(name))
+        return;
     struct product_bench b = {.row = row, .mx = mx, .gemm = gemm, .n = n, .k = k};
     b.copies = (uint32_t)(SWEEP_BYTES / (mx ? row->mx_bytes(n, k) : row->dense_bytes(n, k))) + 1;
     if (gemm)
@@ -236,7 +246,6 @@ static void bench_product(const struct nib_kernels *row, bool mx, bool gemm, con
         b.x = prepared.p;
         b.y = y.p;
         const double seconds = time_s(product_work, &b) / b.copies;
-        char name[64];
         (void)snprintf(name, sizeof name, "%s_%s m %u n %u k %u", mx ? "mx" : "dense", gemm ? "gemm" : "gemv", b.m, n,
                        k);
         print_line(row->name, name, (double)b.w_bytes, 2.0 * b.m * n * k, seconds, !gemm);
@@ -275,6 +284,8 @@ static void attn_work(void *arg, uint32_t thread)
 static void bench_attn(const struct nib_kernels *row, uint32_t tokens, uint32_t rows)
 {
     uint64_t seed = 2;
+    if (!wanted("attn"))
+        return;
     struct attn_bench b = {.row = row};
     const uint32_t pages = (uint32_t)nib_div_up(tokens, NIB_KV_PAGE_TOKENS);
     const uint64_t page_bytes = row->kv_page_bytes(KV_HEADS), width = HEADS * NIB_HEAD_DIM;
@@ -337,6 +348,8 @@ static void bench_small(const struct nib_kernels *row)
         static const char *const names[] = {"rmsnorm 2880", "rope 64 heads", "swiglu 2880", "acts_prep 2880",
                                             "kv_put 8 heads"};
         double best = 1e30;
+        if (!wanted(names[op]))
+            continue;
         for (int run = 0; run < RUNS; run++) {
             const double begin = now_s();
             for (int i = 0; i < TIMES; i++) {
@@ -374,8 +387,9 @@ static void bench_row(const struct nib_kernels *row)
     bench_small(row);
 }
 
-int kt_bench(void)
+int kt_bench(const char *op)
 {
+    only_op = op;
     const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     threads = cpus < 1 ? 1 : cpus > THREADS_MAX ? THREADS_MAX : (uint32_t)cpus;
     void *memory = take_huge(SWEEP_BYTES);
