@@ -233,7 +233,7 @@ static void bench_product(const struct nib_kernels *row, bool mx, bool gemm, con
     struct product_bench b = {.row = row, .mx = mx, .gemm = gemm, .n = n, .k = k};
     b.copies = (uint32_t)(SWEEP_BYTES / (mx ? row->mx_bytes(n, k) : row->dense_bytes(n, k))) + 1;
     if (gemm)
-        b.copies = b.copies / 8 + 1; /* enough work as it is */
+        b.copies = b.copies / (mx ? 1 : 8) + 1; /* enough work as it is */
     fill_weights(&b, &seed);
     b.scratch_bytes = nib_round_up(row->gemm_scratch_bytes(k), 4096);
     b.scratch = take_huge(threads * b.scratch_bytes);
