@@ -28,7 +28,7 @@ TOOL_LDLIBS := $(shell pkg-config --libs $(TOOL_PKGS) 2>/dev/null)
 LDFLAGS_ALL = -pie $(LDFLAGS.$(VARIANT)) $(LDFLAGS)
 
 ISA.avx2   := -mavx2 -mfma -mf16c
-ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma
+ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma
 ISA.amx    := $(ISA.avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 
 CORE_SRC := $(wildcard core/*.c)

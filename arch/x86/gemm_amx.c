@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "arch/x86/acts_body.h"
 #include "arch/x86/layout.h"
 #include "arch/x86/mx_avx512.h"
 #include "arch/x86/rows.h"
@@ -62,25 +63,29 @@ uint64_t nib_gemm_scratch_bytes_amx(uint32_t k)
     return X_BYTES + PANEL_TILES * PANEL_BYTES + 4 * TILE_BYTES;
 }
 
-uint64_t nib_acts_bytes_amx(uint32_t k)
+/* A prepared row: as in the other x86 rows, then for each 32 of k a line of high and a line of low parts. */
+static uint64_t parts_at(uint32_t k)
 {
-    return (uint64_t)k * (sizeof(float) + PARTS * sizeof(uint16_t));
+    return nib_x86_acts_bytes(k);
 }
 
-/* A prepared row: fp32 [k], then for each 32 of k a line of high and a line of low parts. */
+uint64_t nib_acts_bytes_amx(uint32_t k)
+{
+    return parts_at(k) + (uint64_t)k * PARTS * sizeof(uint16_t);
+}
+
 void nib_acts_prep_amx(void *dst, const float *x, uint64_t ldx, uint32_t m, uint32_t k)
 {
     for (uint32_t i = 0; i < m; i++) {
-        float *row = (float *)((uint8_t *)dst + i * nib_acts_bytes_amx(k));
-        uint16_t *parts = (uint16_t *)(row + k); /* [k / 32][PARTS][32] */
+        uint8_t *row = (uint8_t *)dst + i * nib_acts_bytes_amx(k), *parts = row + parts_at(k);
+        nib_acts_row(row, x + i * ldx, k);
         for (uint32_t j = 0; j < k; j += 16) {
-            uint16_t *high = parts + j / TILE_K * PARTS * TILE_K + j % TILE_K, *low = high + TILE_K;
+            uint8_t *high = parts + j / TILE_K * PARTS * NIB_LINE_BYTES + j % TILE_K * sizeof(uint16_t);
             const __m512 a = _mm512_loadu_ps(x + i * ldx + j);
             const __m256i h = (__m256i)_mm512_cvtneps_pbh(a);
             const __m512 rest = _mm512_sub_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)));
-            _mm512_store_ps(row + j, a);
             _mm256_store_si256((__m256i *)high, h);
-            _mm256_store_si256((__m256i *)low, (__m256i)_mm512_cvtneps_pbh(rest));
+            _mm256_store_si256((__m256i *)(high + NIB_LINE_BYTES), (__m256i)_mm512_cvtneps_pbh(rest));
         }
     }
 }
@@ -103,7 +108,7 @@ static const uint8_t *x_line(const struct amx_chunk *c, uint32_t i)
 {
     const struct nib_matmul *mm = c->mm;
     const uint64_t row = mm->rows ? mm->rows[i] : i;
-    return (const uint8_t *)mm->x + row * nib_acts_bytes_amx(mm->k) + mm->k * sizeof(float) +
+    return (const uint8_t *)mm->x + row * nib_acts_bytes_amx(mm->k) + parts_at(mm->k) +
            c->k0 * PARTS * sizeof(uint16_t);
 }
 
