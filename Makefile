@@ -5,6 +5,7 @@
 # the test program X_test. arch/x86/X_ISA.c is compiled for that instruction set only.
 
 PREFIX  ?= /usr/local
+SYSCONFDIR ?= /etc
 DESTDIR ?=
 CC      ?= gcc
 VARIANT ?= rel
@@ -20,7 +21,7 @@ CFLAGS.rel := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 CFLAGS.san := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 LDFLAGS.rel := -Wl,-z,relro,-z,now
 LDFLAGS.san := -fsanitize=address,undefined
-BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"' -DNIB_DATADIR='"$(PREFIX)/share/nibbled"'
+BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"'
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) $(TOOL_PKGS) 2>/dev/null)
 CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(PKG_CFLAGS) $(CFLAGS)
 LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
@@ -43,7 +44,7 @@ APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
 TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c))
 
-.PHONY: all help demo check check-fast tests tidy format vectors install clean setup print-tests
+.PHONY: all help demo check check-fast tests tidy format vectors install uninstall clean setup print-tests FORCE
 all: $(B)/nibbled $(B)/nibble
 
 help:
@@ -52,7 +53,8 @@ help:
 	@echo "make check        install what is missing, build with sanitizers, run every test"
 	@echo "make tidy         check the tree's rules, formatting and clang-tidy"
 	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
-	@echo "make install      DESTDIR= PREFIX=  install programs, units, man pages, completion"
+	@echo "make install      DESTDIR= PREFIX= SYSCONFDIR=  install programs, units, man pages, completion, configuration"
+	@echo "make uninstall    DESTDIR= PREFIX= SYSCONFDIR=  remove them; the configuration stays"
 	@echo "make clean        remove build/"
 	@echo "VARIANT=san       build with ASan and UBSan; V=1 shows the commands"
 
@@ -70,6 +72,14 @@ $(B)/nibble: $(TOOL_OBJ) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/li
 $(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
 $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
 $(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
+# the files that know an installed path are compiled again when PREFIX or SYSCONFDIR is another
+PLACED := $(B)/tools/profiles.o $(B)/tools/synth.o $(B)/appliance/main.o
+$(PLACED): BASE += -DNIB_DATADIR='"$(PREFIX)/share/nibbled"' -DNIB_SYSCONFDIR='"$(SYSCONFDIR)"'
+$(PLACED): $(B)/places
+$(B)/places: FORCE
+	@mkdir -p $(dir $@)
+	@echo '$(PREFIX) $(SYSCONFDIR)' | cmp -s - $@ || echo '$(PREFIX) $(SYSCONFDIR)' >$@
+
 $(B)/%.o: %.c
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
@@ -82,6 +92,31 @@ $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ
 # programs that the vectors' scripts drive; not tests themselves
 $(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+
+# What is installed: source:destination:mode, destinations below PREFIX. /usr/local and /etc/nibbled.yaml in a
+# text become what PREFIX and SYSCONFDIR say.
+UNITS := lib/systemd/system
+INSTALLED := \
+	$(B)/nibbled:bin/nibbled:755 \
+	$(B)/nibble:bin/nibble:755 \
+	man/nibble.1:share/man/man1/nibble.1:644 \
+	man/nibbled.8:share/man/man8/nibbled.8:644 \
+	man/nibbled.yaml.5:share/man/man5/nibbled.yaml.5:644 \
+	etc/completion/nibble.bash:share/bash-completion/completions/nibble:644 \
+	etc/completion/nibbled.bash:share/bash-completion/completions/nibbled:644 \
+	etc/systemd/nibbled.service:$(UNITS)/nibbled.service:644 \
+	etc/systemd/nibbled.socket:$(UNITS)/nibbled.socket:644 \
+	etc/systemd/nibbled.service.d/gpu.conf.example:$(UNITS)/nibbled.service.d/gpu.conf.example:644 \
+	etc/sysusers.d/nibbled.conf:lib/sysusers.d/nibbled.conf:644 \
+	etc/tmpfiles.d/nibbled.conf:lib/tmpfiles.d/nibbled.conf:644 \
+	etc/o200k/o200k_base.tiktoken:share/nibbled/o200k_base.tiktoken:644 \
+	$(foreach p,$(wildcard etc/profiles/*.json),$(p):share/nibbled/profiles/$(notdir $(p)):644)
+
+install: $(B)/nibbled $(B)/nibble
+	@tools/install.sh install "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" $(INSTALLED)
+
+uninstall:
+	@tools/install.sh uninstall "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" $(INSTALLED)
 
 setup:
 	@tools/setup.sh

@@ -13,7 +13,7 @@
 #include "appliance/notify.h"
 #include "appliance/plan_print.h"
 
-#define NIB_CONFIG_PATH "/etc/nibbled.yaml"
+#define NIB_CONFIG_PATH NIB_SYSCONFDIR "/nibbled.yaml"
 
 static struct nib_config config;
 static struct nib_stepper stepper;
