@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the tree's own rules: who may include whom, header alone, sizes, exported names, format; clang-tidy with --full.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 bad=0
 complain() { echo "tidy: $*"; bad=1; }
 
