@@ -1,11 +1,10 @@
 /* tests/kernels/bench.c: the bench of kernels_test: what this machine can do, and what each operation makes of it.
  *
- * The read rate is a sum over 1 GiB in huge pages by all threads; the peak is a loop of independent FMAs (or tile products)
+ * The read rate is that of a sweep over 1 GiB in huge pages by all threads; the peak is a loop of independent FMAs (or tile products)
  * in registers. Weights of an operation are cycled through more memory than the caches hold, as a model's layers are. The
  * best of several runs counts, since a shared machine only ever makes a run slower. */
 #include <math.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include "core/err.h"
 #include "tests/harness.h"
 #include "tests/kernels/kernels.h"
+#include "tools/memrate.h"
 
 enum { THREADS_MAX = 64, RUNS = 5, H = 2880, QKV = 5120, I2 = 5760, KV_HEADS = 8, HEADS = 64 };
 #define SWEEP_BYTES (1ull << 30)
@@ -89,22 +89,6 @@ static double time_s(void (*work)(void *, uint32_t), void *arg)
 }
 
 /* ---- the machine ---- */
-
-static _Atomic uint64_t sink;
-
-static void sweep(void *arg, uint32_t thread)
-{
-    const uint64_t share = SWEEP_BYTES / threads / 64 * 64;
-    const uint64_t *p = (const uint64_t *)((const uint8_t *)arg + thread * share), *end = p + share / 8;
-    uint64_t sum[8] = {0};
-    for (; p < end; p += 8) {
-        __builtin_prefetch((const uint8_t *)p + 4096);
-        for (int i = 0; i < 8; i++)
-            sum[i] |= p[i];
-    }
-    for (int i = 0; i < 8; i++)
-        sink |= sum[i];
-}
 
 #if defined(__x86_64__)
 #include "core/profile.h"
@@ -394,7 +378,8 @@ int kt_bench(const char *op)
     threads = cpus < 1 ? 1 : cpus > THREADS_MAX ? THREADS_MAX : (uint32_t)cpus;
     void *memory = take_huge(SWEEP_BYTES);
     memset(memory, 1, SWEEP_BYTES);
-    read_bytes_s = SWEEP_BYTES / time_s(sweep, memory);
+    struct nib_msg msg;
+    NIB_MUST(nib_memrate(memory, SWEEP_BYTES, threads, RUNS, &read_bytes_s, &msg) == NIB_OK);
     (void)munmap(memory, SWEEP_BYTES);
     printf("%u threads, read rate %.2f GB/s\n", threads, read_bytes_s / 1e9);
     for (size_t i = 0; i < kt_rows_count; i++)
