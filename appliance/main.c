@@ -92,8 +92,10 @@ static int serve(void)
     boot.front = &front;
     front.stepper = &stepper;
     front.listen_fd = fd;
+    front.passed = !own;
     stepper.boot = nib_boot_run;
     stepper.boot_arg = &boot;
+    stepper.idle_ms_max = (nib_notify_watchdog_ms() + 1) / 2; /* an idle turn before each ping */
     int code = EX_OSERR;
     if (nib_stepper_start(&stepper, &msg) != NIB_OK) {
         (void)fail(&msg, code);
