@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
 
 static struct {
     uint8_t *base;
@@ -43,7 +45,11 @@ void nib_json_pool_init(void *memory, size_t bytes)
     pool.bytes = bytes;
     pool.used = pool.peak = 0;
     json_set_alloc_funcs(pool_take, pool_drop);
-    json_object_seed(1); /* keys of one request cannot slow another: each tree is bounded */
+    size_t seed = 0; /* secret: else a client could choose keys that all collide */
+    while (seed == 0)
+        if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed)
+            seed = (size_t)(uintptr_t)memory ^ (size_t)getpid();
+    json_object_seed(seed);
 }
 
 void *nib_json_take(size_t bytes)

@@ -99,6 +99,19 @@ def test_loading_is_served(start, tmp_path):
     nibbled.stop()
 
 
+def test_sigterm_while_loading(start, tmp_path):
+    nibbled = start(image=d.synth(tmp_path, "small"), wait=False)
+    while True:
+        try:
+            health = nibbled.get("/health")
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+    assert health.json["status"] == "loading"
+    log = nibbled.stop()
+    assert "ready" not in log and not nibbled.socket.exists()
+
+
 def test_sigterm_drains(start, endless):
     nibbled = start()
     s = nibbled.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 1500, "seed": 1,
