@@ -247,10 +247,7 @@ static bool set_option(struct chat *c, int option)
     case 'y':
         return set_system(c, optarg);
     case 'm':
-        if (nib_parse_count(optarg, NIB_MAX_CTX_TOKENS, &c->max_tokens))
-            return true;
-        (void)fprintf(stderr, "--max-tokens is a whole number from 1 to %d\n", NIB_MAX_CTX_TOKENS);
-        return false;
+        return nib_option_count("nibble chat: --max-tokens", optarg, NIB_MAX_CTX_TOKENS, &c->max_tokens);
     case 'n':
         c->colour = false;
         return true;
@@ -277,7 +274,7 @@ static bool parse_args(int argc, char **argv, struct chat *c)
         if (!set_option(c, option))
             return false;
     if (optind + 1 < argc)
-        (void)fprintf(stderr, "more than one question; put it in quotes\n");
+        (void)fprintf(stderr, "nibble chat: more than one question; put it in quotes\n");
     return optind + 1 >= argc;
 }
 

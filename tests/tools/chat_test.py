@@ -279,9 +279,9 @@ def test_socket_path_too_long():
 
 @pytest.mark.parametrize("args, sentence", [
     (("--effort", "huge"), "effort is low, medium or high"),
-    (("--max-tokens", "0"), "--max-tokens is a whole number from 1 to 131072"),
-    (("--max-tokens", "131073"), "--max-tokens is a whole number from 1 to 131072"),
-    (("--max-tokens", "7x"), "--max-tokens is a whole number from 1 to 131072"),
+    (("--max-tokens", "0"), '--max-tokens is "0"; allowed are 1 to 131072'),
+    (("--max-tokens", "131073"), '--max-tokens is "131073"; allowed are 1 to 131072'),
+    (("--max-tokens", "7x"), '--max-tokens is "7x"; allowed are 1 to 131072'),
     (("one", "two"), "more than one question; put it in quotes"),
     (("--system", b"\xff", "Hi"), "the instructions are not UTF-8 text"),
     (("--nonsense",), "unrecognized option '--nonsense'"),
