@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 #include "appliance/boot.h"
 #include "appliance/listen.h"
@@ -101,8 +102,13 @@ static int serve(void)
         (void)fail(&msg, code);
     } else {
         code = nib_front_run(&front);
-        if (atomic_load(&stepper.state) != NIB_STATE_LOADING)
-            nib_stepper_stop(&stepper); /* a load under way ends with the process */
+        bool loading = atomic_load(&stepper.state) == NIB_STATE_LOADING;
+        if (own)
+            nib_listen_close(&config);
+        if (loading)
+            _exit(code); /* a load cannot be interrupted; it ends with the process, at once */
+        nib_stepper_stop(&stepper);
+        return code;
     }
     if (own)
         nib_listen_close(&config);
