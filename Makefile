@@ -44,13 +44,14 @@ APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
 TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c))
 
-.PHONY: all help demo check check-fast tests tidy format vectors install uninstall clean setup print-tests FORCE
+.PHONY: all help demo check check-fast check-systemd tests tidy format vectors install uninstall clean setup print-tests FORCE
 all: $(B)/nibbled $(B)/nibble
 
 help:
 	@echo "make              build nibbled and nibble into $(B)"
 	@echo "make demo         install what is missing, build, make a model image, start the daemon, ask it a question"
 	@echo "make check        install what is missing, build with sanitizers, run every test"
+	@echo "make check-systemd  run the installed daemon under systemd in a container (root, debootstrap, systemd-nspawn)"
 	@echo "make tidy         check the tree's rules, formatting and clang-tidy"
 	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
 	@echo "make install      DESTDIR= PREFIX= SYSCONFDIR=  install programs, units, man pages, completion, configuration"
@@ -134,6 +135,9 @@ print-tests:
 # what `make check` runs, without installing anything
 check-fast:
 	@tests/run.sh --no-python
+
+check-systemd:
+	@tests/systemd.sh
 
 vectors: setup
 	@tests/vectors/make.sh
