@@ -1,12 +1,17 @@
-/* tests/wire/noalloc.c: an LD_PRELOAD library that counts who allocates.
+/* tests/wire/noalloc.c: an LD_PRELOAD library that counts who allocates, maps memory or opens files.
  *
  * NIB_ALLOC_FILE names a file of sizeof(struct counts) that the test maps too: it sets `armed`, and
  * reads the counts. Every allocation is booked by thread (the main one, or another) and by the
- * object that called (the program itself, or a library by name). */
+ * object that called (the program itself, or a library by name). Mappings and opened files are
+ * counted whoever asks for them; what the C library's allocator maps for itself follows from its
+ * callers, who are counted. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -20,6 +25,8 @@ struct counts {
     atomic_ullong main_http;     /* main thread, called by libmicrohttpd */
     atomic_ullong main_rest;     /* main thread, called by any other library */
     atomic_ullong http_bytes;
+    atomic_ullong maps;  /* mmap, mremap, brk, sbrk of any thread */
+    atomic_ullong files; /* open, openat, fopen of any thread */
     char last_rest[200]; /* who the last of these was */
 };
 
@@ -107,4 +114,87 @@ char *strdup(const char *text)
     book(__builtin_return_address(0), n);
     char *copy = __libc_malloc(n);
     return copy ? memcpy(copy, text, n) : NULL;
+}
+
+static void *next(const char *name)
+{
+    return dlsym(RTLD_NEXT, name);
+}
+
+static void count(atomic_ullong *what)
+{
+    if (counts && atomic_load(&counts->armed))
+        atomic_fetch_add(what, 1);
+}
+
+void *mmap(void *at, size_t n, int prot, int flags, int fd, off_t offset)
+{
+    count(&counts->maps);
+    return (void *)syscall(SYS_mmap, at, n, prot, flags, fd, offset);
+}
+
+void *mmap64(void *at, size_t n, int prot, int flags, int fd, off_t offset)
+{
+    return mmap(at, n, prot, flags, fd, offset);
+}
+
+void *mremap(void *at, size_t before, size_t n, int flags, ...)
+{
+    count(&counts->maps);
+    return (void *)syscall(SYS_mremap, at, before, n, flags, NULL);
+}
+
+void *sbrk(intptr_t more)
+{
+    void *(*real)(intptr_t) = (void *(*)(intptr_t))next("sbrk");
+    count(&counts->maps);
+    return real(more);
+}
+
+int brk(void *at)
+{
+    int (*real)(void *) = (int (*)(void *))next("brk");
+    count(&counts->maps);
+    return real(at);
+}
+
+static int open_at(int folder, const char *path, int flags, va_list args)
+{
+    int mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(args, int) : 0;
+    count(&counts->files);
+    return (int)syscall(SYS_openat, folder, path, flags, mode);
+}
+
+int open(const char *path, int flags, ...)
+{
+    va_list args;
+    va_start(args, flags);
+    int fd = open_at(AT_FDCWD, path, flags, args);
+    va_end(args);
+    return fd;
+}
+
+int open64(const char *path, int flags, ...)
+{
+    va_list args;
+    va_start(args, flags);
+    int fd = open_at(AT_FDCWD, path, flags, args);
+    va_end(args);
+    return fd;
+}
+
+int openat(int folder, const char *path, int flags, ...)
+{
+    va_list args;
+    va_start(args, flags);
+    int fd = open_at(folder, path, flags, args);
+    va_end(args);
+    return fd;
+}
+
+FILE *fopen(const char *path, const char *mode)
+{
+    FILE *(*real)(const char *, const char *) = (FILE * (*)(const char *, const char *)) next("fopen");
+    count(&counts->files);
+    return real(path, mode);
 }
