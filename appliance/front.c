@@ -254,6 +254,7 @@ static void serve(struct nib_front *front)
         uint64_t now = nib_now_ms();
         nib_conn_deadlines(front, now);
         watch_stepper(front, now);
+        nib_notify_retry();
         feed_watchdog(front, now);
         show_progress(front, now);
         if (over(front, now))

@@ -153,6 +153,7 @@ int main(int argc, char **argv)
         }
     }
     nib_log_init();
+    nib_notify_init();
     if (optind < argc) {
         nib_log(NIB_LOG_ERR, "unknown argument; see nibbled --help");
         return EX_USAGE;

@@ -1,7 +1,7 @@
-/* appliance/notify.h: what the daemon tells systemd, through libsystemd.
+/* appliance/notify.h: what the daemon tells systemd.
  *
- * Nothing is allocated: lines are formatted on the stack and sent with sd_notify. Without
- * NOTIFY_SOCKET every call does nothing. Front thread. */
+ * Nothing is allocated or opened after init, and no call waits: libsystemd's sd_notify would, for as long as systemd
+ * does not read its queue. Without NOTIFY_SOCKET every call does nothing. Front thread. */
 #ifndef NIB_APPLIANCE_NOTIFY_H
 #define NIB_APPLIANCE_NOTIFY_H
 
@@ -9,6 +9,12 @@
 #include <stdint.h>
 
 #include "core/err.h"
+
+/* Once, before all others. */
+void nib_notify_init(void);
+
+/* Says READY and STOPPING again where systemd had no room for them. Each turn. */
+void nib_notify_retry(void);
 
 /* Milliseconds between watchdog pings: half of what systemd asks for; 0 = no watchdog. */
 uint64_t nib_notify_watchdog_ms(void);

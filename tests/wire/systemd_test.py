@@ -176,6 +176,36 @@ def test_no_watchdog_no_pings(start, notify, env, fed):
     nibbled.stop()
 
 
+def test_nobody_reads_the_notifications(start, notify, slow_image):
+    """A service manager that is busy: its queue fills up while the model loads. The daemon waits for nothing, and READY
+    comes through later."""
+    nibbled = start(env={**notify.env, "WATCHDOG_USEC": "4000"}, image=slow_image, engine={"threads": 1})
+    for _ in range(20):
+        assert nibbled.complete().status == 200
+    assert nibbled.metrics()["ready"] == 1
+    notify.upto("READY")
+    notify.upto("WATCHDOG")
+    nibbled.stop()
+
+
+def test_abstract_notify_socket(start):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+        name = f"nibbled-test-{os.getpid()}"
+        s.bind("\0" + name)
+        s.settimeout(d.HANG_S)
+        nibbled = start(env={"NOTIFY_SOCKET": "@" + name})
+        while s.recv(4096) != b"READY=1":
+            pass
+        nibbled.stop()
+
+
+@pytest.mark.parametrize("path", ["", "x", "relative", "/nowhere/notify.sock", "/" + "x" * 200])
+def test_notify_socket_of_no_use(start, path):
+    nibbled = start(env={"NOTIFY_SOCKET": path})
+    assert nibbled.complete().status == 200
+    nibbled.stop()
+
+
 def test_stop_asks_for_the_time_it_may_take(start, notify):
     nibbled = start(env=notify.env, time={"drain_ms_max": 70000})
     nibbled.stop()
