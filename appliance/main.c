@@ -32,7 +32,8 @@ static void print_help(void)
                  "  --version        the version\n"
                  "  --help           this text\n\n"
                  "Stays in the foreground; systemd or a shell runs it. Logs to stderr.\n"
-                 "SIGTERM lets running requests finish, for at most time.drain_ms_max, and stops.\n"
+                 "SIGTERM lets running requests finish, for at most time.drain_ms_max, and stops; a second one\n"
+                 "ends them at once.\n"
                  "Exit codes: 0 stopped, 64 usage, 66 image, 70 engine, 71 system, 78 configuration.\n",
                  NIB_VERSION);
 }
