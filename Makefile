@@ -1,7 +1,7 @@
 # nibbled: one Makefile. `make help` lists the targets.
 #
 # Objects of a variant go to build/VARIANT: rel (optimised) or san (ASan + UBSan). A source file's folder decides
-# where it is linked: core and arch form libnib.a, appliance is nibbled, tools is nibble, tests/core/X_test.c is
+# where it is linked: core, arch and gpu form libnib.a, appliance is nibbled, tools is nibble, tests/core/X_test.c is
 # the test program X_test. arch/x86/X_ISA.c is compiled for that instruction set only.
 
 PREFIX  ?= /usr/local
@@ -32,7 +32,7 @@ ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma
 ISA.amx    := $(ISA.avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 
 CORE_SRC := $(wildcard core/*.c)
-ARCH_SRC := $(wildcard arch/*.c arch/ref/*.c)
+ARCH_SRC := $(wildcard arch/*.c arch/ref/*.c gpu/*.c)
 ifeq ($(MACHINE),x86_64)
 ARCH_SRC += $(wildcard arch/x86/*.c)
 endif
