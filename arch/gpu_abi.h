@@ -28,7 +28,7 @@ enum nib_gpu_op {
     NIB_GPU_REPACK_DENSE,
     NIB_GPU_REPACK_MX,
     /* a step */
-    NIB_GPU_BEGIN, /* mailbox -> step block, page tables and sampling of new sequences, tokens, rope, x = embedding */
+    NIB_GPU_BEGIN,      /* mailbox -> step block, page tables and sampling of new sequences, tokens, rope, x = embedding */
     NIB_GPU_ATTN_NORM,  /* acts = rmsnorm(x) */
     NIB_GPU_QKV,        /* acts -> q (rotated) and the KV pages (k rotated, v) */
     NIB_GPU_ATTN,       /* q, KV -> partial results of key splits */
@@ -45,15 +45,15 @@ enum nib_gpu_op {
 };
 
 struct nib_gpu_layer {
-    nib_gpu_ptr attn_norm; /* bf16 [H] */
+    nib_gpu_ptr attn_norm;   /* bf16 [H] */
     nib_gpu_ptr qkv, qkv_bias;
-    nib_gpu_ptr sinks; /* bf16 [heads] */
+    nib_gpu_ptr sinks;       /* bf16 [heads] */
     nib_gpu_ptr out, out_bias;
-    nib_gpu_ptr mlp_norm; /* bf16 [H] */
+    nib_gpu_ptr mlp_norm;    /* bf16 [H] */
     nib_gpu_ptr router, router_bias;
     nib_gpu_ptr up, up_bias; /* [E] matrices of mx_bytes(2I, H); bf16 [E][2I] */
     nib_gpu_ptr down, down_bias;
-    nib_gpu_ptr kv; /* this layer's first page: see page_stride */
+    nib_gpu_ptr kv;          /* this layer's first page: see page_stride */
 };
 
 /* What the host sends for one step. */
@@ -81,7 +81,7 @@ struct nib_gpu_repack {
     nib_gpu_ptr src;    /* bf16 [n][k], or blocks [n][k/32][16] */
     nib_gpu_ptr scales; /* [n][k/32] */
     uint32_t n, k;
-    uint32_t n0, n1; /* rows that src holds, multiples of 64 except at the end; dst is the whole matrix */
+    uint32_t n0, n1;    /* rows that src holds, multiples of 64 except at the end; dst is the whole matrix */
 };
 
 struct nib_gpu_machine {
@@ -91,14 +91,14 @@ struct nib_gpu_machine {
     uint32_t slots, ctx_pages, ring_pages, step_rows_max, splits_max;
     uint32_t sms;
     /* weights */
-    nib_gpu_ptr embed; /* bf16 [V][H], canonical; pinned host memory when spilled */
+    nib_gpu_ptr embed;      /* bf16 [V][H], canonical; pinned host memory when spilled */
     nib_gpu_ptr lm_head;
     nib_gpu_ptr final_norm; /* bf16 [H] */
     struct nib_gpu_layer layer[NIB_MAX_LAYERS];
     /* KV: a page is [K, V][kv_heads][64 tokens][64] bf16. Full layers: page id p of the layer lies at layer.kv + p *
      * page_stride, ids in tables[slot][pos / 64]. Window layers: page (slot * ring_pages + (pos / 64) % ring_pages). */
     uint64_t page_stride;
-    nib_gpu_ptr tables; /* uint32_t [slots][ctx_pages] */
+    nib_gpu_ptr tables;   /* uint32_t [slots][ctx_pages] */
     /* step state, device */
     nib_gpu_ptr step;     /* struct nib_gpu_step */
     nib_gpu_ptr sampling; /* struct nib_sampling [slots] */
@@ -107,16 +107,16 @@ struct nib_gpu_machine {
     nib_gpu_ptr banned;   /* uint32_t [ceil(V/32)] */
     nib_gpu_ptr repack;   /* struct nib_gpu_repack */
     /* activations: R = step_rows_max rows, A = R * experts_used */
-    nib_gpu_ptr x;       /* fp32 [R][H] */
-    nib_gpu_ptr acts;    /* bf16 [R][max(H, q_dim)] */
-    nib_gpu_ptr q;       /* bf16 [R][q_dim] */
-    nib_gpu_ptr partial; /* fp32 attention partials: [R][heads][splits_max] of (max, sum, 64 values) for decode rows */
-    nib_gpu_ptr rope;    /* fp32 cos [R][32], sin [R][32] */
-    nib_gpu_ptr route;   /* the row's own layout: choices, weights, grouping */
-    nib_gpu_ptr gated;   /* bf16 [A][I] */
-    nib_gpu_ptr down;    /* fp32 [A][H] */
-    nib_gpu_ptr logits;  /* fp32 [slots][V] */
-    nib_gpu_ptr scratch; /* sampler and split-K scratch */
+    nib_gpu_ptr x;        /* fp32 [R][H] */
+    nib_gpu_ptr acts;     /* bf16 [R][max(H, q_dim)] */
+    nib_gpu_ptr q;        /* bf16 [R][q_dim] */
+    nib_gpu_ptr partial;  /* fp32 attention partials of decode rows: [min(slots, R)][heads][splits_max] of (max, sum, 64 values) */
+    nib_gpu_ptr rope;     /* fp32 cos [R][32], sin [R][32] */
+    nib_gpu_ptr route;    /* the row's own layout: choices, weights, grouping */
+    nib_gpu_ptr gated;    /* bf16 [A][I] */
+    nib_gpu_ptr down;     /* fp32 [A][H] */
+    nib_gpu_ptr logits;   /* fp32 [slots][V] */
+    nib_gpu_ptr scratch;  /* sampler and split-K scratch */
     uint64_t scratch_bytes;
     /* pinned, mapped */
     nib_gpu_ptr mailbox;       /* struct nib_gpu_step [NIB_GPU_MAILBOX] */
@@ -137,8 +137,8 @@ struct nib_gpu_geometry {
 /* One a folder. rows and decode are a bucket's upper bounds: a graph made for (rows 64, decode 64) runs any step with no
  * more; blocks beyond the step's own counts leave at once. */
 struct nib_gpu_kernels {
-    const char *name;           /* of the capability-table row */
-    const unsigned char *image; /* cubin or PTX, embedded */
+    const char *name;                   /* of the capability-table row */
+    const unsigned char *image;         /* cubin or PTX, embedded */
     const unsigned char *image_end;
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
     uint64_t (*mx_bytes)(uint32_t n, uint32_t k);
