@@ -1,6 +1,7 @@
-/* arch/gpu_abi.c: owns the names of the kernels. Any thread. Cannot fail. */
+/* arch/gpu_abi.c: owns the names of the kernels and the sizes of what host and device exchange. Any thread. Cannot fail. */
 #include "arch/gpu_abi.h"
 
+#include "core/arith.h"
 #include "core/err.h"
 
 static const char *const symbols[NIB_GPU_OP_COUNT] = {
@@ -29,4 +30,28 @@ const char *nib_gpu_op_symbol(enum nib_gpu_op op)
 {
     NIB_MUST((unsigned)op < NIB_GPU_OP_COUNT);
     return symbols[op];
+}
+
+static uint64_t piece(uint64_t bytes)
+{
+    return nib_round_up(bytes, NIB_GPU_PIECE_ALIGN);
+}
+
+static uint64_t tables_bytes(uint32_t slots, uint32_t ctx_tokens)
+{
+    return (uint64_t)slots * nib_div_up(ctx_tokens, NIB_KV_PAGE_TOKENS) * sizeof(uint32_t);
+}
+
+uint64_t nib_gpu_step_bytes(uint32_t slots, uint32_t ctx_tokens)
+{
+    return piece(sizeof(struct nib_gpu_machine)) + piece(sizeof(struct nib_gpu_step)) +
+           piece(slots * sizeof(struct nib_sampling)) + piece(slots * sizeof(uint32_t)) +
+           piece(tables_bytes(slots, ctx_tokens)) + piece(sizeof(struct nib_gpu_repack)) + piece(sizeof(uint64_t));
+}
+
+uint64_t nib_gpu_mailbox_bytes(uint32_t slots, uint32_t ctx_tokens)
+{
+    return piece(NIB_GPU_MAILBOX * sizeof(struct nib_gpu_step)) +
+           piece(NIB_GPU_MAILBOX * sizeof(struct nib_gpu_result)) + piece(tables_bytes(slots, ctx_tokens)) +
+           piece(slots * sizeof(struct nib_sampling));
 }

@@ -171,4 +171,10 @@ struct nib_gpu_kernels {
 /* "nib_gpu_begin", ...: symbol of an op in every image. */
 const char *nib_gpu_op_symbol(enum nib_gpu_op op);
 
+/* What lies in NIB_R_STEP (device) and NIB_R_MAILBOX (pinned), piece by piece in this order, each padded to 256 bytes:
+ * machine, step, sampling, last, tables, repack, next_serial; mailbox, outbox, host_tables, host_sampling. */
+#define NIB_GPU_PIECE_ALIGN 256
+uint64_t nib_gpu_step_bytes(uint32_t slots, uint32_t ctx_tokens);
+uint64_t nib_gpu_mailbox_bytes(uint32_t slots, uint32_t ctx_tokens);
+
 #endif
