@@ -151,8 +151,9 @@ struct nib_gpu_geometry {
                               waits by itself (griddepcontrol.wait) before it reads or writes anything but weights */
 };
 
-/* One a folder. rows and decode are a bucket's upper bounds: a graph made for (rows 64, decode 64) runs any step with no
- * more; blocks beyond the step's own counts leave at once. */
+/* One a folder. decode, prompt and want are a bucket's upper bounds: a graph made for 64 decode and 128 prompt rows runs any
+ * step with no more of either; blocks beyond the step's own counts leave at once. A bucket may have no decode or no prompt
+ * rows at all. */
 struct nib_gpu_kernels {
     const char *name;           /* of the capability-table row */
     const unsigned char *image; /* cubin or PTX, embedded */
@@ -163,8 +164,8 @@ struct nib_gpu_kernels {
     /* Zeroed by the host once, before the first step. */
     uint64_t (*scratch_bytes)(const struct nib_shape *shape, uint32_t slots, uint32_t rows);
     uint32_t (*splits_max)(uint32_t ctx_tokens);
-    /* Fills *ret; grid[0] 0 when the op has nothing to do in this bucket. */
-    void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows, uint32_t decode, uint32_t want,
+    /* Fills *ret; grid[0] 0 when the op has nothing to do in this bucket. The boot ops get 0, 0, 0 and run for any matrix. */
+    void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt, uint32_t want,
                      struct nib_gpu_geometry *ret);
 };
 
