@@ -7,6 +7,7 @@
 static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_REPACK_DENSE] = "nib_gpu_repack_dense",
     [NIB_GPU_REPACK_MX] = "nib_gpu_repack_mx",
+    [NIB_GPU_SUM] = "nib_gpu_sum",
     [NIB_GPU_BEGIN] = "nib_gpu_begin",
     [NIB_GPU_EMBED] = "nib_gpu_embed",
     [NIB_GPU_QKV] = "nib_gpu_qkv",

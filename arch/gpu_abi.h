@@ -29,6 +29,7 @@ enum nib_gpu_op {
     /* boot: canonical weights in `staging` to the row's layout; the repack block says what */
     NIB_GPU_REPACK_DENSE,
     NIB_GPU_REPACK_MX,
+    NIB_GPU_SUM, /* *repack.sum += the sum of repack.sum_bytes bytes at repack.src (NIB_GPU_SUM_WORD) */
     /* a step */
     NIB_GPU_BEGIN, /* mailbox -> step block, checked; page tables and sampling of new sequences; their seen forgotten */
     NIB_GPU_EMBED, /* tokens, rope, seen; x = embedding; acts = rmsnorm(x) of layer 0 */
@@ -97,7 +98,13 @@ struct nib_gpu_repack {
     uint32_t n, k;
     uint32_t n0, n1; /* rows that src holds, multiples of 64 except at the end; dst is the whole matrix */
     uint32_t matrix; /* enum nib_gpu_matrix */
+    uint64_t sum_bytes; /* NIB_GPU_SUM only: multiple of 8 */
+    nib_gpu_ptr sum;    /* uint64_t the terms are added to; the host zeroes it before a tensor's first piece */
 };
+
+/* What the copy brought must be what the host hashed: the host adds up the same words of its pinned buffer. Term i of the
+ * sum over 64-bit words, modulo 2^64; any order gives the same bits, and as the factors are odd one wrong bit always shows. */
+#define NIB_GPU_SUM_WORD(word, i) ((uint64_t)(word) * (2 * (uint64_t)(i) + 1))
 
 struct nib_gpu_machine {
     /* shape */
