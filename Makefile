@@ -41,7 +41,7 @@ TOOL_SRC := $(wildcard tools/*.c)
 LIB_OBJ  := $(patsubst %.c,$(B)/%.o,$(CORE_SRC) $(ARCH_SRC))
 APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
-TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c))
+TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c tests/gpu/*_test.c))
 
 .PHONY: all help demo check check-fast tests tidy format vectors install clean setup print-tests
 all: $(B)/nibbled $(B)/nibble

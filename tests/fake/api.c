@@ -266,29 +266,33 @@ FAKE_EXPORT int cuMemHostGetDevicePointer(nib_cu_ptr *ptr, void *host, unsigned 
     return 0;
 }
 
-static int enqueue_copy(const char *call, struct fake_work *work, struct CUstream_st *stream)
+static int enqueue_copy(const char *call, const struct fake_work *work, struct CUstream_st *stream)
 {
-    if (!stream)
-        return bad(call, "the default stream is not used");
-    if (!fake_pinned(work->host, work->bytes, NULL))
-        return bad(call, "the host's side is not pinned");
+    if (!stream || stream->capturing)
+        return bad(call, "the default stream, or one that is being captured");
     if (!fake_map(work->device, work->bytes))
         return bad(call, "the device's side is no device memory");
     return fake_enqueue(stream, work);
 }
 
+/* From pinned memory the copy reads later; from other memory the driver has read all when it returns. */
 FAKE_EXPORT int cuMemcpyHtoDAsync(nib_cu_ptr dst, const void *src, size_t bytes, struct CUstream_st *stream)
 {
     ENTER_CTX(cuMemcpyHtoDAsync);
     struct fake_work work = {.kind = FAKE_TO_DEVICE, .device = dst, .bytes = bytes, .flip = act_ == FAKE_FLIP};
     memcpy(&work.host, &src, sizeof src);
+    if (!fake_pinned(src, bytes, NULL)) {
+        work.staged = fake_new(bytes);
+        memcpy(work.staged, src, bytes);
+    }
     return enqueue_copy("cuMemcpyHtoDAsync", &work, stream);
 }
 
+/* To any memory, but its content counts only when the stream is known to be done. */
 FAKE_EXPORT int cuMemcpyDtoHAsync(void *dst, nib_cu_ptr src, size_t bytes, struct CUstream_st *stream)
 {
     ENTER_CTX(cuMemcpyDtoHAsync);
-    struct fake_work work = {.kind = FAKE_TO_HOST, .device = src, .host = dst, .bytes = bytes};
+    const struct fake_work work = {.kind = FAKE_TO_HOST, .device = src, .host = dst, .bytes = bytes};
     return enqueue_copy("cuMemcpyDtoHAsync", &work, stream);
 }
 
@@ -308,7 +312,7 @@ FAKE_EXPORT int cuStreamCreate(struct CUstream_st **stream, unsigned flags)
     ENTER_CTX(cuStreamCreate);
     if (flags & ~NIB_CU_STREAM_NON_BLOCKING)
         return NIB_CU_INVALID_VALUE;
-    struct CUstream_st *s = calloc(1, sizeof *s);
+    struct CUstream_st *s = fake_new(sizeof *s);
     pthread_mutex_lock(&fake.lock);
     s->next = fake.streams;
     fake.streams = s;
@@ -335,7 +339,7 @@ FAKE_EXPORT int cuStreamDestroy(struct CUstream_st *stream)
         }
         pthread_mutex_unlock(&fake.lock);
         if (known)
-            free(stream);
+            fake_delete(stream);
         if (!busy)
             return known ? 0 : bad("cuStreamDestroy", "no stream");
         usleep(100);
@@ -356,7 +360,7 @@ FAKE_EXPORT int cuStreamQuery(struct CUstream_st *stream)
 FAKE_EXPORT int cuEventCreate(struct CUevent_st **event, unsigned flags)
 {
     ENTER_CTX(cuEventCreate);
-    *event = calloc(1, sizeof **event);
+    *event = fake_new(sizeof **event);
     (*event)->timed = !(flags & NIB_CU_EVENT_NO_TIMING);
     return 0;
 }
@@ -391,7 +395,7 @@ FAKE_EXPORT int cuEventElapsedTime(float *ms, struct CUevent_st *from, struct CU
 FAKE_EXPORT int cuEventDestroy(struct CUevent_st *event)
 {
     ENTER_CTX(cuEventDestroy);
-    free(event);
+    fake_delete(event);
     return 0;
 }
 
@@ -411,7 +415,7 @@ FAKE_EXPORT int cuModuleUnload(struct CUmod_st *mod)
 {
     ENTER_CTX(cuModuleUnload);
     wait_for_device();
-    free(mod);
+    fake_delete(mod);
     return 0;
 }
 
@@ -502,7 +506,7 @@ FAKE_EXPORT int cuStreamBeginCapture(struct CUstream_st *stream, int mode)
     (void)mode;
     if (stream->capturing)
         return FAKE_ILLEGAL_STATE;
-    stream->graph = calloc(1, sizeof *stream->graph);
+    stream->graph = fake_new(sizeof *stream->graph);
     stream->capturing = true;
     return 0;
 }
@@ -523,8 +527,8 @@ FAKE_EXPORT int cuGraphInstantiateWithFlags(struct CUgraphExec_st **exec, struct
 {
     ENTER_CTX(cuGraphInstantiateWithFlags);
     (void)flags;
-    struct CUgraphExec_st *e = malloc(sizeof *e);
-    *e = (struct CUgraphExec_st){.count = graph->count, .node = calloc(graph->count, sizeof graph->node[0])};
+    struct CUgraphExec_st *e = fake_new(sizeof *e);
+    *e = (struct CUgraphExec_st){.count = graph->count, .node = fake_new(graph->count * sizeof graph->node[0])};
     memcpy(e->node, graph->node, graph->count * sizeof graph->node[0]);
     *exec = e;
     return 0;
@@ -546,15 +550,15 @@ FAKE_EXPORT int cuGraphLaunch(struct CUgraphExec_st *exec, struct CUstream_st *s
 FAKE_EXPORT int cuGraphExecDestroy(struct CUgraphExec_st *exec)
 {
     ENTER_CTX(cuGraphExecDestroy);
-    free(exec->node);
-    free(exec);
+    fake_delete(exec->node);
+    fake_delete(exec);
     return 0;
 }
 
 FAKE_EXPORT int cuGraphDestroy(struct CUgraph_st *graph)
 {
     ENTER_CTX(cuGraphDestroy);
-    free(graph);
+    fake_delete(graph);
     return 0;
 }
 

@@ -2,7 +2,7 @@
  *
  * What is stricter than a GPU, so that mistakes show: device addresses cannot be touched by the host; pinned memory has
  * another address on the device; every byte of a fresh allocation is 0xff (NaN, a huge index); allocations lie between
- * guard pages; copies want pinned memory on the host's side. Violations go to stderr and into the report.
+ * guard pages. What would be undefined goes to stderr and into the report as a violation.
  *
  * Environment:
  *   NIBBLED_FAKE_PROFILE  the device's facts: a file of etc/profiles/ (required)
@@ -64,6 +64,7 @@ struct fake_report {
     uint64_t tokens;     /* sampled */
     uint64_t steps;      /* finished */
     uint64_t device_bytes, pinned_bytes;
+    int64_t objects; /* streams, events, modules, graphs that live */
     struct {
         char name[40];
         uint64_t count;
@@ -77,6 +78,7 @@ struct fake_work {
     enum fake_work_kind kind;
     nib_cu_ptr device; /* copies, fill */
     uint8_t *host;     /* copies */
+    uint8_t *staged;   /* copies from memory that is not pinned: what it held at the call */
     size_t bytes;
     unsigned char value; /* fill */
     bool flip;
@@ -167,6 +169,10 @@ int fake_free_host(void *host);
 void *fake_map(nib_cu_ptr device, uint64_t bytes);
 /* True when [host, host + bytes) lies in pinned memory; *ret_device (or NULL) is its device address. */
 bool fake_pinned(const void *host, size_t bytes, nib_cu_ptr *ret_device);
+
+/* Zeroed objects of the driver, counted in the report. Leak checkers do not see them, as they do not see a driver's. */
+void *fake_new(size_t bytes);
+void fake_delete(void *object);
 
 /* stream.c */
 int fake_enqueue(struct CUstream_st *stream, const struct fake_work *work);

@@ -31,7 +31,7 @@ struct run {
     jmp_buf out; /* an illegal address ends the kernel */
 };
 
-static void *need(struct run *r, nib_gpu_ptr ptr, uint64_t bytes, const char *what)
+static void *need(struct run *r, nib_gpu_ptr ptr, uint64_t bytes, size_t align, const char *what)
 {
     void *at = fake_map(ptr, bytes);
     if (!at) {
@@ -39,13 +39,13 @@ static void *need(struct run *r, nib_gpu_ptr ptr, uint64_t bytes, const char *wh
                        (unsigned long long)ptr);
         longjmp(r->out, 1);
     }
-    if (ptr % 16) {
+    if (ptr % align) {
         fake_violation("%s: %s: %#llx is not aligned", r->name, what, (unsigned long long)ptr);
         longjmp(r->out, 1);
     }
     return at;
 }
-#define AT(r, type, ptr, count) ((type *)need((r), (ptr), sizeof(type) * (uint64_t)(count), #ptr))
+#define AT(r, type, ptr, count) ((type *)need((r), (ptr), sizeof(type) * (uint64_t)(count), _Alignof(type), #ptr))
 
 static uint32_t q_dim(const struct run *r)
 {

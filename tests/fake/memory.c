@@ -4,6 +4,7 @@
 #define FAKE_TAG_DEVICE (1ull << 52)
 #define FAKE_TAG_PINNED (1ull << 53)
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -145,4 +146,26 @@ bool fake_pinned(const void *host, size_t bytes, nib_cu_ptr *ret_device)
     }
     pthread_mutex_unlock(&allocs_lock);
     return found;
+}
+
+/* Each object is a mapping of its own: used after it was destroyed, it faults. The size lies before it. */
+void *fake_new(size_t bytes)
+{
+    uint64_t room = bytes + 64;
+    uint8_t *base = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED)
+        abort();
+    memcpy(base, &room, sizeof room);
+    __atomic_add_fetch(&fake_report->objects, 1, __ATOMIC_RELAXED);
+    return base + 64;
+}
+
+void fake_delete(void *object)
+{
+    uint64_t room;
+    if (!object)
+        return;
+    memcpy(&room, (uint8_t *)object - 64, sizeof room);
+    munmap((uint8_t *)object - 64, room);
+    __atomic_sub_fetch(&fake_report->objects, 1, __ATOMIC_RELAXED);
 }

@@ -60,7 +60,7 @@ int fake_module_open(const void *image, struct CUmod_st **ret_module)
     }
     if (result)
         return result;
-    *ret_module = malloc(sizeof m);
+    *ret_module = fake_new(sizeof m);
     **ret_module = m;
     return 0;
 }
