@@ -90,7 +90,7 @@ $(B)/fake/%.o: %.c
 	$(Q)$(CC) $(filter-out -fPIE,$(BASE)) -O2 -g -fPIC -fvisibility=hidden -c -o $@ $<
 $(B)/tests/fake/libcuda.so: $(FAKE_OBJ)
 	@mkdir -p $(dir $@)
-	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs -o $@ $^ -lm -lpthread
+	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs,-z,nodelete -o $@ $^ -lm -lpthread
 
 # programs that the vectors' scripts drive; not tests themselves
 $(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a

@@ -36,8 +36,10 @@ static int fake_sticky(void)
 /* Calls that wait for the device: for ever when it never finishes. */
 static void wait_for_device(void)
 {
-    while (__atomic_load_n(&fake.hung, __ATOMIC_SEQ_CST))
+    while (__atomic_load_n(&fake.hung, __ATOMIC_SEQ_CST)) {
+        fake_report->stuck = 1;
         pause();
+    }
 }
 
 static int bad(const char *call, const char *why)
@@ -279,7 +281,8 @@ static int enqueue_copy(const char *call, const struct fake_work *work, struct C
 FAKE_EXPORT int cuMemcpyHtoDAsync(nib_cu_ptr dst, const void *src, size_t bytes, struct CUstream_st *stream)
 {
     ENTER_CTX(cuMemcpyHtoDAsync);
-    struct fake_work work = {.kind = FAKE_TO_DEVICE, .device = dst, .bytes = bytes, .flip = act_ == FAKE_FLIP};
+    struct fake_work work = {
+        .kind = FAKE_TO_DEVICE, .device = dst, .bytes = bytes, .flip = act_ == FAKE_FLIP ? 1 + (uint64_t)code_ : 0};
     memcpy(&work.host, &src, sizeof src);
     if (!fake_pinned(src, bytes, NULL)) {
         work.staged = fake_new(bytes);
@@ -421,7 +424,7 @@ FAKE_EXPORT int cuModuleUnload(struct CUmod_st *mod)
 
 FAKE_EXPORT int cuModuleGetFunction(struct CUfunc_st **function, struct CUmod_st *mod, const char *name)
 {
-    static struct CUfunc_st functions[256]; /* live as long as the process */
+    static struct CUfunc_st functions[4096]; /* live as long as the process */
     static unsigned count;
     ENTER_CTX(cuModuleGetFunction);
     if (!fake_module_has(mod, name))

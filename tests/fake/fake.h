@@ -9,7 +9,7 @@
  *   NIBBLED_FAKE_FAULT    call:occurrence:what[:delay_ms], several separated by commas. `call` is an entry point
  *                         ("cuMemAlloc"), a kernel ("nib_gpu_attn") or "kernel" for any. `occurrence` is n (the n-th,
  *                         from 1), n+ (it and all later ones) or tK (the first once K tokens were sampled). `what` is a
- *                         CUresult, "hang", "late", "flip" (copies to the device: one bit), "missing" (the entry point
+ *                         CUresult, "hang", "late", "flip" (copies to the device: one bit; the last number picks it), "missing" (the entry point
  *                         is not there), "old" (cuDriverGetVersion: a driver before CUDA 12)
  *   NIBBLED_FAKE_REPORT   a file that holds, at any time, how often each call was made (struct fake_report)
  *
@@ -60,6 +60,7 @@ struct fake_report {
     uint32_t magic;
     uint32_t sites;      /* FAKE_SITES */
     uint32_t fired;      /* faults that happened */
+    uint32_t stuck;      /* a call never returns: only another process can end this one */
     uint32_t violations; /* uses that a GPU would punish now or later */
     uint64_t tokens;     /* sampled */
     uint64_t steps;      /* finished */
@@ -80,8 +81,8 @@ struct fake_work {
     uint8_t *host;     /* copies */
     uint8_t *staged;   /* copies from memory that is not pinned: what it held at the call */
     size_t bytes;
-    unsigned char value; /* fill */
-    bool flip;
+    unsigned char value;        /* fill */
+    uint64_t flip;              /* copies to the device: 0, or what picks the bit that changes on the way */
     struct CUfunc_st *function; /* kernel */
     nib_cu_ptr machine;
     uint32_t layer;

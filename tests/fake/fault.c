@@ -154,9 +154,12 @@ static bool due(struct rule *r, int site, uint64_t count)
     return hit;
 }
 
-static _Noreturn void hang(void)
+/* A kernel's hang leaves the host free; a call's does not. */
+static _Noreturn void hang(int site)
 {
     __atomic_store_n(&fake.hung, true, __ATOMIC_SEQ_CST);
+    if (site < FAKE_CALLS)
+        __atomic_store_n(&fake_report->stuck, 1, __ATOMIC_SEQ_CST);
     for (;;)
         pause();
 }
@@ -179,11 +182,12 @@ enum fake_act fake_fault(int site, int *ret_code)
             continue;
         __atomic_add_fetch(&fake_report->fired, 1, __ATOMIC_SEQ_CST);
         if (rules[i].what == WHAT_HANG)
-            hang();
+            hang(site);
         if (rules[i].what == WHAT_LATE) {
             sleep_ms(rules[i].delay_ms);
         } else if (rules[i].what == WHAT_FLIP) {
             act = FAKE_FLIP;
+            *ret_code = (int)rules[i].delay_ms;
         } else {
             if (fake_is_sticky(rules[i].code))
                 fake_poison(rules[i].code);

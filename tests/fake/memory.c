@@ -52,6 +52,8 @@ static void give(struct alloc *a)
     uint64_t room = whole_pages(a->bytes);
     munmap(a->base - (room - a->bytes) / 4096 * 4096 - GUARD_BYTES, room + 2 * GUARD_BYTES);
     *(a->pinned ? &fake.pinned_bytes : &fake.device_bytes) -= a->bytes;
+    fake_report->device_bytes = fake.device_bytes;
+    fake_report->pinned_bytes = fake.pinned_bytes;
     a->base = NULL;
 }
 

@@ -40,8 +40,10 @@ static int copy(const struct fake_work *w)
         memcpy(w->host, device, w->bytes);
     else
         memcpy(device, w->staged ? w->staged : w->host, w->bytes);
-    if (w->flip)
-        device[w->bytes / 3] ^= 0x10;
+    if (w->flip) {
+        uint64_t bit = (w->flip * 0x9e3779b97f4a7c15u >> 20) % (w->bytes * 8);
+        device[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    }
     fake_delete(w->staged);
     return 0;
 }
