@@ -1,5 +1,7 @@
 /* gpu/bind.c: owns where everything of the GPU engine lies inside the plan's regions: the machine block.
  * Sizes are core/plan_layout.c's; a disagreement stops the process. Boot thread. */
+#include <string.h>
+
 #include "core/arith.h"
 #include "core/sample.h"
 #include "gpu/state.h"
@@ -153,6 +155,10 @@ static void bind_control(struct nib_gpu_engine *e)
     e->outbox = (struct nib_gpu_result *)(void *)(host + (m->outbox - base));
     e->tables = (uint32_t *)(void *)(host + (m->host_tables - base));
     e->sampling = (struct nib_sampling *)(void *)(host + (m->host_sampling - base));
+    const struct nib_region *ring = nib_plan_region(e->plan, NIB_R_READ_RING, -1);
+    NIB_MUST(ring != NULL);
+    e->logits = (float *)(void *)(host + ring->offset);
+    e->logits_rows = (uint32_t)(ring->bytes / NIB_MAX_STEPS_AHEAD / m->vocab / sizeof(float));
 }
 
 void nib_gpu_bind(struct nib_gpu_engine *e)
@@ -174,20 +180,32 @@ static enum nib_err zero_region(struct nib_gpu_engine *e, enum nib_region_kind k
     return NIB_CU(e->cuda, msg, cuMemsetD8Async, e->gpu->base[r->space] + r->offset, 0, r->bytes, e->stream);
 }
 
+/* Through the start of the read ring, since copies want pinned memory; *ret_used grows by what it took. */
+static enum nib_err send(struct nib_gpu_engine *e, nib_gpu_ptr to, const void *from, size_t bytes, size_t *used,
+                         struct nib_msg *msg)
+{
+    const struct nib_region *ring = nib_plan_region(e->plan, NIB_R_READ_RING, -1);
+    NIB_MUST(ring && *used + bytes <= ring->bytes);
+    uint8_t *pinned = e->gpu->pinned + ring->offset + *used;
+    memcpy(pinned, from, bytes);
+    *used += nib_round_up(bytes, 64);
+    return NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, to, pinned, bytes, e->stream);
+}
+
 enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banned, struct nib_msg *msg)
 {
     static const uint64_t first_serial = 1;
-    const struct nib_gpu_machine *m = &e->machine;
     static const enum nib_region_kind zeros[] = {NIB_R_STEP, NIB_R_SAMPLER_STATE, NIB_R_THREAD, NIB_R_ROUTE};
+    const struct nib_gpu_machine *m = &e->machine;
+    size_t used = 0;
     enum nib_err err = NIB_OK;
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0] && !err; i++)
         err = zero_region(e, zeros[i], msg);
     if (!err)
-        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, e->machine_at, m, sizeof *m, e->stream);
+        err = send(e, e->machine_at, m, sizeof *m, &used, msg);
     if (!err)
-        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, m->next_serial, &first_serial, sizeof first_serial, e->stream);
+        err = send(e, m->next_serial, &first_serial, sizeof first_serial, &used, msg);
     if (!err && banned)
-        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, m->banned, banned, nib_sample_banned_words(m->vocab) * 4ull,
-                     e->stream);
+        err = send(e, m->banned, banned, nib_sample_banned_words(m->vocab) * 4ull, &used, msg);
     return err ? err : nib_gpu_idle(e, e->step_us_max, msg);
 }

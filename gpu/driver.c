@@ -138,7 +138,7 @@ enum nib_err nib_cuda_open(struct nib_cuda *ret_cuda, struct nib_msg *msg)
         path = "libcuda.so.1";
     /* kernels are loaded when the module is, not at their first launch */
     (void)setenv("CUDA_MODULE_LOADING", "EAGER", 1);
-    cuda.library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    cuda.library = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); /* it may have threads */
     if (!cuda.library)
         return nib_fail(msg, NIB_E_UNSUPPORTED, "no GPU driver: %s", dlerror());
     enum nib_err err = start(&cuda, msg);

@@ -20,7 +20,7 @@ struct nib_gpu_flight {
     uint32_t want_count;
     uint16_t slot[NIB_MAX_SLOTS]; /* [want_count] in the device's order */
     uint16_t out[NIB_MAX_SLOTS];  /* [want_count] place in the caller's order */
-    bool copies;                  /* logits are copied to the caller after the step */
+    float *logits;                /* the caller's, filled at collect; or NULL */
 };
 
 struct nib_gpu_engine {
@@ -38,6 +38,8 @@ struct nib_gpu_engine {
     struct nib_gpu_step *mailbox;  /* [NIB_GPU_MAILBOX] */
     struct nib_gpu_result *outbox; /* [NIB_GPU_MAILBOX] */
     uint32_t *tables;              /* [slots][ctx_pages] */
+    float *logits; /* [NIB_MAX_STEPS_AHEAD][logits_rows][vocab]: the read ring after loading, for tests */
+    uint32_t logits_rows;
     struct nib_sampling *sampling; /* [slots] */
 
     struct CUmod_st *module;

@@ -93,16 +93,9 @@ static void send_kind(struct nib_gpu_step *to, struct nib_gpu_flight *flight, co
     }
 }
 
-/* Tests only: behind the step, each row's logits to their place in the caller's order. */
-static enum nib_err copy_logits(struct nib_gpu_engine *e, const struct nib_gpu_flight *flight, float *logits,
-                                struct nib_msg *why)
+static float *bounce(const struct nib_gpu_engine *e, uint64_t serial)
 {
-    const size_t vocab = e->machine.vocab, bytes = vocab * sizeof(float);
-    enum nib_err err = NIB_OK;
-    for (uint32_t i = 0; i < flight->want_count && !err; i++)
-        err = NIB_CU(e->cuda, why, cuMemcpyDtoHAsync, logits + flight->out[i] * vocab, e->machine.logits + i * bytes,
-                     bytes, e->stream);
-    return err;
+    return e->logits + serial % NIB_MAX_STEPS_AHEAD * e->logits_rows * e->machine.vocab;
 }
 
 static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, struct nib_msg *why)
@@ -115,7 +108,7 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
         return err;
     flight->caller_serial = step->serial;
     flight->want_count = 0;
-    flight->copies = step->logits != NULL;
+    flight->logits = step->logits;
     to->rows_count = to->want_count = to->fault = 0;
     send_kind(to, flight, step, NIB_ROW_DECODE);
     to->decode_count = to->rows_count;
@@ -124,8 +117,9 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
     const struct nib_gpu_bucket *b = nib_gpu_bucket_for(e, to->decode_count, to->rows_count - to->decode_count);
     NIB_MUST(b != NULL);
     err = NIB_CU(e->cuda, why, cuGraphLaunch, b->exec, e->stream);
-    if (!err && step->logits)
-        err = copy_logits(e, flight, step->logits, why);
+    if (!err && flight->logits && flight->want_count)
+        err = NIB_CU(e->cuda, why, cuMemcpyDtoHAsync, bounce(e, serial), e->machine.logits,
+                     (size_t)flight->want_count * e->machine.vocab * sizeof(float), e->stream);
     if (!err)
         e->submitted = serial;
     return err;
@@ -142,6 +136,9 @@ enum nib_err nib_gpu_submit(struct nib_engine *engine, const struct nib_step *st
     if (e->submitted - e->collected >= engine->dims.steps_ahead)
         return nib_fail(msg, NIB_E_STATE, "%llu steps are under way and none was collected",
                         (unsigned long long)(e->submitted - e->collected));
+    if (step->logits && engine->dims.slots > e->logits_rows)
+        return nib_fail(msg, NIB_E_ARG, "logits of %u slots were asked for, and room is for %u rows",
+                        engine->dims.slots, e->logits_rows);
     struct nib_msg why;
     return send(e, step, &why) ? lose(e, &why, msg) : NIB_OK;
 }
@@ -170,7 +167,7 @@ static enum nib_err receive(struct nib_gpu_engine *e, struct nib_step_out *ret_o
     const struct nib_gpu_flight *flight = &e->flight[serial % NIB_GPU_MAILBOX];
     const struct nib_gpu_result *r = result_of(e, serial);
     enum nib_err err = await(e, serial, why);
-    if (!err && flight->copies)
+    if (!err && flight->logits)
         err = nib_gpu_idle(e, e->step_us_max, why);
     if (!err)
         err = check(e, r, flight, why);
@@ -178,8 +175,12 @@ static enum nib_err receive(struct nib_gpu_engine *e, struct nib_step_out *ret_o
         return err;
     ret_out->serial = flight->caller_serial;
     ret_out->count = r->count;
-    for (uint32_t i = 0; i < r->count; i++)
+    const size_t vocab = e->machine.vocab;
+    for (uint32_t i = 0; i < r->count; i++) {
         ret_out->sampled[flight->out[i]] = r->sampled[i];
+        if (flight->logits)
+            memcpy(flight->logits + flight->out[i] * vocab, bounce(e, serial) + i * vocab, vocab * sizeof(float));
+    }
     e->collected = serial;
     return NIB_OK;
 }

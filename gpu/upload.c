@@ -1,6 +1,6 @@
 /* gpu/upload.c: owns the ring between the readers and the device, and the boot thread's side of loading.
  *
- * For each filled slot: copy, repack (or for vectors only the copy), an event; slots are reaped in the order they were sent.
+ * For each filled slot: copy, sum, repack (not for vectors), an event; slots are reaped in the order they were sent.
  * Limits: the ring of NIB_R_READ_RING and NIB_R_STAGING; a copy that takes longer than a step may counts as a lost device.
  * Boot thread. Fails with the reader's sentence, or the call's. */
 #include "gpu/upload.h"
@@ -35,7 +35,7 @@ static enum nib_err open_ring(struct nib_gpu_loader *l, struct nib_msg *msg)
         struct nib_gpu_slot *slot = &l->ring[i];
         slot->host = e->gpu->pinned + host->offset + (size_t)i * NIB_GPU_SLOT_BYTES;
         slot->device = e->gpu->base[NIB_SPACE_DEVICE] + device->offset + (uint64_t)i * NIB_GPU_SLOT_BYTES;
-        slot->note = (struct nib_gpu_repack *)(void *)(slot->host + NIB_GPU_SLOT_DATA);
+        slot->note = (struct nib_gpu_note *)(void *)(slot->host + NIB_GPU_SLOT_DATA);
         err = NIB_CU(e->cuda, msg, cuEventCreate, &slot->event, NIB_CU_EVENT_NO_TIMING);
         l->ring_count += !err;
     }
@@ -50,26 +50,36 @@ static void close_ring(struct nib_gpu_loader *l)
         (void)l->e->cuda->cuEventDestroy(l->ring[i].event);
 }
 
-static enum nib_err repack(struct nib_gpu_engine *e, const struct nib_gpu_slot *slot, struct nib_msg *msg)
+static enum nib_err launch(struct nib_gpu_engine *e, enum nib_gpu_op op, struct nib_msg *msg)
 {
-    const enum nib_gpu_op op = slot->job->kind == NIB_GPU_JOB_MX ? NIB_GPU_REPACK_MX : NIB_GPU_REPACK_DENSE;
     struct nib_gpu_geometry g = {0};
     e->k->geometry(op, &e->machine, 0, 0, 0, &g);
-    enum nib_err err =
-        NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, e->machine.repack, slot->note, sizeof *slot->note, e->stream);
+    return nib_gpu_launch(e, op, &g, 0, msg);
+}
+
+/* The data, to where it stays or to the staging; the note; the sum of what arrived; the matrix in its layout; the sum back. */
+static enum nib_err bring(struct nib_gpu_engine *e, const struct nib_gpu_slot *slot, struct nib_msg *msg)
+{
+    struct nib_gpu_note *note = slot->note;
+    const enum nib_gpu_job_kind kind = slot->job->kind;
+    enum nib_err err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, note->repack.src, slot->host, slot->bytes, e->stream);
     if (!err)
-        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, slot->device, slot->host, slot->bytes, e->stream);
-    return err ? err : nib_gpu_launch(e, op, &g, 0, msg);
+        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, e->machine.repack, note,
+                     offsetof(struct nib_gpu_note, sum) + sizeof note->sum, e->stream);
+    if (!err)
+        err = launch(e, NIB_GPU_SUM, msg);
+    if (!err && kind != NIB_GPU_JOB_PLAIN)
+        err = launch(e, kind == NIB_GPU_JOB_MX ? NIB_GPU_REPACK_MX : NIB_GPU_REPACK_DENSE, msg);
+    if (!err)
+        err = NIB_CU(e->cuda, msg, cuMemcpyDtoHAsync, &note->sum_back, note->repack.sum, sizeof note->sum_back,
+                     e->stream);
+    return err;
 }
 
 static enum nib_err send(struct sender *s, struct nib_gpu_slot *slot, struct nib_msg *msg)
 {
     struct nib_gpu_engine *e = s->l->e;
-    enum nib_err err;
-    if (slot->job->kind == NIB_GPU_JOB_PLAIN)
-        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, slot->note->dst, slot->host, slot->bytes, e->stream);
-    else
-        err = repack(e, slot, msg);
+    enum nib_err err = bring(e, slot, msg);
     if (!err)
         err = NIB_CU(e->cuda, msg, cuEventRecord, slot->event, e->stream);
     if (err)
@@ -109,6 +119,8 @@ static enum nib_err reap(struct sender *s, struct nib_msg *msg)
         enum nib_err err = nib_cuda_result(cuda, "cuEventQuery", result, msg);
         if (err)
             return err;
+        if (slot->note->sum_back != slot->note->sum_wanted)
+            return nib_fail(msg, NIB_E_DEVICE, "bytes of %s changed on their way to the GPU", slot->job->tensor->name);
         s->from++;
         s->oldest_us = now;
         give_back(s, slot);

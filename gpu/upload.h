@@ -31,11 +31,21 @@ struct nib_gpu_job {
 
 enum nib_gpu_slot_state { NIB_GPU_SLOT_FREE, NIB_GPU_SLOT_FILLING, NIB_GPU_SLOT_FILLED, NIB_GPU_SLOT_SENT };
 
+/* Travels with a slot: the argument of the boot ops, and behind it the sum that the device makes of what arrived. */
+struct nib_gpu_note {
+    struct nib_gpu_repack repack;
+    uint64_t sum; /* 0 on the way there */
+    uint64_t sum_back;
+    uint64_t sum_wanted;
+};
+_Static_assert(offsetof(struct nib_gpu_note, sum) + sizeof(uint64_t) <= NIB_GPU_PIECE_ALIGN,
+               "piece of the repack block");
+
 struct nib_gpu_slot {
     enum nib_gpu_slot_state state;
     uint8_t *host;
     nib_gpu_ptr device;
-    struct nib_gpu_repack *note; /* n, k, n0, n1, dst, matrix by the reader; src and scales too */
+    struct nib_gpu_note *note;
     const struct nib_gpu_job *job;
     uint64_t bytes;  /* to be sent */
     uint64_t counts; /* bytes of the image that it holds */

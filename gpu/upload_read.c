@@ -31,8 +31,26 @@ static struct nib_gpu_slot *take_slot(struct nib_gpu_loader *l)
     return slot;
 }
 
-static void pass_on(struct nib_gpu_loader *l, struct nib_gpu_slot *slot)
+/* Words of the slot added up as the device will. */
+static uint64_t sum_of(const struct nib_gpu_slot *slot)
 {
+    const uint64_t *word = (const uint64_t *)(const void *)slot->host;
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < slot->bytes / 8; i++)
+        sum += NIB_GPU_SUM_WORD(word[i], i);
+    return sum;
+}
+
+/* Hands a slot that holds `bytes` bytes for `job` to the boot thread. */
+static void pass_on(struct nib_gpu_loader *l, struct nib_gpu_slot *slot, const struct nib_gpu_job *job, uint64_t bytes,
+                    const struct nib_gpu_repack *repack)
+{
+    slot->job = job;
+    slot->bytes = nib_round_up(bytes, 8);
+    memset(slot->host + bytes, 0, slot->bytes - bytes);
+    *slot->note = (struct nib_gpu_note){.repack = *repack, .sum_wanted = sum_of(slot)};
+    slot->note->repack.sum_bytes = slot->bytes;
+    slot->note->repack.sum = l->e->machine.repack + offsetof(struct nib_gpu_note, sum);
     pthread_mutex_lock(&l->lock);
     slot->state = NIB_GPU_SLOT_FILLED;
     l->filled[l->filled_to++ % NIB_GPU_MAX_RING] = (uint32_t)(slot - l->ring);
@@ -84,10 +102,8 @@ static enum nib_err read_plain(struct reader *r, const struct nib_gpu_job *job)
         enum nib_err err = fetch(r, &r->hash, t, at, slot->host, n);
         if (err)
             return err;
-        slot->job = job;
-        slot->bytes = slot->counts = n;
-        *slot->note = (struct nib_gpu_repack){.dst = job->to + at};
-        pass_on(r->loader, slot);
+        slot->counts = n;
+        pass_on(r->loader, slot, job, n, &(struct nib_gpu_repack){.dst = job->to + at, .src = job->to + at});
     }
     return finish(r, &r->hash, t);
 }
@@ -115,11 +131,10 @@ static enum nib_err read_dense(struct reader *r, const struct nib_gpu_job *job)
         enum nib_err err = fetch(r, &r->hash, t, n0 * row_bytes, slot->host, (n1 - n0) * row_bytes);
         if (err)
             return err;
-        slot->job = job;
-        slot->bytes = slot->counts = (n1 - n0) * row_bytes;
-        *slot->note = (struct nib_gpu_repack){
+        slot->counts = (n1 - n0) * row_bytes;
+        const struct nib_gpu_repack repack = {
             .dst = job->to, .src = slot->device, .n = n, .k = k, .n0 = n0, .n1 = n1, .matrix = job->matrix};
-        pass_on(r->loader, slot);
+        pass_on(r->loader, slot, job, slot->counts, &repack);
     }
     return finish(r, &r->hash, t);
 }
@@ -141,10 +156,9 @@ static enum nib_err read_mx_chunk(struct reader *r, const struct nib_gpu_job *jo
         err = fetch(r, &r->hash_scales, ts, row * row_scales, slot->host + scales_at, rows * row_scales);
     if (err)
         return err;
-    slot->job = job;
-    slot->bytes = scales_at + rows * row_scales;
+    memset(slot->host + rows * row_bytes, 0, scales_at - rows * row_bytes);
     slot->counts = rows * (row_bytes + row_scales);
-    *slot->note = (struct nib_gpu_repack){.dst = job->to + expert * job->stride,
+    const struct nib_gpu_repack repack = {.dst = job->to + expert * job->stride,
                                           .src = slot->device,
                                           .scales = slot->device + scales_at,
                                           .n = n,
@@ -152,7 +166,7 @@ static enum nib_err read_mx_chunk(struct reader *r, const struct nib_gpu_job *jo
                                           .n0 = n0,
                                           .n1 = n1,
                                           .matrix = job->matrix};
-    pass_on(r->loader, slot);
+    pass_on(r->loader, slot, job, scales_at + rows * row_scales, &repack);
     return NIB_OK;
 }
 
