@@ -36,6 +36,18 @@ ARCH_SRC := $(wildcard arch/*.c arch/ref/*.c gpu/*.c)
 ifeq ($(MACHINE),x86_64)
 ARCH_SRC += $(wildcard arch/x86/*.c)
 endif
+# GPU rows: nvcc makes one image a row, a cubin or PTX text, which arch/ROW/table.c embeds. Without nvcc there are none.
+NVCC     ?= nvcc
+NVCC_SM90 ?= -cubin -arch=sm_90a
+NVCC_SM80 ?= -ptx -arch=compute_80
+NVCC_FLAGS := -std=c++17 -O3 -I. --expt-relaxed-constexpr
+ifneq ($(shell command -v $(NVCC)),)
+GPU_ROWS := $(patsubst arch/%/kernels.cu,%,$(wildcard arch/sm90/kernels.cu arch/sm80/kernels.cu))
+else
+$(info no $(NVCC): built without the GPU rows)
+endif
+GPU_WITH := $(patsubst sm%,-DNIB_WITH_SM%,$(GPU_ROWS))
+ARCH_SRC += $(patsubst %,arch/%/table.c,$(GPU_ROWS))
 APPL_SRC := $(wildcard appliance/*.c)
 TOOL_SRC := $(wildcard tools/*.c)
 LIB_OBJ  := $(patsubst %.c,$(B)/%.o,$(CORE_SRC) $(ARCH_SRC))
@@ -70,9 +82,20 @@ $(B)/nibble: $(TOOL_OBJ) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/li
 $(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
 $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
 $(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
+$(B)/arch/table.o: ISA := $(GPU_WITH)
 $(B)/%.o: %.c
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
+
+build/gpu/sm90.image: NVCC_ROW = $(NVCC_SM90)
+build/gpu/sm80.image: NVCC_ROW = $(NVCC_SM80)
+build/gpu/%.image: arch/%/kernels.cu $(wildcard arch/cuda/*) arch/gpu_abi.h core/engine.h core/limits.h core/model.h
+	@mkdir -p $(dir $@)
+	$(Q)echo "  NVCC $@"; $(NVCC) $(NVCC_FLAGS) $(NVCC_ROW) -o $@ $<
+$(B)/arch/sm90/table.o: build/gpu/sm90.image
+$(B)/arch/sm90/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm90.image"'
+$(B)/arch/sm80/table.o: build/gpu/sm80.image
+$(B)/arch/sm80/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm80.image"'
 
 tests: $(TESTS)
 $(B)/tests/kernels/kernels_test: $(patsubst %.c,$(B)/%.o,$(filter-out %_test.c,$(wildcard tests/kernels/*.c)))
@@ -125,4 +148,4 @@ format:
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)
+-include $(FAKE_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)

@@ -96,8 +96,8 @@ struct nib_gpu_repack {
     nib_gpu_ptr src;    /* bf16 [n][k], or blocks [n][k/32][16] */
     nib_gpu_ptr scales; /* [n][k/32] */
     uint32_t n, k;
-    uint32_t n0, n1; /* rows that src holds, multiples of 64 except at the end; dst is the whole matrix */
-    uint32_t matrix; /* enum nib_gpu_matrix */
+    uint32_t n0, n1;    /* rows that src holds, multiples of 64 except at the end; dst is the whole matrix */
+    uint32_t matrix;    /* enum nib_gpu_matrix */
     uint64_t sum_bytes; /* NIB_GPU_SUM only: multiple of 8 */
     nib_gpu_ptr sum;    /* uint64_t the terms are added to; the host zeroes it before a tensor's first piece */
 };
@@ -113,6 +113,8 @@ struct nib_gpu_machine {
     uint32_t slots, ctx_pages, ring_pages, step_rows_max, splits_max;
     uint32_t kv_pages; /* ids in tables are below it */
     uint32_t sms;
+    float rope_freq[NIB_HEAD_DIM / 2]; /* nib_rope_frequencies */
+    float rope_factor;                 /* 0.1 ln(NIB_ROPE_FACTOR) + 1 */
     /* weights */
     nib_gpu_ptr embed; /* bf16 [V][H], canonical; pinned host memory when spilled */
     nib_gpu_ptr lm_head;
@@ -172,8 +174,8 @@ struct nib_gpu_kernels {
     uint64_t (*scratch_bytes)(const struct nib_shape *shape, uint32_t slots, uint32_t rows);
     uint32_t (*splits_max)(uint32_t ctx_tokens);
     /* Fills *ret; grid[0] 0 when the op has nothing to do in this bucket. The boot ops get 0, 0, 0 and run for any matrix. */
-    void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt, uint32_t want,
-                     struct nib_gpu_geometry *ret);
+    void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
+                     uint32_t want, struct nib_gpu_geometry *ret);
 };
 
 /* "nib_gpu_begin", ...: symbol of an op in every image. */

@@ -2,6 +2,7 @@
  * Sizes are core/plan_layout.c's; a disagreement stops the process. Boot thread. */
 #include <string.h>
 
+#include "arch/rope.h"
 #include "core/arith.h"
 #include "core/sample.h"
 #include "gpu/state.h"
@@ -57,6 +58,8 @@ static void bind_shape(struct nib_gpu_engine *e)
     m->step_rows_max = d->step_rows_max;
     m->splits_max = e->k->splits_max(d->ctx_tokens);
     m->kv_pages = d->kv_pages;
+    nib_rope_frequencies(m->rope_freq);
+    m->rope_factor = nib_rope_factor();
 }
 
 static void bind_vectors(struct nib_gpu_engine *e)
