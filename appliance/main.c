@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sysexits.h>
+#include <unistd.h>
 
 #include "appliance/boot.h"
 #include "appliance/listen.h"
@@ -89,6 +90,11 @@ static int serve(void)
     }
     if (own)
         nib_listen_close(&config);
+    if (nib_machine_lost(&boot.machine)) {
+        /* the driver's own clean-up could wait for a GPU that never answers */
+        (void)fflush(NULL);
+        _exit(code);
+    }
     return code;
 }
 
