@@ -26,6 +26,11 @@ CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(PKG_CFLAGS) $(CFLAGS)
 LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
 TOOL_LDLIBS := $(shell pkg-config --libs $(TOOL_PKGS) 2>/dev/null)
 LDFLAGS_ALL = -pie $(LDFLAGS.$(VARIANT)) $(LDFLAGS)
+# `make travel`: programs look for libraries beside themselves first
+ifneq ($(filter travel,$(MAKECMDGOALS)),)
+B := build/carry
+LDFLAGS_ALL += -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
+endif
 
 ISA.avx2   := -mavx2 -mfma -mf16c
 ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma
@@ -55,13 +60,14 @@ APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
 TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c tests/gpu/*_test.c))
 
-.PHONY: all help demo check check-fast tests tidy format vectors install clean setup print-tests
+.PHONY: all help demo check check-fast tests travel tidy format vectors install clean setup print-tests
 all: $(B)/nibbled $(B)/nibble
 
 help:
 	@echo "make              build nibbled and nibble into $(B)"
 	@echo "make demo         install what is missing, build, make a model image, start the daemon, ask it a question"
 	@echo "make check        install what is missing, build with sanitizers, run every test"
+	@echo "make travel       programs and their libraries in build/travel, to run on a bare machine with a GPU"
 	@echo "make tidy         check the tree's rules, formatting and clang-tidy"
 	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
 	@echo "make install      DESTDIR= PREFIX=  install programs, units, man pages, completion"
@@ -114,6 +120,23 @@ $(B)/fake/%.o: %.c
 $(B)/tests/fake/libcuda.so: $(FAKE_OBJ)
 	@mkdir -p $(dir $@)
 	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs,-z,nodelete -o $@ $^ -lm -lpthread
+
+# What runs on a machine with a GPU and nothing installed: the programs, and beside them in lib/ the libraries they need but
+# the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
+TRAVEL := nibbled nibble $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
+travel: $(patsubst %,build/travel/%,$(TRAVEL))
+	@mkdir -p build/travel/lib
+	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
+	    grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' | xargs -r cp -u -L -t build/travel/lib
+	@du -sh build/travel
+build/travel/nibbled: $(B)/nibbled
+build/travel/nibble: $(B)/nibble
+build/travel/%_gpu_test: $(B)/tests/gpu/%_gpu_test
+	@mkdir -p $(dir $@)
+	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
+build/travel/nibbled build/travel/nibble:
+	@mkdir -p $(dir $@)
+	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 
 # programs that the vectors' scripts drive; not tests themselves
 $(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a
