@@ -183,16 +183,41 @@ static enum nib_err zero_region(struct nib_gpu_engine *e, enum nib_region_kind k
     return NIB_CU(e->cuda, msg, cuMemsetD8Async, e->gpu->base[r->space] + r->offset, 0, r->bytes, e->stream);
 }
 
-/* Through the start of the read ring, since copies want pinned memory; *ret_used grows by what it took. */
-static enum nib_err send(struct nib_gpu_engine *e, nib_gpu_ptr to, const void *from, size_t bytes, size_t *used,
-                         struct nib_msg *msg)
+/* A block on its way to the device, through the start of the read ring, since copies want pinned memory. */
+struct parcel {
+    nib_gpu_ptr to;
+    uint64_t bytes;
+    uint8_t *sent, *back;
+};
+
+static void pack(struct nib_gpu_engine *e, struct parcel *p, nib_gpu_ptr to, const void *from, uint64_t bytes,
+                 uint64_t *used)
 {
     const struct nib_region *ring = nib_plan_region(e->plan, NIB_R_READ_RING, -1);
-    NIB_MUST(ring && *used + bytes <= ring->bytes);
+    const uint64_t room = nib_round_up(bytes, 64);
+    NIB_MUST(ring && *used + 2 * room <= ring->bytes);
     uint8_t *pinned = e->gpu->pinned + ring->offset + *used;
-    memcpy(pinned, from, bytes);
-    *used += nib_round_up(bytes, 64);
-    return NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, to, pinned, bytes, e->stream);
+    *p = (struct parcel){.to = to, .bytes = bytes, .sent = pinned, .back = pinned + room};
+    memcpy(p->sent, from, bytes);
+    memset(p->back, 0, bytes);
+    *used += 2 * room;
+}
+
+/* There, and back again to see what arrived: everything the kernels do follows from these blocks. */
+static enum nib_err deliver(struct nib_gpu_engine *e, const struct parcel *p, uint32_t count, struct nib_msg *msg)
+{
+    enum nib_err err = NIB_OK;
+    for (uint32_t i = 0; i < count && !err; i++) {
+        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, p[i].to, p[i].sent, p[i].bytes, e->stream);
+        if (!err)
+            err = NIB_CU(e->cuda, msg, cuMemcpyDtoHAsync, p[i].back, p[i].to, p[i].bytes, e->stream);
+    }
+    if (!err)
+        err = nib_gpu_idle(e, e->step_us_max, msg);
+    for (uint32_t i = 0; i < count && !err; i++)
+        if (memcmp(p[i].sent, p[i].back, p[i].bytes) != 0)
+            err = nib_fail(msg, NIB_E_DEVICE, "bytes of block %u of the machine changed on their way to the GPU", i);
+    return err;
 }
 
 enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banned, struct nib_msg *msg)
@@ -200,15 +225,17 @@ enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banne
     static const uint64_t first_serial = 1;
     static const enum nib_region_kind zeros[] = {NIB_R_STEP, NIB_R_SAMPLER_STATE, NIB_R_THREAD, NIB_R_ROUTE};
     const struct nib_gpu_machine *m = &e->machine;
-    size_t used = 0;
+    struct parcel parcels[3];
+    uint32_t count = 0;
+    uint64_t used = 0;
     enum nib_err err = NIB_OK;
     for (size_t i = 0; i < sizeof zeros / sizeof zeros[0] && !err; i++)
         err = zero_region(e, zeros[i], msg);
-    if (!err)
-        err = send(e, e->machine_at, m, sizeof *m, &used, msg);
-    if (!err)
-        err = send(e, m->next_serial, &first_serial, sizeof first_serial, &used, msg);
-    if (!err && banned)
-        err = send(e, m->banned, banned, nib_sample_banned_words(m->vocab) * 4ull, &used, msg);
-    return err ? err : nib_gpu_idle(e, e->step_us_max, msg);
+    if (err)
+        return err;
+    pack(e, &parcels[count++], e->machine_at, m, sizeof *m, &used);
+    pack(e, &parcels[count++], m->next_serial, &first_serial, sizeof first_serial, &used);
+    if (banned)
+        pack(e, &parcels[count++], m->banned, banned, nib_sample_banned_words(m->vocab) * 4ull, &used);
+    return deliver(e, parcels, count, msg);
 }

@@ -35,7 +35,7 @@ static enum nib_err open_ring(struct nib_gpu_loader *l, struct nib_msg *msg)
         struct nib_gpu_slot *slot = &l->ring[i];
         slot->host = e->gpu->pinned + host->offset + (size_t)i * NIB_GPU_SLOT_BYTES;
         slot->device = e->gpu->base[NIB_SPACE_DEVICE] + device->offset + (uint64_t)i * NIB_GPU_SLOT_BYTES;
-        slot->note = (struct nib_gpu_note *)(void *)(slot->host + NIB_GPU_SLOT_DATA);
+        slot->letter = (struct nib_gpu_letter *)(void *)(slot->host + NIB_GPU_SLOT_DATA);
         err = NIB_CU(e->cuda, msg, cuEventCreate, &slot->event, NIB_CU_EVENT_NO_TIMING);
         l->ring_count += !err;
     }
@@ -57,22 +57,22 @@ static enum nib_err launch(struct nib_gpu_engine *e, enum nib_gpu_op op, struct 
     return nib_gpu_launch(e, op, &g, 0, msg);
 }
 
-/* The data, to where it stays or to the staging; the note; the sum of what arrived; the matrix in its layout; the sum back. */
+/* The data, to where it stays or to the staging; the note; the sum of what arrived; the matrix in its layout; the note
+ * back, which tells what the kernels saw. */
 static enum nib_err bring(struct nib_gpu_engine *e, const struct nib_gpu_slot *slot, struct nib_msg *msg)
 {
-    struct nib_gpu_note *note = slot->note;
+    struct nib_gpu_letter *letter = slot->letter;
     const enum nib_gpu_job_kind kind = slot->job->kind;
-    enum nib_err err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, note->repack.src, slot->host, slot->bytes, e->stream);
+    enum nib_err err =
+        NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, letter->sent.repack.src, slot->host, slot->bytes, e->stream);
     if (!err)
-        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, e->machine.repack, note,
-                     offsetof(struct nib_gpu_note, sum) + sizeof note->sum, e->stream);
+        err = NIB_CU(e->cuda, msg, cuMemcpyHtoDAsync, e->machine.repack, &letter->sent, sizeof letter->sent, e->stream);
     if (!err)
         err = launch(e, NIB_GPU_SUM, msg);
     if (!err && kind != NIB_GPU_JOB_PLAIN)
         err = launch(e, kind == NIB_GPU_JOB_MX ? NIB_GPU_REPACK_MX : NIB_GPU_REPACK_DENSE, msg);
     if (!err)
-        err = NIB_CU(e->cuda, msg, cuMemcpyDtoHAsync, &note->sum_back, note->repack.sum, sizeof note->sum_back,
-                     e->stream);
+        err = NIB_CU(e->cuda, msg, cuMemcpyDtoHAsync, &letter->back, e->machine.repack, sizeof letter->back, e->stream);
     return err;
 }
 
@@ -119,7 +119,9 @@ static enum nib_err reap(struct sender *s, struct nib_msg *msg)
         enum nib_err err = nib_cuda_result(cuda, "cuEventQuery", result, msg);
         if (err)
             return err;
-        if (slot->note->sum_back != slot->note->sum_wanted)
+        const struct nib_gpu_letter *letter = slot->letter;
+        if (letter->back.sum != letter->sum_wanted ||
+            memcmp(&letter->back.repack, &letter->sent.repack, sizeof letter->sent.repack) != 0)
             return nib_fail(msg, NIB_E_DEVICE, "bytes of %s changed on their way to the GPU", slot->job->tensor->name);
         s->from++;
         s->oldest_us = now;

@@ -13,7 +13,7 @@
 
 #define NIB_GPU_SLOT_BYTES (4u << 20)                               /* of the ring; 16 of them */
 #define NIB_GPU_SLOT_DATA  (NIB_GPU_SLOT_BYTES - NIB_GPU_SLOT_NOTE) /* the note follows the data */
-#define NIB_GPU_SLOT_NOTE  4096u                                    /* struct nib_gpu_repack, pinned like the data */
+#define NIB_GPU_SLOT_NOTE  4096u                                    /* struct nib_gpu_letter, pinned like the data */
 #define NIB_GPU_MAX_RING   16
 #define NIB_GPU_MAX_JOBS   (3 + NIB_MAX_LAYERS * 13)
 #define NIB_GPU_CHUNK_ROWS 64 /* a chunk of a matrix begins at a multiple of this row */
@@ -31,21 +31,24 @@ struct nib_gpu_job {
 
 enum nib_gpu_slot_state { NIB_GPU_SLOT_FREE, NIB_GPU_SLOT_FILLING, NIB_GPU_SLOT_FILLED, NIB_GPU_SLOT_SENT };
 
-/* Travels with a slot: the argument of the boot ops, and behind it the sum that the device makes of what arrived. */
+/* What lies in the piece of the repack block: the argument of the boot ops, and the sum of what arrived. */
 struct nib_gpu_note {
     struct nib_gpu_repack repack;
     uint64_t sum; /* 0 on the way there */
-    uint64_t sum_back;
+};
+_Static_assert(sizeof(struct nib_gpu_note) <= NIB_GPU_PIECE_ALIGN, "piece of the repack block");
+
+/* Travels with a slot, there and back: what comes back must be what was sent, with the wanted sum. */
+struct nib_gpu_letter {
+    struct nib_gpu_note sent, back;
     uint64_t sum_wanted;
 };
-_Static_assert(offsetof(struct nib_gpu_note, sum) + sizeof(uint64_t) <= NIB_GPU_PIECE_ALIGN,
-               "piece of the repack block");
 
 struct nib_gpu_slot {
     enum nib_gpu_slot_state state;
     uint8_t *host;
     nib_gpu_ptr device;
-    struct nib_gpu_note *note;
+    struct nib_gpu_letter *letter;
     const struct nib_gpu_job *job;
     uint64_t bytes;  /* to be sent */
     uint64_t counts; /* bytes of the image that it holds */

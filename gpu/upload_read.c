@@ -48,9 +48,11 @@ static void pass_on(struct nib_gpu_loader *l, struct nib_gpu_slot *slot, const s
     slot->job = job;
     slot->bytes = nib_round_up(bytes, 8);
     memset(slot->host + bytes, 0, slot->bytes - bytes);
-    *slot->note = (struct nib_gpu_note){.repack = *repack, .sum_wanted = sum_of(slot)};
-    slot->note->repack.sum_bytes = slot->bytes;
-    slot->note->repack.sum = l->e->machine.repack + offsetof(struct nib_gpu_note, sum);
+    memset(slot->letter, 0, sizeof *slot->letter); /* padding too: it is compared */
+    slot->letter->sum_wanted = sum_of(slot);
+    slot->letter->sent.repack = *repack;
+    slot->letter->sent.repack.sum_bytes = slot->bytes;
+    slot->letter->sent.repack.sum = l->e->machine.repack + offsetof(struct nib_gpu_note, sum);
     pthread_mutex_lock(&l->lock);
     slot->state = NIB_GPU_SLOT_FILLED;
     l->filled[l->filled_to++ % NIB_GPU_MAX_RING] = (uint32_t)(slot - l->ring);

@@ -33,12 +33,23 @@ static int fake_sticky(void)
     return __atomic_load_n(&fake.sticky, __ATOMIC_SEQ_CST);
 }
 
+static bool device_busy(void)
+{
+    bool busy = false;
+    pthread_mutex_lock(&fake.lock);
+    for (const struct CUstream_st *s = fake.streams; s && !fake.sticky; s = s->next)
+        busy |= s->head != s->tail;
+    pthread_mutex_unlock(&fake.lock);
+    return busy;
+}
+
 /* Calls that wait for the device: for ever when it never finishes. */
 static void wait_for_device(void)
 {
-    while (__atomic_load_n(&fake.hung, __ATOMIC_SEQ_CST)) {
-        fake_report->stuck = 1;
-        pause();
+    while (device_busy()) {
+        if (__atomic_load_n(&fake.hung, __ATOMIC_SEQ_CST))
+            __atomic_store_n(&fake_report->stuck, 1, __ATOMIC_SEQ_CST);
+        usleep(100);
     }
 }
 
@@ -324,29 +335,21 @@ FAKE_EXPORT int cuStreamCreate(struct CUstream_st **stream, unsigned flags)
     return 0;
 }
 
-/* Leaves the stream's memory: the worker may still look at it. */
 FAKE_EXPORT int cuStreamDestroy(struct CUstream_st *stream)
 {
     ENTER_CTX(cuStreamDestroy);
-    for (;;) {
-        wait_for_device();
-        pthread_mutex_lock(&fake.lock);
-        bool busy = !fake.sticky && (stream->head != stream->tail || stream->running);
-        struct CUstream_st **at = &fake.streams;
-        while (!busy && *at && *at != stream)
-            at = &(*at)->next;
-        bool known = !busy && *at;
-        if (known) {
-            *at = stream->next;
-            stream->next = NULL;
-        }
-        pthread_mutex_unlock(&fake.lock);
-        if (known)
-            fake_delete(stream);
-        if (!busy)
-            return known ? 0 : bad("cuStreamDestroy", "no stream");
-        usleep(100);
-    }
+    wait_for_device();
+    pthread_mutex_lock(&fake.lock);
+    struct CUstream_st **at = &fake.streams;
+    while (*at && *at != stream)
+        at = &(*at)->next;
+    bool known = *at != NULL;
+    if (known)
+        *at = stream->next;
+    pthread_mutex_unlock(&fake.lock);
+    if (known && !fake_sticky()) /* else the worker may still look at it */
+        fake_delete(stream);
+    return known ? 0 : bad("cuStreamDestroy", "no stream");
 }
 
 FAKE_EXPORT int cuStreamQuery(struct CUstream_st *stream)
@@ -398,7 +401,10 @@ FAKE_EXPORT int cuEventElapsedTime(float *ms, struct CUevent_st *from, struct CU
 FAKE_EXPORT int cuEventDestroy(struct CUevent_st *event)
 {
     ENTER_CTX(cuEventDestroy);
-    fake_delete(event);
+    pthread_mutex_lock(&fake.lock);
+    event->destroyed = true;
+    fake_settle_event(event);
+    pthread_mutex_unlock(&fake.lock);
     return 0;
 }
 
@@ -553,8 +559,10 @@ FAKE_EXPORT int cuGraphLaunch(struct CUgraphExec_st *exec, struct CUstream_st *s
 FAKE_EXPORT int cuGraphExecDestroy(struct CUgraphExec_st *exec)
 {
     ENTER_CTX(cuGraphExecDestroy);
-    fake_delete(exec->node);
-    fake_delete(exec);
+    pthread_mutex_lock(&fake.lock);
+    exec->destroyed = true;
+    fake_settle_exec(exec);
+    pthread_mutex_unlock(&fake.lock);
     return 0;
 }
 

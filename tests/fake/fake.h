@@ -11,6 +11,7 @@
  *                         from 1), n+ (it and all later ones) or tK (the first once K tokens were sampled). `what` is a
  *                         CUresult, "hang", "late", "flip" (copies to the device: one bit; the last number picks it), "missing" (the entry point
  *                         is not there), "old" (cuDriverGetVersion: a driver before CUDA 12)
+ *   NIBBLED_FAKE_FILL_MIB how much of a large allocation's ends is filled with 0xff
  *   NIBBLED_FAKE_REPORT   a file that holds, at any time, how often each call was made (struct fake_report)
  *
  * One lock guards all state; one worker thread runs what streams hold. Cannot fail but as told. */
@@ -102,6 +103,8 @@ struct CUstream_st {
 };
 
 struct CUevent_st {
+    uint32_t queued; /* pieces of work that still name it */
+    bool destroyed;  /* goes when none does */
     bool recorded, done, timed;
     struct timespec at;
 };
@@ -125,6 +128,8 @@ struct CUgraph_st {
 };
 
 struct CUgraphExec_st {
+    uint32_t queued;
+    bool destroyed;
     uint32_t count;
     struct fake_work *node;
 };
@@ -178,6 +183,9 @@ void fake_delete(void *object);
 /* stream.c */
 int fake_enqueue(struct CUstream_st *stream, const struct fake_work *work);
 bool fake_start_worker(void);
+/* Lock held: frees them if they were destroyed and no work names them. */
+void fake_settle_event(struct CUevent_st *event);
+void fake_settle_exec(struct CUgraphExec_st *exec);
 
 /* module.c */
 int fake_module_open(const void *image, struct CUmod_st **ret_module);

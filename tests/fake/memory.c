@@ -12,7 +12,7 @@
 
 #define ALLOCS_MAX  4096
 #define GUARD_BYTES 65536u
-#define FILL_BYTES  (64ull << 20) /* of each end */
+#define FILL_MIB    64 /* of each end; NIBBLED_FAKE_FILL_MIB in the environment: another number */
 
 struct alloc {
     uint8_t *base; /* NULL: free place */
@@ -33,6 +33,12 @@ static uint64_t tag_of(const struct alloc *a)
     return a->pinned ? FAKE_TAG_PINNED : FAKE_TAG_DEVICE;
 }
 
+static uint64_t fill_bytes(void)
+{
+    const char *mib = getenv("NIBBLED_FAKE_FILL_MIB");
+    return (mib ? strtoull(mib, NULL, 10) : FILL_MIB) << 20;
+}
+
 /* The allocation ends at its guard, as far as an alignment of 256 bytes lets it. */
 static uint8_t *take(uint64_t bytes)
 {
@@ -41,7 +47,7 @@ static uint8_t *take(uint64_t bytes)
     if (area == MAP_FAILED || mprotect(area + GUARD_BYTES, room, PROT_READ | PROT_WRITE) != 0)
         return NULL;
     uint8_t *base = area + GUARD_BYTES + (room - bytes) / 4096 * 4096;
-    uint64_t ends = bytes < 2 * FILL_BYTES ? bytes : FILL_BYTES;
+    uint64_t ends = bytes < 2 * fill_bytes() ? bytes : fill_bytes();
     memset(base, 0xff, ends);
     memset(base + bytes - ends, 0xff, ends);
     return base;

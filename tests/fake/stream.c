@@ -6,6 +6,32 @@
 
 #include "tests/fake/fake.h"
 
+void fake_settle_event(struct CUevent_st *event)
+{
+    if (event->destroyed && event->queued == 0)
+        fake_delete(event);
+}
+
+void fake_settle_exec(struct CUgraphExec_st *exec)
+{
+    if (exec->destroyed && exec->queued == 0) {
+        fake_delete(exec->node);
+        fake_delete(exec);
+    }
+}
+
+/* One more piece of work that names its event or graph, or one less. */
+static void count(const struct fake_work *w, int by)
+{
+    if (w->kind == FAKE_EVENT) {
+        w->event->queued += (uint32_t)by;
+        fake_settle_event(w->event);
+    } else if (w->kind == FAKE_GRAPH) {
+        w->exec->queued += (uint32_t)by;
+        fake_settle_exec(w->exec);
+    }
+}
+
 int fake_enqueue(struct CUstream_st *s, const struct fake_work *work)
 {
     int result = 0;
@@ -22,6 +48,7 @@ int fake_enqueue(struct CUstream_st *s, const struct fake_work *work)
         fake_violation("%d pieces of work wait in one stream", FAKE_QUEUE);
     } else {
         s->work[s->tail++ % FAKE_QUEUE] = *work;
+        count(work, 1);
         pthread_cond_signal(&fake.wake);
     }
     pthread_mutex_unlock(&fake.lock);
@@ -116,6 +143,7 @@ static void *work(void *arg)
             fake_poison(result);
         pthread_mutex_lock(&fake.lock);
         s->running = false;
+        count(w, -1);
         s->head++;
         last = s;
     }
