@@ -1,0 +1,151 @@
+/* arch/cuda/layout.h: where the CUDA rows keep things; C, included by the kernels and by the rows' tables.
+ *
+ * Weights lie in the order in which the lanes of mma.m16n8k16 hold their A operand, so that 16 bytes of a lane are its
+ * fragment. Lane l holds rows g = l / 4 and g + 8 of a tile of 16 output rows; t = l % 4 says which inputs. The order of the
+ * inputs inside 32 is ours, the same for weights and activations: lane t has inputs 8t .. 8t+7, the first four in the first
+ * mma of 16, the last four in the second. So activations stay in their natural order, 16 bytes a lane and 32 inputs.
+ *
+ * dense: [tile][unit of 32 inputs][2 mma][lane][16 bytes].
+ * mx:    codes [tile][unit of 64 inputs][lane][16 bytes], a 32-bit word an mma; then scales [tile][unit][g][4 bytes]:
+ *        row g blocks 0, 1; row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0.
+ * A word of codes: in the low half the even input of each pair, in the high half the odd one: fragment register 0 at bits
+ * 15 (sign), 11..9; 1 at 12, 8..6; 2 at 14, 5..3; 3 at 13, 2..0. */
+#ifndef NIB_ARCH_CUDA_LAYOUT_H
+#define NIB_ARCH_CUDA_LAYOUT_H
+
+#include "arch/gpu_abi.h"
+
+#ifdef __CUDACC__
+#define NIB_BOTH __host__ __device__ static inline
+#else
+#define NIB_BOTH static inline
+#endif
+
+#define CU_TILE        16   /* output rows of a weight tile */
+#define CU_DENSE_UNIT  32   /* inputs of a dense unit */
+#define CU_DENSE_BYTES 1024 /* of a unit of a tile */
+#define CU_MX_UNIT     64
+#define CU_MX_BYTES    512 /* codes of a unit of a tile */
+#define CU_MX_SCALES   32  /* bytes of scales of a unit of a tile */
+
+#define CU_GEMV_WARPS   9  /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
+#define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
+#define CU_GEMV_ROWS    16 /* rows of one pass over the weights */
+#define CU_DENSE_RING   6  /* units in flight a warp */
+#define CU_MX_RING      8
+#define CU_MX_STAGE     (CU_MX_BYTES + 128) /* codes, and each lane's scale word */
+
+#define CU_GEMM_THREADS 256
+#define CU_GEMM_N       128 /* output rows of a prompt tile */
+#define CU_GEMM_M       128 /* tokens of a prompt tile */
+#define CU_GEMM_K       64
+#define CU_DENSE_STAGES 3
+#define CU_MX_STAGES    4
+#define CU_DENSE_STAGE_BYTES (CU_GEMM_N * CU_GEMM_K * 2 + CU_GEMM_M * CU_GEMM_K * 2)
+#define CU_MX_STAGE_BYTES                                                                                              \
+    (CU_GEMM_N / CU_TILE * (CU_MX_BYTES + CU_MX_SCALES) + CU_GEMM_M * CU_GEMM_K * 2)
+
+#define CU_ATTN_THREADS    256
+#define CU_ATTN_KEYS       256 /* keys a decode block takes at a time: 32 a warp */
+#define CU_ATTN_SPLITS     64  /* at most: beyond 64 x 256 keys the splits grow, by the row's own position */
+#define CU_ATTN_PART       66  /* floats of a partial: max, sum, values */
+#define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
+
+#define CU_ROUTE_THREADS 256
+#define CU_ROUTE_RING    12
+#define CU_ROW_THREADS   768 /* embed, combine: a block a row */
+#define CU_ROW_PARTS     3   /* float4 a thread: NIB_MAX_HIDDEN / 4 / CU_ROW_THREADS, rounded up */
+#define CU_BEGIN_THREADS 512
+#define CU_SAMPLE_THREADS 512
+#define CU_SLICES        32 /* of the vocabulary, a block each */
+
+#define CU_DIV_UP(a, b) (((a) + (b) - 1) / (b))
+
+NIB_BOTH uint32_t cu_tiles(uint32_t n)
+{
+    return CU_DIV_UP(n, CU_TILE);
+}
+
+NIB_BOTH uint64_t cu_mx_scales_at(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_BYTES;
+}
+
+NIB_BOTH uint64_t cu_mx_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * (CU_MX_BYTES + CU_MX_SCALES) + 63 & ~(uint64_t)63;
+}
+
+NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * (k / CU_DENSE_UNIT) * CU_DENSE_BYTES;
+}
+
+/* Bytes of a row of activations in shared memory: an odd multiple of 64, so that rows g and g + 1 lie in other banks. */
+NIB_BOTH uint32_t cu_row_stride(uint32_t k)
+{
+    return (k * 2 + 63) / 64 % 2 ? (k * 2 + 63) / 64 * 64 : (k * 2 + 63) / 64 * 64 + 64;
+}
+
+/* Keys of one split for a row at `pos`. */
+NIB_BOTH uint32_t cu_split_keys(uint32_t pos)
+{
+    uint32_t keys = CU_ATTN_KEYS;
+    while (pos / keys >= CU_ATTN_SPLITS)
+        keys *= 2;
+    return keys;
+}
+
+/* Assignments of one expert that one block takes: consecutive places. */
+struct cu_group {
+    uint32_t expert, place, count;
+};
+#define CU_GROUPS_MAX (NIB_MAX_EXPERTS + NIB_MAX_SLOTS * NIB_MAX_EXPERTS_USED / CU_GEMV_ROWS)
+#define CU_GROUPS_PROMPT_MAX (NIB_MAX_EXPERTS + NIB_MAX_STEP_ROWS * NIB_MAX_EXPERTS_USED / CU_GEMM_M)
+
+/* `route`: this head, then logits fp32 [R][E], expert u32 [A], weight fp32 [A], place u32 [A], row u32 [A]. */
+struct cu_route {
+    uint32_t arrived; /* blocks of the route op; the last one sets it back to 0 */
+    uint32_t groups, groups_prompt;
+    uint32_t reserved;
+    struct cu_group group[CU_GROUPS_MAX];
+    struct cu_group group_prompt[CU_GROUPS_PROMPT_MAX];
+};
+
+NIB_BOTH uint64_t cu_route_logits_at(void)
+{
+    return sizeof(struct cu_route) + 255 & ~(uint64_t)255;
+}
+
+NIB_BOTH uint64_t cu_route_expert_at(uint32_t rows, uint32_t experts)
+{
+    return cu_route_logits_at() + ((uint64_t)rows * experts * 4 + 255 & ~(uint64_t)255);
+}
+
+/* bytes of each of expert, weight, place, row */
+NIB_BOTH uint64_t cu_route_array(uint32_t rows)
+{
+    return (uint64_t)rows * NIB_MAX_EXPERTS_USED * 4 + 255 & ~(uint64_t)255;
+}
+
+/* What a slice of the vocabulary knows of a row's logits. */
+struct cu_part {
+    float max;      /* of z after bias and bans */
+    float best;     /* of z after penalties */
+    uint32_t id;    /* of best, the lowest */
+    uint32_t bad;   /* a NaN or +inf was met */
+    double score;   /* Gumbel-max of the slice */
+    uint32_t drawn; /* its id */
+    uint32_t reserved;
+};
+
+/* `scratch`: tickets, then parts. */
+struct cu_scratch {
+    uint32_t attn[NIB_MAX_SLOTS * NIB_MAX_EXPERTS]; /* [row][kv head] blocks that have written their partial */
+    uint32_t drawn[NIB_MAX_SLOTS];                  /* slices of a row that are drawn */
+    uint32_t sampled;                               /* rows that are sampled */
+    uint32_t reserved[63];
+    struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
+};
+
+#endif
