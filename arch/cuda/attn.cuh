@@ -121,6 +121,7 @@ struct attn_shared {
     float max[CU_ATTN_THREADS / 32][NIB_GQA_GROUP], sum[CU_ATTN_THREADS / 32][NIB_GQA_GROUP];
     uint32_t last;
 };
+static_assert(sizeof(attn_shared) <= CU_ATTN_SHARED, "the table says less");
 
 /* This warp's keys of [begin, end): 32 of each 256 from `base` on, `base` a multiple of 32. */
 __device__ __forceinline__ void attn_walk(const struct nib_gpu_machine *m, uint32_t layer, struct nib_row r, uint32_t kv_head,
@@ -203,10 +204,10 @@ __device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, ui
 }
 
 /* Grid: x KV heads, y splits (a block takes y, y + gridDim.y, ...), z decode rows. */
-KERNEL(attn, CU_ATTN_THREADS, 2)
+KERNEL(attn, CU_ATTN_THREADS, 1)
 {
-    extern __shared__ uint4 dynamic[];
-    attn_shared &sh = *(attn_shared *)dynamic;
+    extern __shared__ uint4 attn_dynamic[];
+    attn_shared &sh = *(attn_shared *)attn_dynamic;
     const struct nib_gpu_step *step = step_of(m);
     overlap_next();
     overlap_wait();

@@ -29,7 +29,7 @@ __device__ __forceinline__ void attn_page(attn_pages &sh, uint32_t buffer, uint3
                                           const uint32_t from[2], const uint32_t pos[2], attn_state &st)
 {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
+#pragma unroll 1
     for (int part = 0; part < 2; part++) { /* 32 keys at a time */
         float s[4][4];
 #pragma unroll
@@ -109,8 +109,8 @@ __device__ __forceinline__ void attn_run(const struct nib_gpu_machine *m, uint32
 /* Grid: x KV heads, y tiles of 16 prompt rows, the last (which see the most keys) first. */
 KERNEL(attn_prompt, CU_ATTN_THREADS, 2)
 {
-    extern __shared__ uint4 dynamic[];
-    attn_pages &sh = *(attn_pages *)dynamic;
+    extern __shared__ uint4 attn_dynamic[];
+    attn_pages &sh = *(attn_pages *)attn_dynamic;
     const struct nib_gpu_step *step = step_of(m);
     overlap_next();
     overlap_wait();

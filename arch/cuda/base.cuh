@@ -185,10 +185,16 @@ __device__ __forceinline__ uint64_t page_at(const struct nib_gpu_machine *m, uin
 
 #define PAGE_HEAD_BYTES (NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2) /* keys, or values, of one head in a page */
 
+/* A row of `acts` in 16 bytes. */
+__device__ __forceinline__ uint32_t acts_stride16(const struct nib_gpu_machine *m)
+{
+    return max(m->hidden, m->heads * NIB_HEAD_DIM) / 8;
+}
+
 /* A row of `acts`. */
 __device__ __forceinline__ uint8_t *acts_row(const struct nib_gpu_machine *m, uint32_t row)
 {
-    return at<uint8_t>(m->acts, (uint64_t)row * max(m->hidden, m->heads * NIB_HEAD_DIM) * 2);
+    return at<uint8_t>(m->acts, (uint64_t)row * acts_stride16(m) * 16);
 }
 
 /* Parts of `route`. */

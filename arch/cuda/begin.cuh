@@ -11,35 +11,46 @@ __device__ __forceinline__ bool row_good(const struct nib_gpu_machine *m, struct
            (r.token < m->vocab || r.flags & NIB_ROW_FEEDBACK) && !(r.flags & NIB_ROW_DECODE) == !decode;
 }
 
-__device__ __forceinline__ bool counts_good(const struct nib_gpu_machine *m, const struct nib_gpu_step *in, uint64_t serial)
+/* The head of a step: read at once, since each trip to the host's memory takes over a microsecond. */
+struct begin_head {
+    uint64_t serial;
+    uint32_t rows, decode, want;
+};
+
+__device__ __forceinline__ begin_head begin_read(const struct nib_gpu_step *in)
 {
-    return in->serial == serial && in->rows_count <= min(m->step_rows_max, (uint32_t)NIB_MAX_STEP_ROWS) &&
-           in->decode_count <= in->rows_count && in->decode_count <= m->slots &&
-           in->want_count <= min(m->slots, in->rows_count) && m->slots <= NIB_MAX_SLOTS;
+    const volatile uint64_t *words = (const volatile uint64_t *)in;
+    const uint64_t w0 = words[0], w1 = words[1], w2 = words[2];
+    return {w0, (uint32_t)w1, (uint32_t)(w1 >> 32), (uint32_t)w2};
+}
+
+__device__ __forceinline__ bool counts_good(const struct nib_gpu_machine *m, const begin_head &h, uint64_t serial)
+{
+    return h.serial == serial && h.rows <= min(m->step_rows_max, (uint32_t)NIB_MAX_STEP_ROWS) && h.decode <= h.rows &&
+           h.decode <= m->slots && h.want <= min(m->slots, h.rows) && m->slots <= NIB_MAX_SLOTS;
 }
 
 /* Block 0: the device's copy of the step. */
-__device__ __forceinline__ void copy_step(const struct nib_gpu_machine *m, const struct nib_gpu_step *in, uint64_t serial,
-                                          bool good)
+__device__ __forceinline__ void copy_step(const struct nib_gpu_machine *m, const struct nib_gpu_step *in, const begin_head &h,
+                                          uint64_t serial, bool good)
 {
     struct nib_gpu_step *out = step_of(m);
-    const uint32_t rows = good ? in->rows_count : 0, decode = good ? in->decode_count : 0;
-    const uint32_t want = good ? in->want_count : 0;
-    for (uint32_t i = threadIdx.x; i < rows; i += CU_BEGIN_THREADS) {
-        const struct nib_row r = in->rows[i];
-        good &= row_good(m, r, i < decode);
-        out->rows[i] = r;
+    for (uint32_t i = threadIdx.x; i < h.want; i += CU_BEGIN_THREADS) {
+        const uint16_t row = in->want[i];
+        good &= row < h.rows;
+        out->want[i] = row;
     }
-    for (uint32_t i = threadIdx.x; i < want; i += CU_BEGIN_THREADS) {
-        good &= in->want[i] < rows;
-        out->want[i] = in->want[i];
+    for (uint32_t i = threadIdx.x; i < h.rows; i += CU_BEGIN_THREADS) {
+        const struct nib_row r = in->rows[i];
+        good &= row_good(m, r, i < h.decode);
+        out->rows[i] = r;
     }
     good = __syncthreads_and(good);
     if (threadIdx.x == 0) {
         out->serial = serial;
-        out->rows_count = good ? rows : 0;
-        out->decode_count = good ? decode : 0;
-        out->want_count = good ? want : 0;
+        out->rows_count = good ? h.rows : 0;
+        out->decode_count = good ? h.decode : 0;
+        out->want_count = good ? h.want : 0;
         out->fault = good ? 0 : NIB_GPU_BEGIN;
     }
 }
@@ -65,12 +76,14 @@ KERNEL(begin, CU_BEGIN_THREADS, 1)
     overlap_wait();
     const uint64_t serial = *at<const uint64_t>(m->next_serial);
     const struct nib_gpu_step *in = at<const struct nib_gpu_step>(m->mailbox) + serial % NIB_GPU_MAILBOX;
-    const bool good = counts_good(m, in, serial);
+    begin_head h = begin_read(in);
+    const bool good = counts_good(m, h, serial);
+    if (!good)
+        h.rows = h.decode = h.want = 0;
     if (threadIdx.x == 0)
         fresh_count = 0;
     __syncthreads();
-    const uint32_t rows = good ? in->rows_count : 0;
-    for (uint32_t i = in->decode_count + threadIdx.x; i < rows; i += CU_BEGIN_THREADS) {
+    for (uint32_t i = h.decode + threadIdx.x; i < h.rows; i += CU_BEGIN_THREADS) {
         const struct nib_row r = in->rows[i];
         if (!(r.flags & NIB_ROW_FIRST) || r.slot >= m->slots)
             continue;
@@ -79,7 +92,7 @@ KERNEL(begin, CU_BEGIN_THREADS, 1)
             fresh[n] = r.slot;
     }
     if (blockIdx.x == 0)
-        copy_step(m, in, serial, good);
+        copy_step(m, in, h, serial, good);
     __syncthreads();
     for (uint32_t i = 0; i < min(fresh_count, (uint32_t)NIB_MAX_SLOTS); i++)
         begin_slot(m, fresh[i]);

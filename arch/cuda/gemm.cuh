@@ -16,15 +16,16 @@ __device__ __forceinline__ uint32_t gemm_acts_at(uint32_t token, uint32_t chunk)
     return token * 128 + (chunk ^ (token & 1) << 2) * 16;
 }
 
-/* Copies 64 inputs of the block's tokens; src[i] is the start of token (thread / 8 + 32 i)'s row or NULL. */
-__device__ __forceinline__ void gemm_load_acts(uint32_t to, const uint8_t *const src[4], const uint8_t *any, uint32_t step,
+/* Copies 64 inputs of the block's tokens; src[i] says where, in 16 bytes from `acts`, the row of token thread / 8 + 32 i begins;
+ * ~0: there is no such token. */
+__device__ __forceinline__ void gemm_load_acts(uint32_t to, const uint8_t *acts, const uint32_t src[4], uint32_t step,
                                                uint32_t k)
 {
     const uint32_t chunk = threadIdx.x % 8, in = step * CU_GEMM_K + chunk * 8;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        const bool there = src[i] && in < k;
-        copy16(to + gemm_acts_at(threadIdx.x / 8 + 32 * i, chunk), there ? src[i] + in * 2 : any, there);
+        const bool there = src[i] != ~0u && in < k;
+        copy16(to + gemm_acts_at(threadIdx.x / 8 + 32 * i, chunk), there ? acts + (src[i] * 16ull + in * 2) : acts, there);
     }
 }
 
@@ -37,12 +38,14 @@ struct gemm_dense {
 
     __device__ __forceinline__ void load(uint32_t to, uint32_t tile0, uint32_t step) const
     {
+        const uint32_t tile = tile0 + threadIdx.x / 128, c = threadIdx.x % 128;
+        const uint8_t *from = w + (uint64_t)(tile * units + step * 2) * CU_DENSE_BYTES + c * 16;
+        const bool inside = step * 2 + c / 64 < units;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint32_t c = threadIdx.x + 256 * i, tile = c / 128, unit = step * 2 + c % 128 / 64;
-            const bool there = tile0 + tile < tiles && unit < units;
-            copy16(to + c * 16,
-                   there ? w + ((uint64_t)(tile0 + tile) * units + unit) * CU_DENSE_BYTES + c % 64 * 16 : w, there);
+            const bool there = inside && tile + 2 * i < tiles;
+            copy16(to + (threadIdx.x + 256 * i) * 16, there ? from : w, there);
+            from += 2 * units * CU_DENSE_BYTES;
         }
     }
 
@@ -134,20 +137,21 @@ struct gemm_mx {
     }
 };
 
-/* done(tile, token, tokens, c) as in arch/cuda/done.cuh. `any` is a readable address. */
+/* from(token): where its row begins in `acts`, in 16 bytes. done(tile, token, tokens, c) as in arch/cuda/done.cuh. */
 template <class Weights, class From, class Done>
-__device__ __forceinline__ void gemm_block(const Weights &w, struct gemm_place place, uint32_t k, From from, Done done)
+__device__ __forceinline__ void gemm_block(const Weights &w, struct gemm_place place, uint32_t k, const uint8_t *acts, From from,
+                                           Done done)
 {
-    extern __shared__ uint4 dynamic[];
+    extern __shared__ uint4 gemm_dynamic[];
     constexpr int stages = Weights::stages;
     constexpr uint32_t stage_bytes = Weights::weight_bytes + CU_GEMM_M * CU_GEMM_K * 2;
-    const uint32_t base = smem_at(dynamic), steps = CU_DIV_UP(k, CU_GEMM_K);
+    const uint32_t base = smem_at(gemm_dynamic), steps = CU_DIV_UP(k, CU_GEMM_K);
     const uint32_t warp = threadIdx.x / 32, warp_n = warp % 4, warp_m = warp / 4;
-    const uint8_t *src[4];
+    uint32_t src[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const uint32_t token = threadIdx.x / 8 + 32 * i;
-        src[i] = token < place.tokens ? (const uint8_t *)from(token) : NULL;
+        src[i] = token < place.tokens ? from(token) : ~0u;
     }
     float acc[2][8][4];
 #pragma unroll
@@ -159,7 +163,7 @@ __device__ __forceinline__ void gemm_block(const Weights &w, struct gemm_place p
         if (step < steps) {
             const uint32_t to = base + step % stages * stage_bytes;
             w.load(to, place.tile0, step);
-            gemm_load_acts(to + Weights::weight_bytes, src, w.w, step, k);
+            gemm_load_acts(to + Weights::weight_bytes, acts, src, step, k);
         }
         copy_commit();
     };

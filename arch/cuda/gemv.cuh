@@ -14,9 +14,11 @@
 struct gemv_shared {
     uint32_t acts;   /* shared address of row 0 */
     uint32_t stride; /* bytes of a row */
-    float4 *sums;    /* [2][warps][2][32] */
+    float4 *sums;    /* [2][warps][NT][32], behind the rows */
     uint32_t ring;   /* this warp's */
 };
+
+extern __shared__ uint4 gemv_dynamic[];
 
 template <int WARPS> __device__ __forceinline__ uint32_t unit_first(uint32_t units, uint32_t warp)
 {
@@ -150,19 +152,24 @@ __device__ __forceinline__ void load_acts(const gemv_shared &sh, uint32_t rows, 
     }
 }
 
-/* Dynamic shared memory of a gemv block: sums, rings, activations. */
-template <int WARPS> __device__ __forceinline__ gemv_shared gemv_carve(void *base, uint32_t k, uint32_t ring_bytes)
+/* Dynamic shared memory of a gemv block: rings, rows of activations, sums. */
+template <int WARPS> __device__ __forceinline__ gemv_shared gemv_carve(uint32_t k, uint32_t ring_bytes)
 {
     gemv_shared sh;
-    sh.sums = (float4 *)base;
-    const uint32_t rings = smem_at(base) + 2 * WARPS * 2 * 32 * 16;
-    sh.ring = rings + threadIdx.x / 32 * ring_bytes;
-    sh.acts = rings + WARPS * ring_bytes;
+    sh.ring = smem_at(gemv_dynamic) + threadIdx.x / 32 * ring_bytes;
+    sh.acts = smem_at(gemv_dynamic) + WARPS * ring_bytes;
     sh.stride = cu_row_stride(k);
+    sh.sums = NULL;
     return sh;
 }
 
-/* Rows in passes of 16, or of 8 when there are no more: done(tile, first row, c) for each tile of the block and 8 rows. */
+/* The sums' place when there are `rows` rows. */
+template <int WARPS> __device__ __forceinline__ void gemv_rows(gemv_shared &sh, uint32_t rows, uint32_t ring_bytes)
+{
+    sh.sums = (float4 *)((uint8_t *)gemv_dynamic + WARPS * ring_bytes + rows * sh.stride);
+}
+
+/* One pass: done(tile, first row, c) for each tile of the block and each 8 rows. */
 template <int NT, int WARPS, int RING, class Done>
 __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING> &s, const gemv_shared &sh, uint32_t units,
                                            uint32_t first, uint32_t step, uint32_t end, uint32_t rows, Done done)
@@ -181,8 +188,7 @@ __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING> &s, const g
 template <class Count, class From, class Done>
 __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
 {
-    extern __shared__ uint4 dynamic[];
-    const gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(dynamic, k, CU_DENSE_RING * CU_DENSE_BYTES);
+    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(k, CU_DENSE_RING * CU_DENSE_BYTES);
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
     dense_stream<CU_GEMV_WARPS, CU_DENSE_RING> s;
     overlap_next();
@@ -193,10 +199,11 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
         const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS);
         if (r0 > 0)
             s.open(w, units, first, step, tiles, sh.ring);
+        gemv_rows<CU_GEMV_WARPS>(sh, rows, CU_DENSE_RING * CU_DENSE_BYTES);
         load_acts(sh, rows, k, [&](uint32_t r) { return from(r0 + r); });
         __syncthreads();
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row, r0 + rows, c); };
-        if (rows <= 8)
+        if (CU_GEMV_ROWS <= 8 || rows <= 8)
             dense_pass<1, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);
         else
             dense_pass<2, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);

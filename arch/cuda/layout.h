@@ -15,6 +15,10 @@
 
 #include "arch/gpu_abi.h"
 
+#ifndef NIB_SM
+#error "NIB_SM: the folder's compute capability, 80 or 90"
+#endif
+
 #ifdef __CUDACC__
 #define NIB_BOTH __host__ __device__ static inline
 #else
@@ -28,22 +32,30 @@
 #define CU_MX_BYTES    512 /* codes of a unit of a tile */
 #define CU_MX_SCALES   32  /* bytes of scales of a unit of a tile */
 
-#define CU_GEMV_WARPS   9  /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
+#define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
-#define CU_GEMV_ROWS    16 /* rows of one pass over the weights */
-#define CU_DENSE_RING   6  /* units in flight a warp */
-#define CU_MX_RING      8
-#define CU_MX_STAGE     (CU_MX_BYTES + 128) /* codes, and each lane's scale word */
+/* GEMV_ROWS: rows of one pass over the weights; RING: units in flight a warp. The portable row fits in 99 KB of a block. */
+#if NIB_SM >= 90
+#define CU_GEMV_ROWS  16
+#define CU_DENSE_RING 6
+#define CU_MX_RING    8
+#define CU_ROUTE_RING 12
+#else
+#define CU_GEMV_ROWS  4
+#define CU_DENSE_RING 4
+#define CU_MX_RING    6
+#define CU_ROUTE_RING 4
+#endif
+#define CU_MX_STAGE (CU_MX_BYTES + 128) /* codes, and each lane's scale word */
 
-#define CU_GEMM_THREADS 256
-#define CU_GEMM_N       128 /* output rows of a prompt tile */
-#define CU_GEMM_M       128 /* tokens of a prompt tile */
-#define CU_GEMM_K       64
-#define CU_DENSE_STAGES 3
-#define CU_MX_STAGES    4
+#define CU_GEMM_THREADS      256
+#define CU_GEMM_N            128 /* output rows of a prompt tile */
+#define CU_GEMM_M            128 /* tokens of a prompt tile */
+#define CU_GEMM_K            64
+#define CU_DENSE_STAGES      3
+#define CU_MX_STAGES         4
 #define CU_DENSE_STAGE_BYTES (CU_GEMM_N * CU_GEMM_K * 2 + CU_GEMM_M * CU_GEMM_K * 2)
-#define CU_MX_STAGE_BYTES                                                                                              \
-    (CU_GEMM_N / CU_TILE * (CU_MX_BYTES + CU_MX_SCALES) + CU_GEMM_M * CU_GEMM_K * 2)
+#define CU_MX_STAGE_BYTES    (CU_GEMM_N / CU_TILE * (CU_MX_BYTES + CU_MX_SCALES) + CU_GEMM_M * CU_GEMM_K * 2)
 
 #define CU_ATTN_THREADS    256
 #define CU_ATTN_KEYS       256 /* keys a decode block takes at a time: 32 a warp */
@@ -51,15 +63,26 @@
 #define CU_ATTN_PART       66  /* floats of a partial: max, sum, values */
 #define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
 
-#define CU_ROUTE_THREADS 256
-#define CU_ROUTE_RING    12
-#define CU_ROW_THREADS   768 /* embed, combine: a block a row */
-#define CU_ROW_PARTS     3   /* float4 a thread: NIB_MAX_HIDDEN / 4 / CU_ROW_THREADS, rounded up */
-#define CU_BEGIN_THREADS 512
-#define CU_SAMPLE_THREADS 512
-#define CU_SLICES        32 /* of the vocabulary, a block each */
+#define CU_ATTN_SHARED        (8 * 4096 + 8 * 8 * (64 + 2) * 4 + 16) /* struct attn_shared */
+#define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                         /* struct attn_pages */
 
-#define CU_DIV_UP(a, b) (((a) + (b) - 1) / (b))
+#define CU_ROUTE_THREADS  256
+#define CU_ROUTE_ROWS     8   /* of a block */
+#define CU_ROUTE_SPREAD   64  /* rows of a step up to which each tile of experts has its own block */
+#define CU_ROW_THREADS    768 /* embed, combine: a block a row */
+#define CU_ROW_PARTS      3   /* float4 a thread: NIB_MAX_HIDDEN / 4 / CU_ROW_THREADS, rounded up */
+#define CU_BEGIN_THREADS  512
+#define CU_BEGIN_BLOCKS   32
+#define CU_REPACK_THREADS 256
+#define CU_SAMPLE_THREADS 512
+#define CU_SLICES         32 /* of the vocabulary, a block each */
+
+#define CU_DIV_UP(a, b) (((a) + (b)-1) / (b))
+
+NIB_BOTH uint64_t cu_up(uint64_t bytes, uint64_t align)
+{
+    return (bytes + align - 1) & ~(align - 1);
+}
 
 NIB_BOTH uint32_t cu_tiles(uint32_t n)
 {
@@ -73,7 +96,7 @@ NIB_BOTH uint64_t cu_mx_scales_at(uint32_t n, uint32_t k)
 
 NIB_BOTH uint64_t cu_mx_bytes(uint32_t n, uint32_t k)
 {
-    return (uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * (CU_MX_BYTES + CU_MX_SCALES) + 63 & ~(uint64_t)63;
+    return cu_up((uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * (CU_MX_BYTES + CU_MX_SCALES), 64);
 }
 
 NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
@@ -100,7 +123,7 @@ NIB_BOTH uint32_t cu_split_keys(uint32_t pos)
 struct cu_group {
     uint32_t expert, place, count;
 };
-#define CU_GROUPS_MAX (NIB_MAX_EXPERTS + NIB_MAX_SLOTS * NIB_MAX_EXPERTS_USED / CU_GEMV_ROWS)
+#define CU_GROUPS_MAX        (NIB_MAX_EXPERTS + NIB_MAX_SLOTS * NIB_MAX_EXPERTS_USED / CU_GEMV_ROWS)
 #define CU_GROUPS_PROMPT_MAX (NIB_MAX_EXPERTS + NIB_MAX_STEP_ROWS * NIB_MAX_EXPERTS_USED / CU_GEMM_M)
 
 /* `route`: this head, then logits fp32 [R][E], expert u32 [A], weight fp32 [A], place u32 [A], row u32 [A]. */
@@ -114,29 +137,32 @@ struct cu_route {
 
 NIB_BOTH uint64_t cu_route_logits_at(void)
 {
-    return sizeof(struct cu_route) + 255 & ~(uint64_t)255;
+    return cu_up(sizeof(struct cu_route), 256);
 }
 
 NIB_BOTH uint64_t cu_route_expert_at(uint32_t rows, uint32_t experts)
 {
-    return cu_route_logits_at() + ((uint64_t)rows * experts * 4 + 255 & ~(uint64_t)255);
+    return cu_route_logits_at() + cu_up((uint64_t)rows * experts * 4, 256);
 }
 
 /* bytes of each of expert, weight, place, row */
 NIB_BOTH uint64_t cu_route_array(uint32_t rows)
 {
-    return (uint64_t)rows * NIB_MAX_EXPERTS_USED * 4 + 255 & ~(uint64_t)255;
+    return cu_up((uint64_t)rows * NIB_MAX_EXPERTS_USED * 4, 256);
 }
 
 /* What a slice of the vocabulary knows of a row's logits. */
 struct cu_part {
-    float max;      /* of z after bias and bans */
-    float best;     /* of z after penalties */
-    uint32_t id;    /* of best, the lowest */
-    uint32_t bad;   /* a NaN or +inf was met */
-    double score;   /* Gumbel-max of the slice */
-    uint32_t drawn; /* its id */
-    uint32_t reserved;
+    float max;    /* of z after bias and bans */
+    float best;   /* of z after penalties */
+    uint32_t id;  /* of best, the lowest */
+    uint32_t bad; /* a NaN or +inf was met */
+};
+
+/* The largest d + g of a slice. */
+struct cu_draw {
+    double score;
+    uint32_t id, reserved;
 };
 
 /* `scratch`: tickets, then parts. */
@@ -146,6 +172,7 @@ struct cu_scratch {
     uint32_t sampled;                               /* rows that are sampled */
     uint32_t reserved[63];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
+    struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
 };
 
 #endif

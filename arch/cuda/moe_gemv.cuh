@@ -147,10 +147,9 @@ template <class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k, From from,
                                          Done done)
 {
-    extern __shared__ uint4 dynamic[];
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
     /* a row's stride covers whole units */
-    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(dynamic, CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_UNIT, CU_MX_RING * CU_MX_STAGE);
+    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_UNIT, CU_MX_RING * CU_MX_STAGE);
     overlap_next();
     mx_stream<CU_GEMV_WARPS, CU_MX_RING> s;
     s.weights = w;
@@ -172,9 +171,10 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     for (uint32_t i = first; i < last;) {
         const struct cu_group group = groups[i / s.tiles];
         const uint32_t stop = min(last, (i / s.tiles + 1) * s.tiles);
+        gemv_rows<CU_GEMV_WARPS>(sh, group.count, CU_MX_RING * CU_MX_STAGE);
         mx_acts(sh, group, k, from);
         __syncthreads();
-        if (group.count <= 8)
+        if (CU_GEMV_ROWS <= 8 || group.count <= 8)
             mx_pass<1, CU_GEMV_WARPS, CU_MX_RING>(s, sh, group, i, stop, done);
         else
             mx_pass<2, CU_GEMV_WARPS, CU_MX_RING>(s, sh, group, i, stop, done);

@@ -5,7 +5,7 @@
 #include "arch/cuda/gemm.cuh"
 #include "arch/cuda/moe_gemv.cuh"
 
-KERNEL(qkv, CU_GEMV_THREADS, 2)
+KERNEL(qkv, CU_GEMV_THREADS, 3)
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_qkv done = {m, step->rows, layer};
@@ -17,7 +17,7 @@ KERNEL(qkv, CU_GEMV_THREADS, 2)
         });
 }
 
-KERNEL(out, CU_GEMV_THREADS, 2)
+KERNEL(out, CU_GEMV_THREADS, 3)
 {
     const struct done_out done = {m, layer};
     dense_gemv(
@@ -28,7 +28,7 @@ KERNEL(out, CU_GEMV_THREADS, 2)
         });
 }
 
-KERNEL(head, CU_GEMV_THREADS, 2)
+KERNEL(head, CU_GEMV_THREADS, 3)
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
@@ -88,7 +88,8 @@ KERNEL(qkv_prompt, CU_GEMM_THREADS, 2)
     const struct gemm_dense w = {at<const uint8_t>(m->layer[layer].qkv),
                                  cu_tiles((m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM), k / CU_DENSE_UNIT};
     const struct done_qkv done = {m, step->rows, layer};
-    gemm_block(w, place, k, [&](uint32_t i) { return acts_row(m, row + i); },
+    const uint32_t stride = acts_stride16(m);
+    gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });
 }
 
@@ -104,7 +105,8 @@ KERNEL(out_prompt, CU_GEMM_THREADS, 2)
     const uint32_t k = m->heads * NIB_HEAD_DIM;
     const struct gemm_dense w = {at<const uint8_t>(m->layer[layer].out), cu_tiles(m->hidden), k / CU_DENSE_UNIT};
     const struct done_out done = {m, layer};
-    gemm_block(w, place, k, [&](uint32_t i) { return acts_row(m, row + i); },
+    const uint32_t stride = acts_stride16(m);
+    gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });
 }
 
@@ -122,11 +124,11 @@ KERNEL(up_prompt, CU_GEMM_THREADS, 2)
     if (blockIdx.y >= route->groups_prompt)
         return;
     const struct cu_group group = route->group_prompt[blockIdx.y];
-    const uint32_t *rows = route_array(m, 3) + group.place;
+    const uint32_t *rows = route_array(m, 3) + group.place, stride = acts_stride16(m);
     const struct done_up done = {m, layer};
     gemm_block(moe_weights(m->layer[layer].up, group.expert, 2 * m->intermediate, m->hidden),
-               gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, m->hidden,
-               [&](uint32_t i) { return acts_row(m, rows[i]); },
+               gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, m->hidden, at<const uint8_t>(m->acts),
+               [&](uint32_t i) { return rows[i] * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
                    done(group.expert, tile, group.place + i, group.place + end, c);
                });
@@ -143,8 +145,8 @@ KERNEL(down_prompt, CU_GEMM_THREADS, 2)
     const uint32_t inner = m->intermediate;
     const struct done_down done = {m, layer};
     gemm_block(moe_weights(m->layer[layer].down, group.expert, m->hidden, inner),
-               gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, inner,
-               [&](uint32_t i) { return at<uint8_t>(m->gated, (uint64_t)(group.place + i) * inner * 2); },
+               gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, inner, at<const uint8_t>(m->gated),
+               [&](uint32_t i) { return (group.place + i) * (inner / 8); },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
                    done(group.expert, tile, group.place + i, group.place + end, c);
                });

@@ -5,13 +5,12 @@
 #include "arch/cuda/gemv.cuh"
 
 #define ROUTE_WARPS (CU_ROUTE_THREADS / 32)
-#define ROUTE_ROWS  8
 
 /* Norms rows first .. first + count - 1; bf16 to shared memory, fp16 to acts by the block that `writes`. */
 __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint32_t layer, uint32_t first, uint32_t count,
                                            bool writes, const gemv_shared &sh)
 {
-    __shared__ float sums[ROUTE_ROWS][ROUTE_WARPS];
+    __shared__ float sums[CU_ROUTE_ROWS][ROUTE_WARPS];
     const uint32_t hidden = m->hidden, lane = threadIdx.x % 32;
     for (uint32_t r = 0; r < count; r++) {
         const float4 *x = at<const float4>(m->x, (uint64_t)(first + r) * hidden * 4);
@@ -207,23 +206,23 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, con
 /* Grid: x the tiles of experts, or 1 for all; y the groups of 8 rows. */
 KERNEL(route, CU_ROUTE_THREADS, 1)
 {
-    extern __shared__ uint4 dynamic[];
     __shared__ uint32_t ticket;
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t k = m->hidden, units = k / CU_DENSE_UNIT, tiles = cu_tiles(m->experts);
-    const gemv_shared sh = gemv_carve<ROUTE_WARPS>(dynamic, k, CU_ROUTE_RING * CU_DENSE_BYTES);
+    gemv_shared sh = gemv_carve<ROUTE_WARPS>(k, CU_ROUTE_RING * CU_DENSE_BYTES);
     dense_stream<ROUTE_WARPS, CU_ROUTE_RING> s;
     overlap_next();
     s.open(m->layer[layer].router, units, blockIdx.x, gridDim.x, tiles, sh.ring);
     overlap_wait();
-    const uint32_t first = blockIdx.y * ROUTE_ROWS, all = step->rows_count;
+    const uint32_t first = blockIdx.y * CU_ROUTE_ROWS, all = step->rows_count;
     if (first >= all) {
         copy_wait<0>();
         if (all == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
             route_head(m)->groups = route_head(m)->groups_prompt = 0;
         return;
     }
-    const uint32_t rows = min(all - first, (uint32_t)ROUTE_ROWS);
+    const uint32_t rows = min(all - first, (uint32_t)CU_ROUTE_ROWS);
+    gemv_rows<ROUTE_WARPS>(sh, rows, CU_ROUTE_RING * CU_DENSE_BYTES);
     route_norm(m, layer, first, rows, blockIdx.x == 0, sh);
     __syncthreads();
     dense_pass<1, ROUTE_WARPS, CU_ROUTE_RING>(
@@ -243,7 +242,7 @@ KERNEL(route, CU_ROUTE_THREADS, 1)
         route_pick(m, first + threadIdx.x / 32);
     __threadfence();
     __syncthreads();
-    const uint32_t blocks = gridDim.x * CU_DIV_UP(all, ROUTE_ROWS);
+    const uint32_t blocks = gridDim.x * CU_DIV_UP(all, CU_ROUTE_ROWS);
     if (threadIdx.x == 0)
         ticket = atomicAdd(&route_head(m)->arrived, 1u);
     __syncthreads();
