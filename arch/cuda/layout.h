@@ -123,7 +123,7 @@ NIB_BOTH uint32_t cu_split_keys(uint32_t pos)
 struct cu_group {
     uint32_t expert, place, count;
 };
-#define CU_GROUPS_MAX        (NIB_MAX_EXPERTS + NIB_MAX_SLOTS * NIB_MAX_EXPERTS_USED / CU_GEMV_ROWS)
+#define CU_GROUPS_MAX        (NIB_MAX_EXPERTS + NIB_MAX_SLOTS) /* of 4 rows or more */
 #define CU_GROUPS_PROMPT_MAX (NIB_MAX_EXPERTS + NIB_MAX_STEP_ROWS * NIB_MAX_EXPERTS_USED / CU_GEMM_M)
 
 /* `route`: this head, then logits fp32 [R][E], expert u32 [A], weight fp32 [A], place u32 [A], row u32 [A]. */
