@@ -50,14 +50,14 @@ static void gemv_launch(const struct nib_gpu_machine *m, uint32_t tiles, uint32_
 static void dense_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                          struct nib_gpu_geometry *ret)
 {
-    gemv_launch(m, cu_tiles(n), CU_DENSE_RING * CU_DENSE_BYTES, rows, k, 3, ret);
+    gemv_launch(m, cu_tiles(n), CU_DENSE_RING * CU_DENSE_BYTES, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
 static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                       struct nib_gpu_geometry *ret)
 {
     const uint32_t whole = CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_UNIT;
-    gemv_launch(m, rows * m->experts_used * cu_tiles(n), CU_MX_RING * CU_MX_STAGE, rows, whole, 2, ret);
+    gemv_launch(m, rows * m->experts_used * cu_tiles(n), CU_MX_RING * CU_MX_STAGE, rows, whole, CU_MX_BLOCKS, ret);
 }
 
 static void gemm_launch(uint32_t n, uint32_t y, uint32_t shared_bytes, struct nib_gpu_geometry *ret)

@@ -5,7 +5,7 @@
 #include "arch/cuda/gemm.cuh"
 #include "arch/cuda/moe_gemv.cuh"
 
-KERNEL(qkv, CU_GEMV_THREADS, 3)
+KERNEL(qkv, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_qkv done = {m, step->rows, layer};
@@ -17,7 +17,7 @@ KERNEL(qkv, CU_GEMV_THREADS, 3)
         });
 }
 
-KERNEL(out, CU_GEMV_THREADS, 3)
+KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 {
     const struct done_out done = {m, layer};
     dense_gemv(
@@ -28,7 +28,7 @@ KERNEL(out, CU_GEMV_THREADS, 3)
         });
 }
 
-KERNEL(head, CU_GEMV_THREADS, 3)
+KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
@@ -40,7 +40,7 @@ KERNEL(head, CU_GEMV_THREADS, 3)
         });
 }
 
-KERNEL(up, CU_GEMV_THREADS, 2)
+KERNEL(up, CU_GEMV_THREADS, CU_MX_BLOCKS)
 {
     const struct done_up done = {m, layer};
     const uint32_t *rows = route_array(m, 3);
@@ -51,7 +51,7 @@ KERNEL(up, CU_GEMV_THREADS, 2)
         });
 }
 
-KERNEL(down, CU_GEMV_THREADS, 2)
+KERNEL(down, CU_GEMV_THREADS, CU_MX_BLOCKS)
 {
     const struct done_down done = {m, layer};
     const uint32_t inner = m->intermediate;

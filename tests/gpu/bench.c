@@ -121,6 +121,7 @@ static void open_machine(struct rig *rig)
         rig->host_tables[i] = i;
     rig_up(rig, rig->m.tables, rig->host_tables, SLOTS * (CTX / 64) * 4);
     rig_up(rig, rig->m.sampling, rig->host_sampling, SLOTS * sizeof(struct nib_sampling));
+    rig_send_machine(rig);
     fill_weights(rig);
     rig_send_machine(rig);
 }

@@ -131,7 +131,7 @@ int rig_test_invariance(struct rig *rig)
         uint32_t ctx[SLOTS];
         for (uint32_t s = 0; s < SLOTS; s++)
             ctx[s] = CTX;
-        rig_arena(rig, 8ull << 30, true);
+        rig_arena(rig, 2ull << 30, true);
         model_open(rig, &model, shapes[i], SLOTS, CTX, ROWS, SLOTS * CTX / 64, 11);
         model_tables(rig, &model, ctx, SLOTS);
         const int decode = test_decode(rig, &model), prompt = test_prompt(rig, &model);

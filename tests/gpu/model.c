@@ -178,6 +178,7 @@ void model_open(struct rig *rig, struct model *model, const char *shape, uint32_
     const struct nib_shape *s = nib_shape_find(shape);
     *model = (struct model){.shape = s, .seed = seed};
     rig_machine(rig, s, 2, slots, ctx_tokens, rows, kv_pages);
+    rig_send_machine(rig); /* for the repack ops */
     make_layer(model);
     model->embed = random_bf16((uint64_t)s->vocab * s->hidden, 0, 1.0f, &model->seed);
     model->lm_head = random_bf16((uint64_t)s->vocab * s->hidden, 0, 2.0f / sqrtf((float)s->hidden), &model->seed);

@@ -665,7 +665,7 @@ static int test_shape(struct rig *rig, const char *shape, uint32_t long_ctx, uin
     printf("shape %s\n", shape);
     for (uint32_t i = 0; i < SLOTS; i++)
         ctx[i] = i == 0 ? long_ctx : 2048;
-    rig_arena(rig, 8ull << 30, true);
+    rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, shape, SLOTS, long_ctx, rows, long_ctx / 64 + SLOTS * 32, 7);
     model_tables(rig, &model, ctx, SLOTS);
     struct model_run runs[SLOTS + 4];

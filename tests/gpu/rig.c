@@ -207,7 +207,7 @@ void rig_machine(struct rig *rig, const struct nib_shape *s, uint32_t layers, ui
                                   .kv_pages = kv_pages,
                                   .sms = rig->sms};
     nib_rope_frequencies(m->rope_freq);
-    m->rope_factor = (float)(0.1 * __builtin_log(NIB_ROPE_FACTOR) + 1.0);
+    m->rope_factor = nib_rope_factor();
     machine_state(rig);
     const uint64_t picks = (uint64_t)rows * s->experts_used, q_dim = nib_q_dim(s);
     const uint64_t wide = q_dim > s->hidden ? q_dim : s->hidden, decode = slots < rows ? slots : rows;

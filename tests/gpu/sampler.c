@@ -167,7 +167,7 @@ static int test_vocab(struct rig *rig, const char *shape, int rounds)
 {
     struct state s = {.rig = rig, .seed = 99};
     const struct nib_shape *sh = nib_shape_find(shape);
-    rig_arena(rig, 8ull << 30, true);
+    rig_arena(rig, 2ull << 30, true);
     rig_machine(rig, sh, 2, SLOTS, 4096, 64, 64);
     rig_send_machine(rig);
     s.vocab = sh->vocab;
@@ -201,7 +201,7 @@ int rig_test_faults(struct rig *rig)
     struct model model;
     const uint32_t ctx[4] = {1024, 1024, 1024, 1024};
     int failures = 0;
-    rig_arena(rig, 8ull << 30, true);
+    rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, "tiny", 4, 1024, 64, 64, 5);
     model_tables(rig, &model, ctx, 4);
     const struct model_run run = {.slot = 1, .pos = 70, .count = 1, .decode = true};
