@@ -5,6 +5,7 @@
 # the test program X_test. arch/x86/X_ISA.c is compiled for that instruction set only.
 
 PREFIX  ?= /usr/local
+SYSCONFDIR ?= /etc
 DESTDIR ?=
 CC      ?= gcc
 VARIANT ?= rel
@@ -20,7 +21,7 @@ CFLAGS.rel := -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
 CFLAGS.san := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 LDFLAGS.rel := -Wl,-z,relro,-z,now
 LDFLAGS.san := -fsanitize=address,undefined
-BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"' -DNIB_DATADIR='"$(PREFIX)/share/nibbled"'
+BASE     := -std=c11 -D_GNU_SOURCE -I. -fPIE -MMD -MP $(WARN) -DNIB_VERSION='"$(VERSION)"'
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) $(TOOL_PKGS) 2>/dev/null)
 CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(PKG_CFLAGS) $(CFLAGS)
 LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
@@ -33,7 +34,7 @@ LDFLAGS_ALL += -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
 endif
 
 ISA.avx2   := -mavx2 -mfma -mf16c
-ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma
+ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma
 ISA.amx    := $(ISA.avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 
 CORE_SRC := $(wildcard core/*.c)
@@ -60,7 +61,7 @@ APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
 TESTS    := $(filter-out $(if $(GPU_ROWS),,%/kernels_gpu_test),$(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c tests/gpu/*_test.c)))
 
-.PHONY: all help demo check check-fast tests travel tidy format vectors install clean setup print-tests
+.PHONY: all help demo check check-fast check-systemd tests travel tidy format vectors install uninstall clean setup print-tests FORCE
 all: $(B)/nibbled $(B)/nibble
 
 help:
@@ -68,9 +69,11 @@ help:
 	@echo "make demo         install what is missing, build, make a model image, start the daemon, ask it a question"
 	@echo "make check        install what is missing, build with sanitizers, run every test"
 	@echo "make travel       programs and their libraries in build/travel, to run on a bare machine with a GPU"
+	@echo "make check-systemd  run the installed daemon under systemd in a container (root, debootstrap, systemd-nspawn)"
 	@echo "make tidy         check the tree's rules, formatting and clang-tidy"
 	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
-	@echo "make install      DESTDIR= PREFIX=  install programs, units, man pages, completion"
+	@echo "make install      DESTDIR= PREFIX= SYSCONFDIR=  install programs, units, man pages, completion, configuration"
+	@echo "make uninstall    DESTDIR= PREFIX= SYSCONFDIR=  remove them; the configuration stays"
 	@echo "make clean        remove build/"
 	@echo "VARIANT=san       build with ASan and UBSan; V=1 shows the commands"
 
@@ -89,6 +92,14 @@ $(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
 $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
 $(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
 $(B)/arch/table.o: ISA := $(GPU_WITH)
+# the files that know an installed path are compiled again when PREFIX or SYSCONFDIR is another
+PLACED := $(B)/tools/profiles.o $(B)/tools/synth.o $(B)/appliance/main.o
+$(PLACED): BASE += -DNIB_DATADIR='"$(PREFIX)/share/nibbled"' -DNIB_SYSCONFDIR='"$(SYSCONFDIR)"'
+$(PLACED): $(B)/places
+$(B)/places: FORCE
+	@mkdir -p $(dir $@)
+	@echo '$(PREFIX) $(SYSCONFDIR)' | cmp -s - $@ || echo '$(PREFIX) $(SYSCONFDIR)' >$@
+
 $(B)/%.o: %.c
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
@@ -146,6 +157,31 @@ build/travel/nibbled build/travel/nibble:
 $(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 
+# What is installed: source:destination:mode, destinations below PREFIX. /usr/local and /etc/nibbled.yaml in a
+# text become what PREFIX and SYSCONFDIR say.
+UNITS := lib/systemd/system
+INSTALLED := \
+	$(B)/nibbled:bin/nibbled:755 \
+	$(B)/nibble:bin/nibble:755 \
+	man/nibble.1:share/man/man1/nibble.1:644 \
+	man/nibbled.8:share/man/man8/nibbled.8:644 \
+	man/nibbled.yaml.5:share/man/man5/nibbled.yaml.5:644 \
+	etc/completion/nibble.bash:share/bash-completion/completions/nibble:644 \
+	etc/completion/nibbled.bash:share/bash-completion/completions/nibbled:644 \
+	etc/systemd/nibbled.service:$(UNITS)/nibbled.service:644 \
+	etc/systemd/nibbled.socket:$(UNITS)/nibbled.socket:644 \
+	etc/systemd/nibbled.service.d/gpu.conf.example:$(UNITS)/nibbled.service.d/gpu.conf.example:644 \
+	etc/sysusers.d/nibbled.conf:lib/sysusers.d/nibbled.conf:644 \
+	etc/tmpfiles.d/nibbled.conf:lib/tmpfiles.d/nibbled.conf:644 \
+	etc/o200k/o200k_base.tiktoken:share/nibbled/o200k_base.tiktoken:644 \
+	$(foreach p,$(wildcard etc/profiles/*.json),$(p):share/nibbled/profiles/$(notdir $(p)):644)
+
+install: $(B)/nibbled $(B)/nibble
+	@tools/install.sh install "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" $(INSTALLED)
+
+uninstall:
+	@tools/install.sh uninstall "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)" $(INSTALLED)
+
 setup:
 	@tools/setup.sh
 
@@ -162,6 +198,9 @@ print-tests:
 # what `make check` runs, without installing anything
 check-fast:
 	@tests/run.sh --no-python
+
+check-systemd:
+	@tests/systemd.sh
 
 vectors: setup
 	@tests/vectors/make.sh

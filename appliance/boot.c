@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sysexits.h>
 
 #include "appliance/log.h"
 #include "core/arith.h"
@@ -212,4 +213,20 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
         return err;
     s->engine = m->engine;
     return lock_memory(b, msg);
+}
+
+int nib_boot_exit_code(enum nib_err err)
+{
+    switch (err) {
+    case NIB_E_FORMAT:
+    case NIB_E_HASH:
+    case NIB_E_SIGNATURE:
+    case NIB_E_IO:
+        return EX_NOINPUT;
+    case NIB_E_ARG:
+    case NIB_E_LIMIT:
+        return EX_CONFIG;
+    default:
+        return EX_OSERR;
+    }
 }

@@ -18,4 +18,7 @@ enum nib_err nib_boot_plan(struct nib_boot *boot, struct nib_stepper *stepper, s
 /* nib_stepper.boot; arg is a struct nib_boot. Fails with the sentence for the journal. */
 enum nib_err nib_boot_run(void *arg, struct nib_stepper *stepper, struct nib_msg *msg);
 
+/* The process's exit code (sysexits) after boot failed so. */
+int nib_boot_exit_code(enum nib_err err);
+
 #endif

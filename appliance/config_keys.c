@@ -60,6 +60,8 @@ static const struct nib_config_key keys[] = {
      "Between two requests of one connection."},
     {"time.write_ms_max", NIB_CFG_UINT, AT(write_ms_max), 10, 600000, "10000", NULL,
      "How long a client may leave output unread."},
+    {"time.stall_ms_max", NIB_CFG_UINT, AT(stall_ms_max), 10, 3600000, "60000", NULL,
+     "Without a finished step for this long while requests run, /health says stalled (503)."},
     {"time.drain_ms_max", NIB_CFG_UINT, AT(drain_ms_max), 0, 3600000, "30000", NULL,
      "On SIGTERM, how long running requests may still take."},
     {"defaults.temperature", NIB_CFG_REAL, AT(temperature), 0, 2, "1.0", NULL,

@@ -104,6 +104,7 @@ void nib_conn_hangup(struct nib_front *front, uint64_t mark, bool both_ways)
         conn->half_closed = true;
         return;
     }
+    conn->gone = true;
     (void)epoll_ctl(front->epoll_fd, EPOLL_CTL_DEL, conn->fd, NULL);
     nib_generate_detach(front, conn);
     if (conn->suspended)
@@ -219,6 +220,22 @@ static bool is_json(const char *type)
     return type && !strncasecmp(type, json, n) && (type[n] == '\0' || type[n] == ';' || type[n] == ' ');
 }
 
+/* Whether requests are taken. The first of a connection to systemd's socket still is while the daemon drains: see
+ * front.c. */
+static bool serving(const struct nib_front *front, const struct nib_conn *conn)
+{
+    bool late = front->draining && !(front->passed && conn->requests == 1);
+    return front->attached && !late && !front->failed;
+}
+
+/* Whether a request waits for the model: on systemd's socket it does, like those that are not accepted yet. */
+static bool must_wait(const struct nib_front *front, const struct nib_conn *conn, const char *url)
+{
+    const struct nib_route *route = nib_route_find(url);
+    bool loading = !front->attached && !front->failed && !front->draining;
+    return front->passed && loading && !conn->gone && route && !route->early;
+}
+
 /* Everything that the head alone decides. false: conn->refusal says why. */
 static bool head_ok(struct nib_front *front, struct nib_conn *conn, const char *method)
 {
@@ -242,7 +259,7 @@ static bool head_ok(struct nib_front *front, struct nib_conn *conn, const char *
         return nib_refuse(r, 404, "not_found", NULL, "there is nothing at this path");
     if (strcmp(conn->route->method, method) != 0)
         return nib_refuse(r, 405, "method_not_allowed", NULL, "this path takes %s only", conn->route->method);
-    if (!conn->route->early && (!front->attached || front->draining || front->failed)) {
+    if (!conn->route->early && !serving(front, conn)) {
         bool loading = !front->attached && !front->failed;
         nib_refuse(r, 503, loading ? "loading" : "shutting_down", NULL, "%s",
                    loading ? "the model is still being loaded" : "the server is shutting down");
@@ -280,6 +297,7 @@ static enum MHD_Result begin_request(struct nib_front *front, struct nib_conn *c
     conn->received_us = nib_now_us();
     conn->refusal.status = 0;
     conn->status = 0;
+    conn->requests++;
     conn->counted = conn->route && conn->route->generates && !strcmp(method, conn->route->method);
     if (conn->counted) {
         front->metrics.received++;
@@ -323,6 +341,10 @@ static enum MHD_Result handle(void *cls, struct MHD_Connection *mhd, const char 
     if (!conn)
         return MHD_NO;
     if (!*con_cls) {
+        if (must_wait(front, conn, url)) {
+            nib_conn_suspend(conn); /* libmicrohttpd makes this same call again after the resume */
+            return MHD_YES;
+        }
         *con_cls = conn;
         return begin_request(front, conn, url, method);
     }

@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "appliance/boot.h"
 #include "appliance/json_in.h"
 #include "appliance/log.h"
 #include "appliance/notify.h"
@@ -20,7 +21,9 @@
 #define NIB_TURN_MS      100  /* deadlines are looked at this often while clients are connected */
 #define NIB_IDLE_TURN_MS 500  /* and this often otherwise */
 #define NIB_CUT_MS       2000 /* for cancelled requests to end */
+#define NIB_EXIT_MS      5000 /* for the threads and the process to end */
 #define NIB_STATUS_MS    1000 /* between two STATUS lines while loading */
+#define NIB_FRESH_MS     200  /* a client that has connected sends its request within this time */
 
 /* What an epoll event is about; larger marks are connections. */
 enum { MARK_MHD = 0xffffff00u, MARK_STEPPER, MARK_SIGNAL };
@@ -52,6 +55,14 @@ static enum nib_err open_loop(struct nib_front *front, struct nib_msg *msg)
     return NIB_OK;
 }
 
+/* Requests that waited for the model go on, or are refused by now. */
+static void resume_waiting(struct nib_front *front)
+{
+    for (uint32_t i = 0; i < NIB_MAX_CONNS; i++)
+        if (front->conns[i].used && front->conns[i].job < 0)
+            nib_conn_resume(front, &front->conns[i]);
+}
+
 /* The stepper has booted: its memory is the front's to use. */
 static void attach(struct nib_front *front)
 {
@@ -66,6 +77,7 @@ static void attach(struct nib_front *front)
                                                      .bpe_bytes = m->encode_scratch_bytes},
                                          .date = front->config->date};
     nib_json_pool_init(m->json_pool, front->config->json_bytes);
+    resume_waiting(front);
     nib_notify_status(false, "serving %s on %s, context %u tokens, %u slots", m->model, front->stepper->engine->row,
                       m->ctx_tokens, m->slots);
     nib_notify_ready();
@@ -73,13 +85,25 @@ static void attach(struct nib_front *front)
             m->ctx_tokens, m->slots);
 }
 
+/* Who connects to systemd's socket from now on waits there for the next daemon. */
+static void stop_accepting(struct nib_front *front)
+{
+    if (front->passed)
+        (void)MHD_quiesce_daemon(front->mhd);
+}
+
 static void begin_drain(struct nib_front *front)
 {
-    if (front->draining)
+    if (front->draining) {
+        front->drain_until_ms = nib_now_ms();
+        nib_log(NIB_LOG_NOTICE, "asked again to stop: running requests end now");
         return;
+    }
     front->draining = true;
     front->drain_until_ms = nib_now_ms() + front->config->drain_ms_max;
-    nib_notify_stopping();
+    stop_accepting(front);
+    resume_waiting(front);
+    nib_notify_stopping(front->config->drain_ms_max + NIB_CUT_MS + NIB_EXIT_MS);
     nib_notify_status(false, "draining: %u requests run on", front->jobs_active);
     nib_log(NIB_LOG_NOTICE, "draining: %u requests run on, for at most %llu ms", front->jobs_active,
             (unsigned long long)front->config->drain_ms_max);
@@ -116,16 +140,23 @@ static void check_failure(struct nib_front *front)
     if (front->failed || atomic_load(&front->stepper->state) != NIB_STATE_FAILED)
         return;
     front->failed = true;
+    stop_accepting(front);
+    resume_waiting(front);
     const struct nib_stepper *s = front->stepper;
-    bool image = s->failure_err == NIB_E_FORMAT || s->failure_err == NIB_E_HASH || s->failure_err == NIB_E_SIGNATURE ||
-                 s->failure_err == NIB_E_IO;
-    bool config = s->failure_err == NIB_E_ARG || s->failure_err == NIB_E_LIMIT;
     front->exit_code = EX_SOFTWARE;
     if (!front->attached)
-        front->exit_code = image ? EX_NOINPUT : config ? EX_CONFIG : EX_OSERR;
+        front->exit_code = nib_boot_exit_code(s->failure_err);
     nib_log(NIB_LOG_ERR, "%s", s->failure.text);
     nib_notify_status(false, "failed: %s", s->failure.text);
     front->drain_until_ms = nib_now_ms() + 1000; /* for the last answers to go out */
+}
+
+static void watch_stepper(struct nib_front *front, uint64_t now)
+{
+    uint64_t alive = atomic_load(&front->stepper->alive);
+    if (alive != front->moved_alive || front->jobs_active == 0)
+        front->moved_ms = now;
+    front->moved_alive = alive;
 }
 
 /* The watchdog is fed only when the stepper moved since the last time. */
@@ -165,12 +196,16 @@ static void cut_jobs(struct nib_front *front)
     }
 }
 
-/* Connections with a request that is not yet answered to the last byte. */
-static uint32_t busy_conns(const struct nib_front *front)
+/* Connections with a request that is not yet answered to the last byte. On systemd's socket also those that came just
+ * before the end: they are served, since whoever came a moment later is served by the next daemon. */
+static uint32_t busy_conns(const struct nib_front *front, uint64_t now)
 {
     uint32_t busy = 0;
-    for (uint32_t i = 0; i < NIB_MAX_CONNS; i++)
-        busy += front->conns[i].used && front->conns[i].phase > NIB_HTTP_HEAD;
+    for (uint32_t i = 0; i < NIB_MAX_CONNS; i++) {
+        const struct nib_conn *conn = &front->conns[i];
+        bool fresh = front->passed && conn->requests == 0 && now < conn->since_ms + NIB_FRESH_MS;
+        busy += conn->used && (fresh || conn->phase > NIB_HTTP_HEAD);
+    }
     return busy;
 }
 
@@ -179,7 +214,7 @@ static bool over(struct nib_front *front, uint64_t now)
 {
     if (!front->draining && !front->failed)
         return false;
-    if (front->jobs_active == 0 && busy_conns(front) == 0)
+    if (front->jobs_active == 0 && busy_conns(front, now) == 0)
         return true;
     if (now < front->drain_until_ms)
         return false;
@@ -193,6 +228,8 @@ static bool over(struct nib_front *front, uint64_t now)
 static void wait(struct nib_front *front)
 {
     int ms = front->metrics.connections ? NIB_TURN_MS : NIB_IDLE_TURN_MS;
+    if (front->watchdog_ms != 0 && (front->watchdog_ms + 1) / 2 < (unsigned)ms)
+        ms = (int)((front->watchdog_ms + 1) / 2);
     MHD_UNSIGNED_LONG_LONG mhd_ms;
     if (MHD_get_timeout(front->mhd, &mhd_ms) == MHD_YES && mhd_ms < (unsigned)ms)
         ms = (int)mhd_ms;
@@ -216,6 +253,7 @@ static void serve(struct nib_front *front)
         (void)MHD_run(front->mhd);
         uint64_t now = nib_now_ms();
         nib_conn_deadlines(front, now);
+        watch_stepper(front, now);
         feed_watchdog(front, now);
         show_progress(front, now);
         if (over(front, now))

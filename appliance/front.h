@@ -65,7 +65,9 @@ struct nib_route;
 struct nib_conn {
     bool used, suspended, dispatched, counted;
     bool half_closed; /* the client sends no more */
+    bool gone;        /* and reads no more */
     uint32_t generation;
+    uint32_t requests; /* begun on it */
     int fd;
     struct MHD_Connection *mhd;
     struct nib_peer peer;
@@ -87,6 +89,7 @@ struct nib_front {
     struct nib_front_mem mem;   /* valid once attached */
     bool attached;              /* READY was seen */
     bool draining, failed, cut; /* cut: running requests were cancelled to end the drain */
+    bool passed;                /* the listening socket is systemd's: it outlives this process */
     int listen_fd, epoll_fd, signal_fd;
     struct MHD_Daemon *mhd;
     struct nib_conn conns[NIB_MAX_CONNS];
@@ -99,6 +102,7 @@ struct nib_front {
     uint64_t next_id, started_s;
     uint64_t drain_until_ms, watchdog_ms, watchdog_last_ms, watchdog_alive;
     uint64_t status_last_ms, status_done;
+    uint64_t moved_alive, moved_ms; /* the stepper's last sign of life, and when it was seen */
     int exit_code;
 };
 

@@ -3,24 +3,29 @@
  */
 #include "appliance/json_in.h"
 
+#include <setjmp.h>
 #include <stdalign.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
 
 static struct {
     uint8_t *base;
     size_t bytes;
     size_t used;
     size_t peak;
-    bool full; /* a take failed since the last reset */
+    bool parsing; /* jansson's parser runs */
+    jmp_buf full; /* where a full pool leads while it does */
 } pool;
 
 static void *pool_take(size_t bytes)
 {
     size_t at = (pool.used + alignof(max_align_t) - 1) & ~(alignof(max_align_t) - 1);
     if (at > pool.bytes || bytes > pool.bytes - at) {
-        pool.full = true;
+        if (pool.parsing)
+            longjmp(pool.full, 1);
         return NULL;
     }
     pool.used = at + bytes;
@@ -40,7 +45,11 @@ void nib_json_pool_init(void *memory, size_t bytes)
     pool.bytes = bytes;
     pool.used = pool.peak = 0;
     json_set_alloc_funcs(pool_take, pool_drop);
-    json_object_seed(1); /* keys of one request cannot slow another: each tree is bounded */
+    size_t seed = 0; /* secret: else a client could choose keys that all collide */
+    while (seed == 0)
+        if (getrandom(&seed, sizeof seed, 0) != (ssize_t)sizeof seed)
+            seed = (size_t)(uintptr_t)memory ^ (size_t)getpid();
+    json_object_seed(seed);
 }
 
 void *nib_json_take(size_t bytes)
@@ -51,7 +60,6 @@ void *nib_json_take(size_t bytes)
 void nib_json_reset(void)
 {
     pool.used = 0;
-    pool.full = false;
 }
 
 size_t nib_json_pool_peak(void)
@@ -104,19 +112,33 @@ static const char *reason(enum json_error_code code)
     }
 }
 
+/* False: the pool is full. jansson 2.14 must not be given a NULL here: its reader of strings goes on
+ * with what it could not store. It holds nothing but pool memory, so it can be left in the middle. */
+static bool load(const char *text, size_t bytes, json_t **ret_root, json_error_t *ret_error)
+{
+    pool.parsing = true;
+    if (setjmp(pool.full) != 0) {
+        pool.parsing = false;
+        return false;
+    }
+    *ret_root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, ret_error);
+    pool.parsing = false;
+    return true;
+}
+
 enum nib_err nib_json_parse(const char *text, size_t bytes, json_t **ret_root, struct nib_msg *msg)
 {
     nib_json_reset();
     if (!depth_ok(text, bytes))
         return nib_fail(msg, NIB_E_LIMIT, "the body is nested deeper than %d levels", NIB_MAX_JSON_DEPTH);
     json_error_t error;
-    json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
+    json_t *root = NULL;
+    if (!load(text, bytes, &root, &error))
+        return nib_fail(msg, NIB_E_FULL, "the body needs more than %zu bytes to parse", pool.bytes);
     if (root) {
         *ret_root = root;
         return NIB_OK;
     }
-    if (pool.full)
-        return nib_fail(msg, NIB_E_FULL, "the body needs more than %zu bytes to parse", pool.bytes);
     return nib_fail(msg, NIB_E_FORMAT, "the body cannot be read at line %d, column %d: %s", error.line, error.column,
                     reason(json_error_code(&error)));
 }

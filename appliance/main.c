@@ -12,8 +12,9 @@
 #include "appliance/listen.h"
 #include "appliance/log.h"
 #include "appliance/notify.h"
+#include "appliance/plan_print.h"
 
-#define NIB_CONFIG_PATH "/etc/nibbled.yaml"
+#define NIB_CONFIG_PATH NIB_SYSCONFDIR "/nibbled.yaml"
 
 static struct nib_config config;
 static struct nib_stepper stepper;
@@ -25,6 +26,7 @@ static void print_help(void)
     (void)printf("nibbled %s: serves a gpt-oss model image over a UNIX socket, OpenAI's API\n\n"
                  "  --config FILE    configuration (default " NIB_CONFIG_PATH ")\n"
                  "  --check          read the configuration, say what is wrong with it, and stop\n"
+                 "  --plan           print the memory plan that boot would carry out, and stop\n"
                  "  --print-config   the documented configuration, every key at its default\n"
                  "  --print-fields   the parameters of a request, with their ranges, as JSON\n"
                  "  --version        the version\n"
@@ -48,6 +50,19 @@ static int fail(const struct nib_msg *msg, int code)
     nib_log(NIB_LOG_ERR, "%s", msg->text);
     nib_notify_status(false, "failed: %s", msg->text);
     return code;
+}
+
+/* What boot would plan, from the configuration and the image's header alone. */
+static int print_plan(void)
+{
+    struct nib_msg msg;
+    boot.config = &config;
+    boot.front = &front;
+    enum nib_err err = nib_boot_plan(&boot, &stepper, &msg);
+    if (!err)
+        nib_plan_print(stdout, &boot.machine.plan, &boot.machine.profile);
+    nib_machine_close(&boot.machine);
+    return err ? fail(&msg, nib_boot_exit_code(err)) : EX_OK;
 }
 
 static void block_signals(void)
@@ -78,15 +93,22 @@ static int serve(void)
     boot.front = &front;
     front.stepper = &stepper;
     front.listen_fd = fd;
+    front.passed = !own;
     stepper.boot = nib_boot_run;
     stepper.boot_arg = &boot;
+    stepper.idle_ms_max = (nib_notify_watchdog_ms() + 1) / 2; /* an idle turn before each ping */
     int code = EX_OSERR;
     if (nib_stepper_start(&stepper, &msg) != NIB_OK) {
         (void)fail(&msg, code);
     } else {
         code = nib_front_run(&front);
-        if (atomic_load(&stepper.state) != NIB_STATE_LOADING)
-            nib_stepper_stop(&stepper); /* a load under way ends with the process */
+        bool loading = atomic_load(&stepper.state) == NIB_STATE_LOADING;
+        if (own)
+            nib_listen_close(&config);
+        if (loading)
+            _exit(code); /* a load cannot be interrupted; it ends with the process, at once */
+        nib_stepper_stop(&stepper);
+        return code;
     }
     if (own)
         nib_listen_close(&config);
@@ -101,16 +123,13 @@ static int serve(void)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"config", required_argument, NULL, 'c'},
-        {"check", no_argument, NULL, 'k'},
-        {"print-config", no_argument, NULL, 'p'},
-        {"print-fields", no_argument, NULL, 'f'},
-        {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0},
+        {"config", required_argument, NULL, 'c'}, {"check", no_argument, NULL, 'k'},
+        {"plan", no_argument, NULL, 'P'},         {"print-config", no_argument, NULL, 'p'},
+        {"print-fields", no_argument, NULL, 'f'}, {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
     };
     const char *path = NIB_CONFIG_PATH;
-    bool check = false;
+    bool check = false, plan = false;
     for (int o; (o = getopt_long(argc, argv, "c:kvh", options, NULL)) != -1;) {
         switch (o) {
         case 'c':
@@ -118,6 +137,9 @@ int main(int argc, char **argv)
             break;
         case 'k':
             check = true;
+            break;
+        case 'P':
+            plan = true;
             break;
         case 'p':
             nib_config_print(stdout);
@@ -143,5 +165,7 @@ int main(int argc, char **argv)
     struct nib_msg msg;
     if (nib_config_load(path, &config, &msg) != NIB_OK)
         return fail(&msg, EX_CONFIG);
+    if (plan)
+        return print_plan();
     return check ? EX_OK : serve();
 }

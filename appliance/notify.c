@@ -2,6 +2,7 @@
  * cannot be sent is lost; systemd then acts by its own timeouts. */
 #include "appliance/notify.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,9 +36,11 @@ void nib_notify_ready(void)
     (void)sd_notify(0, "READY=1");
 }
 
-void nib_notify_stopping(void)
+void nib_notify_stopping(uint64_t most_ms)
 {
-    (void)sd_notify(0, "STOPPING=1");
+    char text[80];
+    (void)snprintf(text, sizeof text, "STOPPING=1\nEXTEND_TIMEOUT_USEC=%" PRIu64, most_ms * 1000u);
+    (void)sd_notify(0, text);
 }
 
 void nib_notify_watchdog(void)

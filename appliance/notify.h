@@ -18,7 +18,8 @@ uint64_t nib_notify_watchdog_ms(void);
 void nib_notify_status(bool booting, const char *fmt, ...) NIB_PRINTF(2, 3);
 
 void nib_notify_ready(void);
-void nib_notify_stopping(void);
+/* STOPPING=1, and that it may take `most_ms` from now. */
+void nib_notify_stopping(uint64_t most_ms);
 void nib_notify_watchdog(void);
 
 /* The listening socket systemd passed, or -1. NIB_E_ARG: it passed something else than one

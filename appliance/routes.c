@@ -37,9 +37,14 @@ static enum MHD_Result serve_health(struct nib_front *front, struct nib_conn *co
     } else if (!front->attached) {
         nib_out_fmt(&out, "{\"status\":\"loading\",\"loaded_bytes\":%llu,\"total_bytes\":%llu}\n", done, total);
     } else {
-        status = 200;
-        nib_out_fmt(&out, "{\"status\":\"ready\",\"model\":\"%s\",\"active\":%u,\"row\":\"%s\"}\n", front->mem.model,
-                    front->jobs_active, s->engine->row);
+        uint64_t age_ms = nib_now_ms() - front->moved_ms;
+        bool stalled = front->jobs_active > 0 && age_ms >= front->config->stall_ms_max;
+        status = stalled ? 503 : 200;
+        nib_out_fmt(&out,
+                    "{\"status\":\"%s\",\"model\":\"%s\",\"active\":%u,\"row\":\"%s\","
+                    "\"last_step_age_ms\":%llu}\n",
+                    stalled ? "stalled" : "ready", front->mem.model, front->jobs_active, s->engine->row,
+                    (unsigned long long)(front->jobs_active ? age_ms : 0));
     }
     return nib_respond_text(front, conn, status, "application/json", &out, true);
 }

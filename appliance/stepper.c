@@ -264,7 +264,7 @@ static void idle(struct nib_stepper *s)
     }
     if (!s->lost)
         atomic_fetch_add(&s->alive, 1);
-    wait_for(s->wake_stepper, NIB_IDLE_MS);
+    wait_for(s->wake_stepper, (int)(s->idle_ms_max && s->idle_ms_max < NIB_IDLE_MS ? s->idle_ms_max : NIB_IDLE_MS));
 }
 
 static void *run(void *arg)
@@ -304,6 +304,7 @@ enum nib_err nib_stepper_start(struct nib_stepper *s, struct nib_msg *msg)
     int rc = pthread_create(&s->thread, NULL, run, s);
     if (rc != 0)
         return nib_fail(msg, NIB_E_IO, "cannot start a thread: %s", strerror(rc));
+    (void)pthread_setname_np(s->thread, "nib-stepper");
     return NIB_OK;
 }
 

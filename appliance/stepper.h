@@ -41,7 +41,8 @@ struct nib_stepper {
     /* set before start */
     enum nib_err (*boot)(void *arg, struct nib_stepper *stepper, struct nib_msg *msg);
     void *boot_arg;
-    uint64_t canary_ms; /* idle time before the self-test runs again */
+    uint64_t canary_ms;   /* idle time before the self-test runs again */
+    uint64_t idle_ms_max; /* between two idle turns; 0: NIB_IDLE_MS */
 
     /* filled by boot, before it returns */
     struct nib_engine *engine;

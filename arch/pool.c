@@ -95,8 +95,10 @@ static int start_all(struct nib_pool *pool)
     for (uint32_t i = 1; i < pool->threads && rc == 0; i++) {
         pool->thread[i] = (struct nib_pool_thread){.pool = pool, .worker = i};
         rc = pthread_create(&pool->thread[i].handle, &attr, worker_main, &pool->thread[i]);
-        if (rc == 0)
+        if (rc == 0) {
+            (void)pthread_setname_np(pool->thread[i].handle, "nib-worker");
             pool->started++;
+        }
     }
     pthread_attr_destroy(&attr);
     return rc;

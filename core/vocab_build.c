@@ -22,7 +22,8 @@ static enum nib_err begin(const struct nib_vocab *v, uint8_t *out, size_t out_by
     if (want > out_bytes)
         return nib_fail(msg, NIB_E_LIMIT, "vocabulary: it needs %llu bytes and %zu are there", (unsigned long long)want,
                         out_bytes);
-    memcpy(out, NIB_VOCAB_MAGIC, 8);
+    for (size_t i = 0; i < 8; i++)
+        out[i] = (uint8_t)NIB_VOCAB_MAGIC[i];
     put_u32(out + 8, NIB_VOCAB_VERSION);
     put_u32(out + 12, v->ordinary);
     put_u32(out + 16, v->vocab);

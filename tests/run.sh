@@ -2,7 +2,7 @@
 # Runs every test: the Check programs under ASan and UBSan, then the Python tests (tools and wire) against the same
 # build. --no-python leaves the latter out. Prints one line a program and a closing count; exits 1 on any failure.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 
 export ASAN_OPTIONS="${ASAN_OPTIONS:-abort_on_error=0:detect_leaks=1:allocator_may_return_null=1}"
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}"
@@ -10,18 +10,20 @@ jobs=$(nproc)
 make -s -j"$jobs" VARIANT=san all tests || exit 1
 make -s -j"$jobs" VARIANT=rel all || exit 1
 
-passed=0 failed=0
-for program in $(make -s VARIANT=san print-tests); do
-    log="build/san/$(basename "$program").log"
-    if timeout 600 "$program" >"$log" 2>&1; then
-        passed=$((passed + 1))
-        printf 'ok    %-28s %s\n' "$(basename "$program")" "$(grep -o 'Checks: [0-9]*' "$log" | tail -n 1)"
+# one line a program; the last lines of its log when it failed
+run_one() {
+    name=$(basename "$1") log="$1.log"
+    if timeout 600 "$1" >"$log" 2>&1; then
+        printf 'ok    %-28s %s\n' "$name" "$(grep -o 'Checks: [0-9]*' "$log" | tail -n 1)"
     else
-        failed=$((failed + 1))
-        printf 'FAIL  %s\n' "$program"
-        tail -n 40 "$log"
+        printf 'FAIL  %s\n%s\n' "$1" "$(tail -n 40 "$log")"
     fi
-done
+}
+export -f run_one
+results=build/san/results
+make -s VARIANT=san print-tests | tr ' ' '\n' | xargs -P "$jobs" -I{} bash -c 'run_one {}' | tee "$results"
+passed=$(grep -c '^ok ' "$results")
+failed=$(grep -c '^FAIL ' "$results")
 
 if [ "${1:-}" != --no-python ]; then
     venv=build/venv

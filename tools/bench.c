@@ -19,13 +19,14 @@
 #include "tools/units.h"
 
 enum { PASSES = 5, RATE_PASSES = 5 };
+enum { FORMAT_TEXT, FORMAT_JSON, FORMAT_CSV };
 
 struct options {
     struct nib_machine_options machine;
     uint32_t prompt; /* tokens of a sequence's prompt */
     uint32_t tokens; /* decode steps timed */
     uint32_t batch;  /* sequences */
-    enum { FORMAT_TEXT, FORMAT_JSON, FORMAT_CSV } format;
+    uint32_t format; /* FORMAT_ */
 };
 
 struct result {
@@ -256,8 +257,8 @@ static void print_text(const struct bench *b, double prefill, double decode_rate
     const struct nib_plan *plan = &b->machine.plan;
     char device[160];
     nib_machine_device(&b->machine, device, sizeof device);
-    (void)printf("%s on %s, row %s, %u threads, batch %u, best of %d\n", plan->shape->name, device, plan->row->name,
-                 plan->threads, o->batch, PASSES);
+    (void)printf("%s on %s, row %s, %u thread%s, batch %u, best of %d\n", plan->shape->name, device, plan->row->name,
+                 plan->threads, plan->threads == 1 ? "" : "s", o->batch, PASSES);
     if (b->machine.device_note.text[0])
         (void)printf("  no GPU: %s\n", b->machine.device_note.text);
     (void)printf("  load          %9.2f s   %.2f GB/s\n", r->load_s, (double)plan->weight_bytes / 1e9 / r->load_s);
@@ -283,47 +284,31 @@ static void print(const struct bench *b)
     if (o->format == FORMAT_TEXT) {
         print_text(b, prefill, decode_rate, roof, share);
     } else if (o->format == FORMAT_CSV) {
+        char roofs[64] = ",";
+        if (roof > 0)
+            (void)snprintf(roofs, sizeof roofs, "%.2f,%.4f", roof, share);
         (void)printf("shape,row,threads,batch,prompt,tokens,read_gb_s,prefill_tokens_s,decode_tokens_s,p50_ms,p99_ms,"
-                     "roof_tokens_s,share\n%s,%s,%u,%u,%u,%u,%.2f,%.1f,%.2f,%.3f,%.3f,%.2f,%.4f\n",
+                     "roof_tokens_s,share\n%s,%s,%u,%u,%u,%u,%.2f,%.1f,%.2f,%.3f,%.3f,%s\n",
                      plan->shape->name, plan->row->name, plan->threads, o->batch, o->prompt, o->tokens,
-                     r->read_bytes_s / 1e9, prefill, decode_rate, r->decode_p50_s * 1e3, r->decode_p99_s * 1e3, roof,
-                     share);
+                     r->read_bytes_s / 1e9, prefill, decode_rate, r->decode_p50_s * 1e3, r->decode_p99_s * 1e3, roofs);
     } else {
-        json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "shape",
+        json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f}", "shape",
                                  plan->shape->name, "row", plan->row->name, "threads", (int)plan->threads, "batch",
                                  (int)o->batch, "prompt", (int)o->prompt, "tokens", (int)o->tokens, "read_bytes_s",
                                  r->read_bytes_s, "prefill_tokens_s", prefill, "decode_tokens_s", decode_rate,
                                  "decode_p50_ms", r->decode_p50_s * 1e3, "decode_p99_ms", r->decode_p99_s * 1e3,
-                                 "roof_tokens_s", roof, "share_of_roof", share, "load_s", r->load_s);
+                                 "roof_tokens_s", roof > 0 ? json_real(roof) : json_null(), "share_of_roof",
+                                 roof > 0 ? json_real(share) : json_null(), "load_s", r->load_s);
         (void)json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
         (void)putchar('\n');
         json_decref(json);
     }
 }
 
-static bool parse_format(const char *text, struct options *o)
-{
-    static const char *const names[] = {"text", "json", "csv"};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(text, names[i]) == 0) {
-            o->format = i;
-            return true;
-        }
-    }
-    return false;
-}
+static const char *const formats[] = {"text", "json", "csv", NULL};
 
-static bool parse_device(const char *text, struct options *o)
-{
-    static const char *const names[] = {[NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu"};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(text, names[i]) == 0) {
-            o->machine.device = (enum nib_device)i;
-            return true;
-        }
-    }
-    return false;
-}
+static const char *const devices[] = {
+    [NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu", NULL};
 
 /* Weights of `nibble synth` with seed 1, made as they are asked for. */
 static enum nib_err make_up(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
@@ -341,6 +326,8 @@ static bool parse_shape(const char *text, struct options *o)
     o->machine.made_up_source.read = make_up;
     const void *shape = o->machine.made_up;
     memcpy(&o->machine.made_up_source.arg, &shape, sizeof shape);
+    if (!shape)
+        (void)fprintf(stderr, "nibble bench: --shape: '%s' is no model shape; `nibble --help` names them\n", text);
     return shape != NULL;
 }
 
@@ -349,26 +336,26 @@ static bool parse_option(int option, struct options *o)
     struct nib_plan_request *ask = &o->machine.ask;
     switch (option) {
     case 'f':
-        return parse_format(optarg, o);
+        return nib_option_choice("nibble bench: --format", optarg, formats, &o->format);
     case 'm':
         o->machine.mask = optarg;
         return true;
     case 'd':
-        return parse_device(optarg, o);
+        return nib_option_choice("nibble bench: --device", optarg, devices, &o->machine.device);
     case 's':
         return parse_shape(optarg, o);
     case 't':
-        return nib_parse_count(optarg, NIB_MAX_THREADS, &ask->threads);
+        return nib_option_count("nibble bench: --threads", optarg, NIB_MAX_THREADS, &ask->threads);
     case 'p':
-        return nib_parse_count(optarg, NIB_MAX_CTX_TOKENS, &o->prompt);
+        return nib_option_count("nibble bench: --prompt", optarg, NIB_MAX_CTX_TOKENS, &o->prompt);
     case 'n':
-        return nib_parse_count(optarg, NIB_MAX_CTX_TOKENS, &o->tokens);
+        return nib_option_count("nibble bench: --tokens", optarg, NIB_MAX_CTX_TOKENS, &o->tokens);
     case 'b':
-        return nib_parse_count(optarg, NIB_MAX_SLOTS, &o->batch);
+        return nib_option_count("nibble bench: --batch", optarg, NIB_MAX_SLOTS, &o->batch);
     case 'r':
-        return nib_parse_count(optarg, NIB_MAX_STEP_ROWS, &ask->step_rows_max);
+        return nib_option_count("nibble bench: --rows", optarg, NIB_MAX_STEP_ROWS, &ask->step_rows_max);
     case 'l':
-        return nib_parse_size(optarg, &ask->memory_limit_bytes);
+        return nib_option_size("nibble bench: --memory-limit", optarg, &ask->memory_limit_bytes);
     default:
         return false;
     }
@@ -389,15 +376,13 @@ static bool parse_args(int argc, char **argv, struct options *o)
                                           {0}};
     int option;
     optind = 1;
-    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        if (!parse_option(option, o)) {
-            if (option != '?')
-                (void)fprintf(stderr, "nibble bench: '%s' is no valid value\n", optarg);
+    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
+        if (!parse_option(option, o))
             return false;
-        }
-    }
-    if (optind + (o->machine.made_up ? 0 : 1) != argc)
+    if (optind + (o->machine.made_up ? 0 : 1) != argc) {
+        (void)fprintf(stderr, "nibble bench: name one image, or a shape with --shape\n");
         return false;
+    }
     o->machine.image = argv[optind];
     /* one sequence's context a slot, no more */
     o->machine.ask.ctx_tokens = (uint32_t)nib_min_u64((uint64_t)o->prompt + o->tokens, NIB_MAX_CTX_TOKENS);

@@ -1,15 +1,17 @@
 /* tools/chat.c: `nibble chat`: a conversation with a running nibbled, in the terminal or as one question.
  * Owns the conversation (a JSON array of messages). One thread. Ctrl-C stops the answer, Ctrl-D ends the chat; what came
- * before a stop stays in the conversation. Fails with the daemon's sentence. */
+ * before a stop stays in the conversation, a question that got no whole answer for another reason is taken back. Fails
+ * with the daemon's sentence. */
 #include <getopt.h>
-#include <histedit.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "core/limits.h"
+#include "tools/chat_line.h"
+#include "tools/chat_view.h"
+#include "tools/clean.h"
 #include "tools/client.h"
 #include "tools/commands.h"
 #include "tools/units.h"
@@ -21,80 +23,46 @@ struct chat {
     json_t *system; /* message or NULL */
     bool colour;
     bool quiet;          /* no statistics */
-    bool dimmed;         /* reasoning is being printed */
     uint32_t max_tokens; /* 0: the daemon's default */
-    char *answer;        /* content so far, [NIB_MAX_BODY_BYTES + 1] */
+    struct nib_view view;
+    char *answer; /* content so far, [NIB_MAX_BODY_BYTES]: more could not be sent back */
     size_t answer_bytes;
 };
-
-static volatile sig_atomic_t stop_asked;
 
 static void on_interrupt(int signal)
 {
     (void)signal;
-    stop_asked = 1;
+    nib_chat_stop = 1;
 }
 
-static void set_dim(struct chat *c, bool dim)
+static void on_reasoning(void *arg, const char *text, size_t bytes)
 {
-    if (dim == c->dimmed)
+    nib_view_reasoning(&((struct chat *)arg)->view, text, bytes);
+}
+
+static void on_content(void *arg, const char *text, size_t bytes)
+{
+    struct chat *c = arg;
+    nib_view_content(&c->view, text, bytes);
+    if (bytes > NIB_MAX_BODY_BYTES - c->answer_bytes)
         return;
-    c->dimmed = dim;
-    if (c->colour)
-        (void)fputs(dim ? "\033[2m" : "\033[0m", stdout);
-    if (!dim)
-        (void)fputs("\n\n", stdout);
+    for (size_t i = 0; i < bytes; i++)
+        if (text[i]) /* the daemon takes no NUL back */
+            c->answer[c->answer_bytes++] = text[i];
 }
 
-static void on_reasoning(void *arg, const char *text)
+static void on_call(void *arg, const char *name, size_t bytes)
 {
-    struct chat *c = arg;
-    set_dim(c, true);
-    (void)fputs(text, stdout);
-    (void)fflush(stdout);
+    nib_view_call(&((struct chat *)arg)->view, name, bytes);
 }
 
-static void on_content(void *arg, const char *text)
+static void on_arguments(void *arg, const char *text, size_t bytes)
 {
-    struct chat *c = arg;
-    set_dim(c, false);
-    (void)fputs(text, stdout);
-    (void)fflush(stdout);
-    size_t bytes = strlen(text);
-    if (bytes <= NIB_MAX_BODY_BYTES - c->answer_bytes) {
-        memcpy(c->answer + c->answer_bytes, text, bytes + 1);
-        c->answer_bytes += bytes;
-    }
+    nib_view_arguments(&((struct chat *)arg)->view, text, bytes);
 }
 
-static void on_tool_call(void *arg, const char *name, const char *arguments)
+static json_t *make_request(const struct chat *c)
 {
-    struct chat *c = arg;
-    set_dim(c, false);
-    if (name)
-        (void)printf("[call] %s ", name);
-    (void)fputs(arguments, stdout);
-    (void)fflush(stdout);
-}
-
-static void print_stats(const struct chat *c, const struct nib_client_stats *s)
-{
-    if (c->quiet)
-        return;
-    (void)fflush(stdout);
-    double answer_s = s->total_s - s->first_s;
-    (void)fprintf(stderr, "%s[%u prompt tokens, first text after %.2f s", c->colour ? "\033[2m" : "", s->prompt_tokens,
-                  s->first_s);
-    if (s->completion_tokens > 1 && answer_s > 0)
-        (void)fprintf(stderr, ", %u tokens at %.1f tokens/s", s->completion_tokens,
-                      (s->completion_tokens - 1) / answer_s);
-    (void)fprintf(stderr, "%s%s]%s\n", *s->finish ? ", " : ", stopped", s->finish, c->colour ? "\033[0m" : "");
-}
-
-/* Asks with the conversation as it is and appends the answer; on refusal the question is taken back. */
-static enum nib_err ask(struct chat *c, const char *question, struct nib_msg *msg)
-{
-    json_array_append_new(c->messages, json_pack("{s:s, s:s}", "role", "user", "content", question));
     json_t *all = json_array();
     if (c->system)
         json_array_append(all, c->system);
@@ -104,29 +72,46 @@ static enum nib_err ask(struct chat *c, const char *question, struct nib_msg *ms
         json_object_set_new(request, "reasoning_effort", json_string(c->effort));
     if (c->max_tokens)
         json_object_set_new(request, "max_completion_tokens", json_integer(c->max_tokens));
-    struct nib_client_sink sink = {on_reasoning, on_content, on_tool_call, c};
+    return request;
+}
+
+/* Asks with the conversation as it is and appends the answer, whole or stopped (NIB_E_STATE). On any other failure the
+ * question is taken back. */
+static enum nib_err ask(struct chat *c, const char *question, struct nib_msg *msg)
+{
+    json_t *message = json_pack("{s:s, s:s}", "role", "user", "content", question);
+    if (!message)
+        return nib_fail(msg, NIB_E_ARG, "the question is not UTF-8 text");
+    json_array_append_new(c->messages, message);
+    json_t *request = make_request(c);
+    struct nib_client_sink sink = {on_reasoning, on_content, on_call, on_arguments, c};
     struct nib_client_stats stats = {0};
     c->answer_bytes = 0;
-    c->answer[0] = 0;
-    stop_asked = 0;
-    enum nib_err err = nib_client_chat(c->socket, request, &sink, &stop_asked, &stats, msg);
+    nib_chat_stop = 0;
+    enum nib_err err = nib_client_chat(c->socket, request, &sink, &nib_chat_stop, &stats, msg);
     json_decref(request);
-    set_dim(c, false);
+    nib_view_end(&c->view);
     if (err && err != NIB_E_STATE) {
         json_array_remove(c->messages, json_array_size(c->messages) - 1);
         return err;
     }
-    (void)putchar('\n');
-    print_stats(c, &stats);
+    if (!c->quiet)
+        nib_view_stats(&c->view, &stats);
     json_array_append_new(c->messages,
                           json_pack("{s:s, s:s%}", "role", "assistant", "content", c->answer, c->answer_bytes));
-    return NIB_OK;
+    return err;
 }
 
-static void set_system(struct chat *c, const char *text)
+static bool set_system(struct chat *c, const char *text)
 {
+    json_t *message = *text ? json_pack("{s:s, s:s}", "role", "system", "content", text) : NULL;
+    if (*text && !message) {
+        nib_view_say("the instructions are not UTF-8 text");
+        return false;
+    }
     json_decref(c->system);
-    c->system = *text ? json_pack("{s:s, s:s}", "role", "system", "content", text) : NULL;
+    c->system = message;
+    return true;
 }
 
 static bool set_effort(struct chat *c, const char *level)
@@ -138,86 +123,143 @@ static bool set_effort(struct chat *c, const char *level)
             return true;
         }
     }
-    (void)fprintf(stderr, "effort is low, medium or high\n");
+    nib_view_say("effort is low, medium or high");
     return false;
 }
 
-static void print_models(const struct chat *c)
+/* "name: context of N tokens, N at once, N waiting", a line each. */
+static void print_models(FILE *out, const json_t *models)
+{
+    size_t i;
+    json_t *m;
+    json_array_foreach(json_object_get(models, "data"), i, m)
+    {
+        const json_t *id = json_object_get(m, "id");
+        nib_clean_print(out, json_string_value(id), json_string_length(id));
+        (void)fprintf(out, ": context of %lld tokens, %lld at once, %lld waiting\n",
+                      (long long)json_integer_value(json_object_get(m, "context_length")),
+                      (long long)json_integer_value(json_object_get(m, "slots")),
+                      (long long)json_integer_value(json_object_get(m, "queue")));
+    }
+}
+
+static enum nib_err show_models(const struct chat *c, FILE *out, struct nib_msg *msg)
 {
     json_t *models;
-    struct nib_msg msg;
-    if (nib_client_get(c->socket, "/v1/models", &models, &msg)) {
-        (void)fprintf(stderr, "%s\n", msg.text);
-        return;
-    }
-    (void)json_dumpf(models, stdout, JSON_INDENT(2));
-    (void)putchar('\n');
+    enum nib_err err = nib_client_get(c->socket, "/v1/models", &models, msg);
+    if (err)
+        return err;
+    print_models(out, models);
+    (void)fflush(out);
     json_decref(models);
+    return NIB_OK;
+}
+
+static void do_effort(struct chat *c, const char *text)
+{
+    if (set_effort(c, text))
+        (void)fprintf(stderr, "effort is %s\n", c->effort);
+}
+
+static void do_system(struct chat *c, const char *text)
+{
+    if (set_system(c, text))
+        nib_view_say(*text ? "the instructions are set" : "there are no instructions");
+}
+
+static void do_reset(struct chat *c, const char *text)
+{
+    (void)text;
+    json_array_clear(c->messages);
+    nib_view_say("the conversation is empty");
+}
+
+static void do_models(struct chat *c, const char *text)
+{
+    struct nib_msg msg;
+    (void)text;
+    if (show_models(c, stdout, &msg))
+        nib_view_say(msg.text);
+}
+
+static void do_help(struct chat *c, const char *text)
+{
+    (void)c, (void)text;
+    nib_view_say("/effort low|medium|high  reasoning effort from now on\n"
+                 "/system TEXT             instructions for the whole conversation; none: no instructions\n"
+                 "/reset                   forget the conversation, keep the instructions\n"
+                 "/models                  what the daemon serves\n"
+                 "/help                    this list\n"
+                 "/quit                    end, as Ctrl-D does; Ctrl-C stops an answer");
 }
 
 /* A line that begins with '/'. False: end the chat. */
 static bool command(struct chat *c, const char *line)
 {
-    if (strcmp(line, "/quit") == 0 || strcmp(line, "/exit") == 0)
-        return false;
-    if (strcmp(line, "/reset") == 0)
-        json_array_clear(c->messages);
-    else if (strcmp(line, "/models") == 0)
-        print_models(c);
-    else if (strncmp(line, "/effort ", 8) == 0)
-        (void)set_effort(c, line + 8);
-    else if (strncmp(line, "/system", 7) == 0)
-        set_system(c, line[7] == ' ' ? line + 8 : "");
-    else
-        (void)fprintf(stderr, "/effort low|medium|high, /system TEXT, /reset, /models, /quit\n");
+    static const struct {
+        const char *name;
+        bool text; /* takes one */
+        void (*run)(struct chat *c, const char *text);
+    } commands[] = {{"/effort", true, do_effort},  {"/system", true, do_system}, {"/reset", false, do_reset},
+                    {"/models", false, do_models}, {"/help", false, do_help},    {"/quit", false, NULL}};
+    size_t bytes = strcspn(line, " ");
+    const char *text = line + bytes + strspn(line + bytes, " ");
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (strncmp(line, commands[i].name, bytes) != 0 || commands[i].name[bytes] || (*text && !commands[i].text))
+            continue;
+        if (commands[i].run)
+            commands[i].run(c, text);
+        return commands[i].run != NULL;
+    }
+    struct nib_msg msg;
+    (void)nib_fail(&msg, NIB_E_ARG, "there is no command \"%s\"; /help lists them", line);
+    nib_view_say(msg.text);
     return true;
 }
 
-static char *prompt_text(EditLine *edit)
+static enum nib_err converse(struct chat *c, struct nib_msg *msg)
 {
-    static char text[] = "> ";
-    (void)edit;
-    return text;
+    enum nib_err err = show_models(c, stderr, msg); /* a daemon that is not there is said before the first question */
+    if (!err)
+        err = nib_chat_line_open(msg);
+    if (err)
+        return err;
+    nib_view_say("/help lists the commands, Ctrl-D ends.");
+    char *line;
+    for (bool on = true; on && (line = nib_chat_line_read()); free(line)) {
+        if (*line == '/')
+            on = command(c, line);
+        else if (*line && (err = ask(c, line, msg)) && err != NIB_E_STATE)
+            nib_view_say(msg->text);
+    }
+    nib_chat_line_close();
+    return NIB_OK;
 }
 
-static int converse(struct chat *c)
+static bool set_option(struct chat *c, int option)
 {
-    EditLine *edit = el_init("nibble", stdin, stdout, stderr);
-    History *lines = history_init();
-    HistEvent event;
-    if (!edit || !lines) {
-        (void)fprintf(stderr, "nibble chat: the terminal cannot be used\n");
-        return NIB_EXIT_FAILED;
+    switch (option) {
+    case 's':
+        c->socket = optarg;
+        return true;
+    case 'e':
+        return set_effort(c, optarg);
+    case 'y':
+        return set_system(c, optarg);
+    case 'm':
+        return nib_option_count("nibble chat: --max-tokens", optarg, NIB_MAX_CTX_TOKENS, &c->max_tokens);
+    case 'n':
+        c->colour = false;
+        return true;
+    case 'q':
+        c->quiet = true;
+        return true;
+    default:
+        return false; /* getopt said why */
     }
-    history(lines, &event, H_SETSIZE, 1000);
-    el_set(edit, EL_PROMPT, prompt_text);
-    el_set(edit, EL_EDITOR, "emacs");
-    el_set(edit, EL_HIST, history, lines);
-    const char *line;
-    int count;
-    while ((line = el_gets(edit, &count)) && count > 0) {
-        char *text = strndup(line, strcspn(line, "\n"));
-        struct nib_msg msg;
-        if (!text)
-            break;
-        if (*text)
-            history(lines, &event, H_ENTER, line);
-        bool on = true;
-        if (*text == '/')
-            on = command(c, text);
-        else if (*text && ask(c, text, &msg))
-            (void)fprintf(stderr, "%s\n", msg.text);
-        free(text);
-        if (!on)
-            break;
-    }
-    history_end(lines);
-    el_end(edit);
-    return NIB_EXIT_OK;
 }
 
-/* Returns an exit code, or -1 to go on with argv[optind]. */
-static int parse_args(int argc, char **argv, struct chat *c)
+static bool parse_args(int argc, char **argv, struct chat *c)
 {
     static const struct option longs[] = {{"socket", required_argument, 0, 's'},
                                           {"effort", required_argument, 0, 'e'},
@@ -228,48 +270,38 @@ static int parse_args(int argc, char **argv, struct chat *c)
                                           {0}};
     int option;
     optind = 1;
-    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        bool good = true;
-        if (option == 's')
-            c->socket = optarg;
-        else if (option == 'e')
-            good = set_effort(c, optarg);
-        else if (option == 'y')
-            set_system(c, optarg);
-        else if (option == 'm')
-            good = nib_parse_count(optarg, NIB_MAX_CTX_TOKENS, &c->max_tokens);
-        else if (option == 'n')
-            c->colour = false;
-        else if (option == 'q')
-            c->quiet = true;
-        else
-            good = false;
-        if (!good)
-            return NIB_EXIT_USAGE;
+    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
+        if (!set_option(c, option))
+            return false;
+    if (optind + 1 < argc)
+        (void)fprintf(stderr, "nibble chat: more than one question; put it in quotes\n");
+    return optind + 1 >= argc;
+}
+
+static int run(struct chat *c, const char *question)
+{
+    struct sigaction action = {.sa_handler = on_interrupt};
+    (void)sigaction(SIGINT, &action, NULL);
+    nib_view_init(&c->view, c->colour);
+    struct nib_msg msg;
+    enum nib_err err = question ? ask(c, question, &msg) : converse(c, &msg);
+    if (err && err != NIB_E_STATE) {
+        (void)fprintf(stderr, "nibble chat: ");
+        nib_view_say(msg.text);
     }
-    return optind + 1 < argc ? NIB_EXIT_USAGE : -1;
+    return err ? NIB_EXIT_FAILED : NIB_EXIT_OK;
 }
 
 int nib_cmd_chat(int argc, char **argv)
 {
     const char *socket = getenv("NIBBLED_SOCKET");
     struct chat c = {.socket = socket ? socket : NIB_DEFAULT_SOCKET,
-                     .colour = isatty(STDOUT_FILENO) && !getenv("NO_COLOR"),
+                     .colour = true,
                      .messages = json_array(),
-                     .answer = malloc(NIB_MAX_BODY_BYTES + 1)};
-    int code = c.messages && c.answer ? parse_args(argc, argv, &c) : NIB_EXIT_FAILED;
-    if (code < 0) {
-        struct sigaction action = {.sa_handler = on_interrupt};
-        (void)sigaction(SIGINT, &action, NULL);
-        struct nib_msg msg;
-        code = NIB_EXIT_OK;
-        if (optind == argc) {
-            code = converse(&c);
-        } else if (ask(&c, argv[optind], &msg)) {
-            (void)fprintf(stderr, "nibble chat: %s\n", msg.text);
-            code = NIB_EXIT_FAILED;
-        }
-    }
+                     .answer = malloc(NIB_MAX_BODY_BYTES)};
+    int code = NIB_EXIT_FAILED;
+    if (c.messages && c.answer)
+        code = parse_args(argc, argv, &c) ? run(&c, argv[optind]) : NIB_EXIT_USAGE;
     json_decref(c.messages);
     json_decref(c.system);
     free(c.answer);

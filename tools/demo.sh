@@ -15,10 +15,6 @@ echo "answer will be noise."
 [ -f "$image" ] || "$bin/nibble" synth small "$image" --seed 1
 "$bin/nibble" info "$image"
 
-say "Its memory plan on this machine"
-"$bin/nibble" plan small --context 4096 --slots 2
-
-say "The daemon boots from the image"
 cat >"$dir/nibbled.yaml" <<EOF
 image:
   path: $PWD/$image
@@ -28,6 +24,10 @@ engine:
 socket:
   path: $socket
 EOF
+say "The memory plan the daemon will carve from"
+"$bin/nibbled" --config "$dir/nibbled.yaml" --plan
+
+say "The daemon boots from the image"
 "$bin/nibbled" --config "$dir/nibbled.yaml" 2>"$dir/nibbled.log" &
 daemon=$!
 stop() {

@@ -105,6 +105,9 @@ static int run(const struct command *c, int argc, char **argv)
             print_command(stdout, c);
             return NIB_EXIT_OK;
         }
+    static char name[32]; /* what getopt calls the program */
+    (void)snprintf(name, sizeof name, "nibble %s", c->name);
+    argv[0] = name;
     int code = c->run(argc, argv);
     if (code == NIB_EXIT_USAGE)
         (void)fprintf(stderr, "usage: nibble %s %s\n", c->name, c->args);

@@ -43,20 +43,19 @@ static bool parse_option(int option, struct options *o)
         o->mask = optarg;
         return true;
     case 'c':
-        return nib_parse_count(optarg, NIB_MAX_CTX_TOKENS, &o->request.ctx_tokens);
+        return nib_option_count("nibble plan: --context", optarg, NIB_MAX_CTX_TOKENS, &o->request.ctx_tokens);
     case 's':
-        return nib_parse_count(optarg, NIB_MAX_SLOTS, &o->request.slots);
+        return nib_option_count("nibble plan: --slots", optarg, NIB_MAX_SLOTS, &o->request.slots);
     case 't':
-        return nib_parse_count(optarg, NIB_MAX_THREADS, &o->request.threads);
+        return nib_option_count("nibble plan: --threads", optarg, NIB_MAX_THREADS, &o->request.threads);
     case 'l':
-        return nib_parse_size(optarg, &o->request.memory_limit_bytes);
+        return nib_option_size("nibble plan: --memory-limit", optarg, &o->request.memory_limit_bytes);
     default:
         return false;
     }
 }
 
-/* Returns an exit code, or -1 to go on. */
-static int parse_args(int argc, char **argv, struct options *o)
+static bool parse_args(int argc, char **argv, struct options *o)
 {
     static const struct option longs[] = {{"profile", required_argument, 0, 'p'},
                                           {"all", no_argument, 0, 'a'},
@@ -69,17 +68,15 @@ static int parse_args(int argc, char **argv, struct options *o)
                                           {0}};
     int option;
     optind = 1;
-    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        if (!parse_option(option, o)) {
-            if (option != '?')
-                (void)fprintf(stderr, "nibble plan: '%s' is no valid value\n", optarg);
-            return NIB_EXIT_USAGE;
-        }
+    while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
+        if (!parse_option(option, o))
+            return false;
+    if (o->all ? optind != argc : optind + 1 != argc) {
+        (void)fprintf(stderr, "nibble plan: name one shape, or --all\n");
+        return false;
     }
-    if (o->all ? optind != argc : optind + 1 != argc)
-        return NIB_EXIT_USAGE;
     o->shape = argv[optind];
-    return -1;
+    return true;
 }
 
 /* Selects the row and makes the plan; the structs it points to are the caller's. */
@@ -163,9 +160,8 @@ int nib_cmd_plan(int argc, char **argv)
     struct nib_row_facts facts;
     static struct nib_plan plan;
     struct nib_msg msg;
-    int code = parse_args(argc, argv, &o);
-    if (code >= 0)
-        return code;
+    if (!parse_args(argc, argv, &o))
+        return NIB_EXIT_USAGE;
     if (o.all)
         return run_all(&o);
     enum nib_err err = o.profile ? nib_profile_load(o.profile, &profile, &msg) : nib_arch_probe_cpu(&profile, &msg);

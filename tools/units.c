@@ -1,17 +1,20 @@
-/* tools/units.c: owns nothing. Any thread. Fails by returning false. */
+/* tools/units.c: owns nothing. One thread. Fails by saying on stderr what is allowed. */
 #include "tools/units.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-bool nib_parse_size(const char *text, uint64_t *ret_bytes)
+static bool parse_size(const char *text, uint64_t *ret_bytes)
 {
     static const char suffixes[] = "KMGT";
     char *end;
     if (*text < '0' || *text > '9')
         return false;
     double value = strtod(text, &end);
+    if (end != text + strspn(text, "0123456789."))
+        return false; /* hexadecimal, exponent */
     if (*end) {
         const char *suffix = strchr(suffixes, *end);
         if (!suffix || end[1])
@@ -19,13 +22,13 @@ bool nib_parse_size(const char *text, uint64_t *ret_bytes)
         for (const char *s = suffixes; s <= suffix; s++)
             value *= 1024;
     }
-    if (!(value >= 0 && value <= 0x1p60))
+    if (!(value >= 1 && value <= 0x1p60))
         return false;
     *ret_bytes = (uint64_t)value;
     return true;
 }
 
-bool nib_parse_count(const char *text, uint32_t max, uint32_t *ret_value)
+static bool parse_count(const char *text, uint32_t max, uint32_t *ret_value)
 {
     char *end;
     if (*text < '0' || *text > '9')
@@ -36,4 +39,35 @@ bool nib_parse_count(const char *text, uint32_t max, uint32_t *ret_value)
         return false;
     *ret_value = (uint32_t)value;
     return true;
+}
+
+bool nib_option_count(const char *what, const char *text, uint32_t max, uint32_t *ret_value)
+{
+    if (parse_count(text, max, ret_value))
+        return true;
+    (void)fprintf(stderr, "%s is \"%s\"; allowed are 1 to %u\n", what, text, max);
+    return false;
+}
+
+bool nib_option_size(const char *what, const char *text, uint64_t *ret_bytes)
+{
+    if (parse_size(text, ret_bytes))
+        return true;
+    (void)fprintf(stderr, "%s is \"%s\"; allowed are bytes, or a number with K, M, G or T\n", what, text);
+    return false;
+}
+
+bool nib_option_choice(const char *what, const char *text, const char *const names[], uint32_t *ret_index)
+{
+    for (uint32_t i = 0; names[i]; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *ret_index = i;
+            return true;
+        }
+    }
+    (void)fprintf(stderr, "%s is \"%s\"; allowed are", what, text);
+    for (uint32_t i = 0; names[i]; i++)
+        (void)fprintf(stderr, "%s %s", i == 0 ? "" : names[i + 1] ? "," : " and", names[i]);
+    (void)fputc('\n', stderr);
+    return false;
 }

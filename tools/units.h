@@ -1,14 +1,20 @@
-/* tools/units.h: sizes as people write them. Any thread. */
+/* tools/units.h: options' values as people write them. One thread. */
 #ifndef NIB_TOOLS_UNITS_H
 #define NIB_TOOLS_UNITS_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* "4096", "512K", "1.5G", "2T" (powers of 1024) to bytes; false when it is none or above 2^60. */
-bool nib_parse_size(const char *text, uint64_t *ret_bytes);
+/* Each reads `text`, the value of the option that `what` names ("nibble plan: --context"), or says on stderr what is
+ * allowed and returns false. */
 
-/* A whole number from 1 to max; false for anything else. */
-bool nib_parse_count(const char *text, uint32_t max, uint32_t *ret_value);
+/* A whole number from 1 to max. */
+bool nib_option_count(const char *what, const char *text, uint32_t max, uint32_t *ret_value);
+
+/* "4096", "512K", "1.5G", "2T" (powers of 1024): 1 to 2^60 bytes. */
+bool nib_option_size(const char *what, const char *text, uint64_t *ret_bytes);
+
+/* One of `names`, NULL at the end; *ret_index is its place. */
+bool nib_option_choice(const char *what, const char *text, const char *const names[], uint32_t *ret_index);
 
 #endif

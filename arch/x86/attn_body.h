@@ -14,6 +14,7 @@
 #define NIB_ARCH_X86_ATTN_BODY_H
 
 #include <math.h>
+#include <stddef.h>
 
 #include "arch/kernels.h"
 #include "arch/x86/kv.h"
@@ -62,8 +63,18 @@ NIB_INLINE void nib_attn_pair(NIB_VF (*sum)[NIB_ATTN_VECS], const float *a, uint
     }
 }
 
+/* Asks for the next share of a page of one head: a page in the steps of one page's scores and values. */
+NIB_INLINE void nib_attn_ask(const uint8_t **next)
+{
+    const uint32_t steps = 2 * NIB_KV_PAGE_TOKENS / NIB_ATTN_COLS * NIB_HEAD_DIM / 2;
+    for (uint32_t i = 0; i < 2 * NIB_KV_HALF_BYTES / steps; i += 64)
+        _mm_prefetch((const char *)*next + i, _MM_HINT_T0);
+    *next += 2 * NIB_KV_HALF_BYTES / steps;
+}
+
 /* scores of tokens lo <= j < hi of a page; the others become -inf */
-NIB_INLINE void nib_attn_scores(struct nib_attn_scratch *s, const float *q, const uint8_t *keys, int32_t lo, int32_t hi)
+NIB_INLINE void nib_attn_scores(struct nib_attn_scratch *s, const float *q, const uint8_t *keys, int32_t lo, int32_t hi,
+                                const uint8_t **next)
 {
     for (uint32_t c = 0; c < NIB_KV_PAGE_TOKENS; c += NIB_ATTN_COLS) {
         const int32_t first = lo - (int32_t)c, end = hi - (int32_t)c;
@@ -74,8 +85,11 @@ NIB_INLINE void nib_attn_scores(struct nib_attn_scratch *s, const float *q, cons
             for (uint32_t v = 0; v < NIB_ATTN_VECS; v++)
                 sum[h][v] = nib_v_zero();
         if (end > 0 && first < (int32_t)NIB_ATTN_COLS)
-            for (uint32_t p = 0; p < NIB_HEAD_DIM / 2; p++)
+            for (uint32_t p = 0; p < NIB_HEAD_DIM / 2; p++) {
+                if (*next)
+                    nib_attn_ask(next);
                 nib_attn_pair(sum, q, NIB_HEAD_DIM, keys + p * NIB_KV_LINE_BYTES + c * 4, p, ~0u);
+            }
 #pragma GCC unroll 8
         for (uint32_t h = 0; h < NIB_HEADS; h++)
 #pragma GCC unroll 2
@@ -118,7 +132,7 @@ NIB_INLINE void nib_attn_softmax(struct nib_attn_scratch *s, struct nib_attn_sta
 
 /* sum = sum * shrink + p V over tokens lo <= j < hi */
 NIB_INLINE void nib_attn_values(const struct nib_attn_scratch *s, struct nib_attn_state *st, const uint8_t *values,
-                                uint32_t lo, uint32_t hi, const float shrink[NIB_HEADS])
+                                uint32_t lo, uint32_t hi, const float shrink[NIB_HEADS], const uint8_t **next)
 {
     for (uint32_t c = 0; c < NIB_HEAD_DIM; c += NIB_ATTN_COLS) {
         NIB_VF sum[NIB_HEADS][NIB_ATTN_VECS];
@@ -134,8 +148,11 @@ NIB_INLINE void nib_attn_values(const struct nib_attn_scratch *s, struct nib_att
             nib_attn_pair(sum, s->p[0], NIB_KV_PAGE_TOKENS, lines + p * NIB_KV_LINE_BYTES, p, keep);
             p++;
         }
-        for (; p < hi / 2; p++)
+        for (; p < hi / 2; p++) {
+            if (*next)
+                nib_attn_ask(next);
             nib_attn_pair(sum, s->p[0], NIB_KV_PAGE_TOKENS, lines + p * NIB_KV_LINE_BYTES, p, ~0u);
+        }
         if (2 * p < hi)
             nib_attn_pair(sum, s->p[0], NIB_KV_PAGE_TOKENS, lines + p * NIB_KV_LINE_BYTES, p, 0xffffu);
 #pragma GCC unroll 8
@@ -146,19 +163,26 @@ NIB_INLINE void nib_attn_values(const struct nib_attn_scratch *s, struct nib_att
     }
 }
 
+/* One row and one page of one head; the page `next` (or NULL) is asked for meanwhile. */
 static void nib_attn_page(struct nib_attn_scratch *s, struct nib_attn_state *st, const float *q, const uint8_t *head,
-                          uint32_t lo, uint32_t hi)
+                          uint32_t lo, uint32_t hi, const uint8_t *next)
 {
     float shrink[NIB_HEADS];
-    nib_attn_scores(s, q, head, (int32_t)lo, (int32_t)hi);
+    nib_attn_scores(s, q, head, (int32_t)lo, (int32_t)hi, &next);
     nib_attn_softmax(s, st, (int32_t)lo, (int32_t)hi, shrink);
-    nib_attn_values(s, st, head + NIB_KV_HALF_BYTES, lo, hi, shrink);
+    nib_attn_values(s, st, head + NIB_KV_HALF_BYTES, lo, hi, shrink, &next);
 }
 
 /* First position query `pos` sees. */
 NIB_INLINE uint32_t nib_attn_begin(const struct nib_attn *a, uint32_t pos)
 {
     return a->window > 0 && pos + 1 > a->window ? pos + 1 - a->window : 0;
+}
+
+/* Keys, then values of KV head g in the page that holds positions 64 page and up. */
+NIB_INLINE const uint8_t *nib_attn_head(const struct nib_attn *a, uint32_t page, uint32_t g)
+{
+    return a->kv + a->pages[page % a->pages_count] * a->page_stride + g * 2 * NIB_KV_HALF_BYTES;
 }
 
 static void nib_attn_finish(const struct nib_attn_state *st, float *out)
@@ -181,13 +205,16 @@ static void nib_attn_rows(const struct nib_attn *a, uint32_t r0, uint32_t rows, 
     const uint32_t first = a->pos0 + r0, last = first + rows - 1;
     for (uint32_t page = nib_attn_begin(a, first) / NIB_KV_PAGE_TOKENS; page <= last / NIB_KV_PAGE_TOKENS; page++) {
         const uint32_t base = page * NIB_KV_PAGE_TOKENS;
-        const uint8_t *head = a->kv + a->pages[page % a->pages_count] * a->page_stride + g * 2 * NIB_KV_HALF_BYTES;
+        const uint8_t *head = nib_attn_head(a, page, g);
+        const uint8_t *next = page < last / NIB_KV_PAGE_TOKENS ? nib_attn_head(a, page + 1, g) : NULL;
         for (uint32_t r = 0; r < rows; r++) {
             const uint32_t begin = nib_attn_begin(a, first + r), end = first + r + 1;
             const uint32_t lo = begin > base ? begin - base : 0;
             const uint32_t hi = end < base + NIB_KV_PAGE_TOKENS ? end - base : NIB_KV_PAGE_TOKENS;
-            if (end > base && lo < hi)
-                nib_attn_page(s, &s->state[r], a->q + (r0 + r) * a->ldq + head_at, head, lo, hi);
+            if (end > base && lo < hi) {
+                nib_attn_page(s, &s->state[r], a->q + (r0 + r) * a->ldq + head_at, head, lo, hi, next);
+                next = NULL;
+            }
         }
     }
     for (uint32_t r = 0; r < rows; r++)

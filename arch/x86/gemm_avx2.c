@@ -14,7 +14,7 @@ NIB_INLINE void mx_fill(float *panel, const uint8_t *tile, uint32_t k0, uint32_t
             const __m256 scale = nib_mx_scale(tile + nib_x86_mx_scales_at(b) + 8 * half);
             float *to = panel + k * (uint64_t)NIB_GEMM_COLS + half * 8;
             __m256i pair[4];
-            nib_mx_pairs(line + 32 * half, pair);
+            nib_mx_pairs(nib_mx_bf16_tables(), line + 32 * half, pair);
 #pragma GCC unroll 4
             for (uint32_t j = 0; j < 4; j++) {
                 _mm256_store_ps(to + 2 * j * NIB_GEMM_COLS, _mm256_mul_ps(nib_v_even(pair[j]), scale));
@@ -32,10 +32,10 @@ uint64_t nib_gemm_scratch_bytes_avx2(uint32_t k)
 
 void nib_dense_gemm_avx2(const struct nib_matmul *mm, void *scratch)
 {
-    nib_gemm_run(mm, scratch, mm->k * sizeof(float), nib_x86_dense_tile_bytes(mm->k), nib_dense_fill);
+    nib_gemm_run(mm, scratch, nib_x86_acts_bytes(mm->k), nib_x86_dense_tile_bytes(mm->k), nib_dense_fill);
 }
 
 void nib_mx_gemm_avx2(const struct nib_matmul *mm, void *scratch)
 {
-    nib_gemm_run(mm, scratch, mm->k * sizeof(float), nib_x86_mx_tile_bytes(mm->k), mx_fill);
+    nib_gemm_run(mm, scratch, nib_x86_acts_bytes(mm->k), nib_x86_mx_tile_bytes(mm->k), mx_fill);
 }

@@ -28,10 +28,10 @@ uint64_t nib_gemm_scratch_bytes_avx512(uint32_t k)
 
 void nib_dense_gemm_avx512(const struct nib_matmul *mm, void *scratch)
 {
-    nib_gemm_run(mm, scratch, mm->k * sizeof(float), nib_x86_dense_tile_bytes(mm->k), nib_dense_fill);
+    nib_gemm_run(mm, scratch, nib_x86_acts_bytes(mm->k), nib_x86_dense_tile_bytes(mm->k), nib_dense_fill);
 }
 
 void nib_mx_gemm_avx512(const struct nib_matmul *mm, void *scratch)
 {
-    nib_gemm_run(mm, scratch, mm->k * sizeof(float), nib_x86_mx_tile_bytes(mm->k), mx_fill);
+    nib_gemm_run(mm, scratch, nib_x86_acts_bytes(mm->k), nib_x86_mx_tile_bytes(mm->k), mx_fill);
 }

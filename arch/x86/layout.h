@@ -12,6 +12,10 @@
  *   - byte (AVX2): in each 16-byte quarter (4 rows) row j has bytes 2j, 2j+1 and 8+2j, 8+2j+1; their low nibbles are
  *     elements 0, 1, 2, 3, the high ones 4, 5, 6, 7. Byte look-ups and a byte unpack give bf16 pairs.
  *
+ * Prepared activations of all x86 rows begin with the row in fp32 (for bf16 weights), then hold it as 16-bit integers
+ * with one scale a block of 32 (for MXFP4 weights in decode): x = integer * scale, scale = max|block| / 32767, so the
+ * error is at most 2^-16 of the block's largest. A block with a NaN or an infinity has the scale NaN.
+ *
  * Repacking is done at boot; rows n0..n1 of a call must be whole tiles (n1 may be n). Any thread; cannot fail. */
 #ifndef NIB_ARCH_X86_LAYOUT_H
 #define NIB_ARCH_X86_LAYOUT_H
@@ -50,6 +54,23 @@ static inline uint64_t nib_x86_mx_lines_at(uint32_t b)
 {
     return b / NIB_MX_GROUP * (uint64_t)NIB_MX_GROUP_BYTES + NIB_LINE_BYTES +
            b % NIB_MX_GROUP * (uint64_t)NIB_MX_TILE_BLOCK_BYTES;
+}
+
+/* Where a prepared row has its integers and its scales (floats), and its bytes. */
+static inline uint64_t nib_x86_acts_ints_at(uint32_t k)
+{
+    return (uint64_t)k * sizeof(float);
+}
+
+static inline uint64_t nib_x86_acts_scales_at(uint32_t k)
+{
+    return nib_x86_acts_ints_at(k) + (uint64_t)k * sizeof(int16_t);
+}
+
+static inline uint64_t nib_x86_acts_bytes(uint32_t k)
+{
+    return (nib_x86_acts_scales_at(k) + k / NIB_MX_BLOCK * sizeof(float) + NIB_LINE_BYTES - 1) / NIB_LINE_BYTES *
+           NIB_LINE_BYTES;
 }
 
 uint64_t nib_x86_dense_bytes(uint32_t n, uint32_t k);

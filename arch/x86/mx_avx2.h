@@ -1,23 +1,40 @@
-/* arch/x86/mx_avx2.h: MXFP4 in byte order (layout.h) to bf16 pairs, for AVX2 files. Any thread; cannot fail. */
+/* arch/x86/mx_avx2.h: MXFP4 in byte order (layout.h) to pairs of 16 bits, for AVX2 files. Any thread; cannot fail. */
 #ifndef NIB_ARCH_X86_MX_AVX2_H
 #define NIB_ARCH_X86_MX_AVX2_H
 
 #include "arch/x86/vec.h"
 
-/* Half a line (8 rows x 8 k): pair j has (k 2j, k 2j+1) of each row as bf16. E2M1 in bf16 is two byte look-ups. */
-NIB_INLINE void nib_mx_pairs(const uint8_t *half_line, __m256i pair[4])
+/* E2M1 as 16 bits by two byte look-ups: as bf16, or twice its value as an integer. */
+struct nib_mx_tables {
+    __m256i high, low;
+};
+
+NIB_INLINE struct nib_mx_tables nib_mx_bf16_tables(void)
 {
-    const __m256i high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
-                                                                   (char)0x80, (char)0xbf, (char)0xbf, (char)0xbf,
-                                                                   (char)0xc0, (char)0xc0, (char)0xc0, (char)0xc0));
-    const __m256i low =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0, 0, 0,
-                                                  (char)0x80, (char)0xc0, 0, 0x40, (char)0x80, (char)0xc0));
+    return (struct nib_mx_tables){
+        .high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41,
+                                                          -0x41, -0x41, -0x40, -0x40, -0x40, -0x40)),
+        .low = _mm256_broadcastsi128_si256(
+            _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40, 0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40)),
+    };
+}
+
+NIB_INLINE struct nib_mx_tables nib_mx_int_tables(void)
+{
+    return (struct nib_mx_tables){
+        .high = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1)),
+        .low = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)),
+    };
+}
+
+/* Half a line (8 rows x 8 k): pair j has (k 2j, k 2j+1) of each row in 16 bits each. */
+NIB_INLINE void nib_mx_pairs(struct nib_mx_tables t, const uint8_t *half_line, __m256i pair[4])
+{
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i line = _mm256_load_si256((const __m256i *)half_line);
     const __m256i a = _mm256_and_si256(line, nibble), b = _mm256_and_si256(_mm256_srli_epi16(line, 4), nibble);
-    const __m256i ah = _mm256_shuffle_epi8(high, a), al = _mm256_shuffle_epi8(low, a);
-    const __m256i bh = _mm256_shuffle_epi8(high, b), bl = _mm256_shuffle_epi8(low, b);
+    const __m256i ah = _mm256_shuffle_epi8(t.high, a), al = _mm256_shuffle_epi8(t.low, a);
+    const __m256i bh = _mm256_shuffle_epi8(t.high, b), bl = _mm256_shuffle_epi8(t.low, b);
     pair[0] = _mm256_unpacklo_epi8(al, ah);
     pair[1] = _mm256_unpackhi_epi8(al, ah);
     pair[2] = _mm256_unpacklo_epi8(bl, bh);

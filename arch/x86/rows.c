@@ -1,30 +1,17 @@
 /* arch/x86/rows.c: owns the kernel tables of the x86 rows. Constant; any thread. */
 #include "arch/x86/rows.h"
 
-#include <string.h>
-
 #include "arch/x86/kv.h"
 #include "arch/x86/layout.h"
 
-static uint64_t acts_bytes(uint32_t k)
-{
-    return (uint64_t)k * sizeof(float); /* k is a multiple of 32: rows stay aligned to 64 bytes */
-}
-
-static void acts_prep(void *dst, const float *x, uint64_t ldx, uint32_t m, uint32_t k)
-{
-    for (uint32_t i = 0; i < m; i++)
-        memcpy((uint8_t *)dst + i * acts_bytes(k), x + i * ldx, acts_bytes(k));
-}
-
 static void dense_gemv_avx512(const struct nib_matmul *mm)
 {
-    nib_dense_gemv_avx512(mm, acts_bytes(mm->k));
+    nib_dense_gemv_avx512(mm, nib_x86_acts_bytes(mm->k));
 }
 
 static void mx_gemv_avx512(const struct nib_matmul *mm)
 {
-    nib_mx_gemv_avx512(mm, acts_bytes(mm->k));
+    nib_mx_gemv_avx512(mm, nib_x86_acts_bytes(mm->k));
 }
 
 static void dense_gemv_amx(const struct nib_matmul *mm)
@@ -45,8 +32,8 @@ const struct nib_kernels nib_kernels_avx2 = {
     .dense_repack = nib_x86_dense_repack,
     .mx_bytes = nib_x86_mx_bytes,
     .mx_repack = nib_x86_mx_repack_byte,
-    .acts_bytes = acts_bytes,
-    .acts_prep = acts_prep,
+    .acts_bytes = nib_x86_acts_bytes,
+    .acts_prep = nib_acts_prep_avx2,
     .dense_gemv = nib_dense_gemv_avx2,
     .dense_gemm = nib_dense_gemm_avx2,
     .mx_gemv = nib_mx_gemv_avx2,
@@ -69,8 +56,8 @@ const struct nib_kernels nib_kernels_avx512 = {
     .dense_repack = nib_x86_dense_repack,
     .mx_bytes = nib_x86_mx_bytes,
     .mx_repack = nib_x86_mx_repack_lane,
-    .acts_bytes = acts_bytes,
-    .acts_prep = acts_prep,
+    .acts_bytes = nib_x86_acts_bytes,
+    .acts_prep = nib_acts_prep_avx512,
     .dense_gemv = dense_gemv_avx512,
     .dense_gemm = nib_dense_gemm_avx512,
     .mx_gemv = mx_gemv_avx512,

@@ -4,7 +4,8 @@
 
 #include "arch/kernels.h"
 
-/* AVX2, FMA. Prepared activations are the fp32 rows. */
+/* AVX2, FMA. */
+void nib_acts_prep_avx2(void *dst, const float *x, uint64_t ldx, uint32_t m, uint32_t k);
 void nib_dense_gemv_avx2(const struct nib_matmul *mm);
 void nib_dense_gemm_avx2(const struct nib_matmul *mm, void *scratch);
 void nib_mx_gemv_avx2(const struct nib_matmul *mm);
@@ -16,8 +17,8 @@ void nib_swiglu_avx2(float *a, const float *h, uint32_t n);
 uint64_t nib_attn_scratch_bytes_avx2(uint32_t ctx_tokens);
 void nib_attn_avx2(const struct nib_attn *a);
 
-/* AVX-512 F, BW, VL, DQ. Prepared activations begin with the fp32 row; the decode products take the bytes of a
- * prepared row, since the AMX row keeps more in it. */
+/* AVX-512 F, BW, VL, DQ, VNNI. The decode products take the bytes of a prepared row, since the AMX row keeps more in it. */
+void nib_acts_prep_avx512(void *dst, const float *x, uint64_t ldx, uint32_t m, uint32_t k);
 void nib_dense_gemv_avx512(const struct nib_matmul *mm, uint64_t stride);
 void nib_dense_gemm_avx512(const struct nib_matmul *mm, void *scratch);
 void nib_mx_gemv_avx512(const struct nib_matmul *mm, uint64_t stride);
@@ -29,7 +30,7 @@ void nib_swiglu_avx512(float *a, const float *h, uint32_t n);
 uint64_t nib_attn_scratch_bytes_avx512(uint32_t ctx_tokens);
 void nib_attn_avx512(const struct nib_attn *a);
 
-/* AMX with bf16. Prepared activations: the row in fp32, then each element as the sum of two bf16 numbers. */
+/* AMX with bf16. A prepared row also has each element as the sum of two bf16 numbers. */
 uint64_t nib_acts_bytes_amx(uint32_t k);
 void nib_acts_prep_amx(void *dst, const float *x, uint64_t ldx, uint32_t m, uint32_t k);
 void nib_dense_gemm_amx(const struct nib_matmul *mm, void *scratch);

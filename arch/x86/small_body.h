@@ -27,10 +27,11 @@ void NIB_ISA(nib_rmsnorm)(float *y, const float *x, const uint16_t *w, uint32_t 
     }
     const float squares = nib_v_sum(nib_v_add(nib_v_add(sum[0], sum[1]), nib_v_add(sum[2], sum[3])));
     const NIB_VF scale = nib_v_set1(1.0f / sqrtf(squares / (float)n + NIB_RMS_EPS));
-    for (i = 0; i < n; i += NIB_LANES) {
-        const uint32_t cols = n - i < NIB_LANES ? n - i : NIB_LANES;
-        const NIB_VF a = nib_v_mul(nib_v_load_n(x + i, cols), scale);
-        nib_v_store_n(y + i, nib_v_mul(a, nib_v_load_bf16_n(w + i, cols)), cols);
+    for (i = 0; i + NIB_LANES <= n; i += NIB_LANES)
+        nib_v_store(y + i, nib_v_mul(nib_v_mul(nib_v_load(x + i), scale), nib_v_load_bf16(w + i)));
+    if (i < n) {
+        const NIB_VF a = nib_v_mul(nib_v_load_n(x + i, n - i), scale);
+        nib_v_store_n(y + i, nib_v_mul(a, nib_v_load_bf16_n(w + i, n - i)), n - i);
     }
 }
 

@@ -82,6 +82,15 @@ NIB_INLINE NIB_VF nib_v_round(NIB_VF a)
 {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+NIB_INLINE NIB_VF nib_v_abs(NIB_VF a)
+{
+    return _mm512_abs_ps(a);
+}
+/* rounded to nearest and stored as NIB_LANES 16-bit integers, saturated */
+NIB_INLINE void nib_v_store_i16(int16_t *p, NIB_VF a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a)));
+}
 /* a * 2^n for a in [0.5, 2], n integral in [-126, 127] */
 NIB_INLINE NIB_VF nib_v_ldexp(NIB_VF a, NIB_VF n)
 {
@@ -218,6 +227,15 @@ NIB_INLINE NIB_VF nib_v_max(NIB_VF a, NIB_VF b)
 NIB_INLINE NIB_VF nib_v_round(NIB_VF a)
 {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+NIB_INLINE NIB_VF nib_v_abs(NIB_VF a)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+}
+NIB_INLINE void nib_v_store_i16(int16_t *p, NIB_VF a)
+{
+    const __m256i i = _mm256_cvtps_epi32(a);
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)));
 }
 NIB_INLINE NIB_VF nib_v_ldexp(NIB_VF a, NIB_VF n)
 {

@@ -233,16 +233,19 @@ END_TEST
 START_TEST(sizes_are_parsed)
 {
     uint64_t bytes = 7;
-    ck_assert(nib_parse_size("4096", &bytes) && bytes == 4096);
-    ck_assert(nib_parse_size("1.5G", &bytes) && bytes == 3ull << 29);
-    ck_assert(!nib_parse_size("", &bytes) && !nib_parse_size("-1", &bytes) && !nib_parse_size("1X", &bytes));
-    ck_assert(!nib_parse_size("1GB", &bytes) && !nib_parse_size("9999999T", &bytes) && !nib_parse_size("nan", &bytes));
+    ck_assert(nib_option_size("size", "4096", &bytes) && bytes == 4096);
+    ck_assert(nib_option_size("size", "1.5G", &bytes) && bytes == 3ull << 29);
+    ck_assert(!nib_option_size("size", "", &bytes) && !nib_option_size("size", "-1", &bytes) &&
+              !nib_option_size("size", "1X", &bytes));
+    ck_assert(!nib_option_size("size", "1GB", &bytes) && !nib_option_size("size", "9999999T", &bytes) &&
+              !nib_option_size("size", "nan", &bytes));
     ck_assert_uint_eq(bytes, 3ull << 29);
     uint32_t count = 5;
-    ck_assert(nib_parse_count("64", 64, &count) && count == 64);
-    ck_assert(!nib_parse_count("65", 64, &count) && !nib_parse_count("0", 64, &count));
-    ck_assert(!nib_parse_count("", 64, &count) && !nib_parse_count("-1", 64, &count));
-    ck_assert(!nib_parse_count("1x", 64, &count) && !nib_parse_count("99999999999999999999", UINT32_MAX, &count));
+    ck_assert(nib_option_count("count", "64", 64, &count) && count == 64);
+    ck_assert(!nib_option_count("count", "65", 64, &count) && !nib_option_count("count", "0", 64, &count));
+    ck_assert(!nib_option_count("count", "", 64, &count) && !nib_option_count("count", "-1", 64, &count));
+    ck_assert(!nib_option_count("count", "1x", 64, &count) &&
+              !nib_option_count("count", "99999999999999999999", UINT32_MAX, &count));
     ck_assert_uint_eq(count, 64);
 }
 END_TEST

@@ -1,11 +1,10 @@
 /* tests/kernels/bench.c: the bench of kernels_test: what this machine can do, and what each operation makes of it.
  *
- * The read rate is a sum over 1 GiB in huge pages by all threads; the peak is a loop of independent FMAs (or tile products)
+ * The read rate is that of a sweep over 1 GiB in huge pages by all threads; the peak is a loop of independent FMAs (or tile products)
  * in registers. Weights of an operation are cycled through more memory than the caches hold, as a model's layers are. The
  * best of several runs counts, since a shared machine only ever makes a run slower. */
 #include <math.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include "core/err.h"
 #include "tests/harness.h"
 #include "tests/kernels/kernels.h"
+#include "tools/memrate.h"
 
 enum { THREADS_MAX = 64, RUNS = 5, H = 2880, QKV = 5120, I2 = 5760, KV_HEADS = 8, HEADS = 64 };
 #define SWEEP_BYTES (1ull << 30)
@@ -21,6 +21,12 @@ enum { THREADS_MAX = 64, RUNS = 5, H = 2880, QKV = 5120, I2 = 5760, KV_HEADS = 8
 static uint32_t threads;
 static double read_bytes_s;
 static double peak_flops;
+static const char *only_op;
+
+static bool wanted(const char *op)
+{
+    return !only_op || strstr(op, only_op) != NULL;
+}
 
 static double now_s(void)
 {
@@ -83,22 +89,6 @@ static double time_s(void (*work)(void *, uint32_t), void *arg)
 }
 
 /* ---- the machine ---- */
-
-static _Atomic uint64_t sink;
-
-static void sweep(void *arg, uint32_t thread)
-{
-    const uint64_t share = SWEEP_BYTES / threads / 64 * 64;
-    const uint64_t *p = (const uint64_t *)((const uint8_t *)arg + thread * share), *end = p + share / 8;
-    uint64_t sum[8] = {0};
-    for (; p < end; p += 8) {
-        __builtin_prefetch((const uint8_t *)p + 4096);
-        for (int i = 0; i < 8; i++)
-            sum[i] |= p[i];
-    }
-    for (int i = 0; i < 8; i++)
-        sink |= sum[i];
-}
 
 #if defined(__x86_64__)
 #include "core/profile.h"
@@ -220,10 +210,14 @@ static void fill_weights(struct product_bench *b, uint64_t *seed)
 static void bench_product(const struct nib_kernels *row, bool mx, bool gemm, const uint32_t *ms, uint32_t n, uint32_t k)
 {
     uint64_t seed = 1;
+    char name[64];
+    (void)snprintf(name, sizeof name, "%s_%s", mx ? "mx" : "dense", gemm ? "gemm" : "gemv");
+    if (!wanted(name))
+        return;
     struct product_bench b = {.row = row, .mx = mx, .gemm = gemm, .n = n, .k = k};
     b.copies = (uint32_t)(SWEEP_BYTES / (mx ? row->mx_bytes(n, k) : row->dense_bytes(n, k))) + 1;
     if (gemm)
-        b.copies = b.copies / 8 + 1; /* enough work as it is */
+        b.copies = b.copies / (mx ? 1 : 8) + 1; /* enough work as it is */
     fill_weights(&b, &seed);
     b.scratch_bytes = nib_round_up(row->gemm_scratch_bytes(k), 4096);
     b.scratch = take_huge(threads * b.scratch_bytes);
@@ -236,7 +230,6 @@ static void bench_product(const struct nib_kernels *row, bool mx, bool gemm, con
         b.x = prepared.p;
         b.y = y.p;
         const double seconds = time_s(product_work, &b) / b.copies;
-        char name[64];
         (void)snprintf(name, sizeof name, "%s_%s m %u n %u k %u", mx ? "mx" : "dense", gemm ? "gemm" : "gemv", b.m, n,
                        k);
         print_line(row->name, name, (double)b.w_bytes, 2.0 * b.m * n * k, seconds, !gemm);
@@ -275,6 +268,8 @@ static void attn_work(void *arg, uint32_t thread)
 static void bench_attn(const struct nib_kernels *row, uint32_t tokens, uint32_t rows)
 {
     uint64_t seed = 2;
+    if (!wanted("attn"))
+        return;
     struct attn_bench b = {.row = row};
     const uint32_t pages = (uint32_t)nib_div_up(tokens, NIB_KV_PAGE_TOKENS);
     const uint64_t page_bytes = row->kv_page_bytes(KV_HEADS), width = HEADS * NIB_HEAD_DIM;
@@ -337,6 +332,8 @@ static void bench_small(const struct nib_kernels *row)
         static const char *const names[] = {"rmsnorm 2880", "rope 64 heads", "swiglu 2880", "acts_prep 2880",
                                             "kv_put 8 heads"};
         double best = 1e30;
+        if (!wanted(names[op]))
+            continue;
         for (int run = 0; run < RUNS; run++) {
             const double begin = now_s();
             for (int i = 0; i < TIMES; i++) {
@@ -374,13 +371,15 @@ static void bench_row(const struct nib_kernels *row)
     bench_small(row);
 }
 
-int kt_bench(void)
+int kt_bench(const char *op)
 {
+    only_op = op;
     const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     threads = cpus < 1 ? 1 : cpus > THREADS_MAX ? THREADS_MAX : (uint32_t)cpus;
     void *memory = take_huge(SWEEP_BYTES);
     memset(memory, 1, SWEEP_BYTES);
-    read_bytes_s = SWEEP_BYTES / time_s(sweep, memory);
+    struct nib_msg msg;
+    NIB_MUST(nib_memrate(memory, SWEEP_BYTES, threads, RUNS, &read_bytes_s, &msg) == NIB_OK);
     (void)munmap(memory, SWEEP_BYTES);
     printf("%u threads, read rate %.2f GB/s\n", threads, read_bytes_s / 1e9);
     for (size_t i = 0; i < kt_rows_count; i++)

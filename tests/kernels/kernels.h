@@ -64,6 +64,6 @@ size_t kt_small_tests(const TTest **to);
         return sizeof all / sizeof all[0];                                                                             \
     }
 
-int kt_bench(void);
+int kt_bench(const char *op); /* only operations whose name holds `op`, unless NULL */
 
 #endif

@@ -2,7 +2,8 @@
  *
  *     kernels_test [--row NAME]            the tests: ||out - ref|| / ||ref|| on fresh random inputs, batch invariance bit
  *                                          for bit, guard bytes, NaN scales
- *     kernels_test --bench [--row NAME]    this machine's read rate and peak, and each operation's share of them
+ *     kernels_test --bench [--row NAME] [--op TEXT]    this machine's read rate and peak, and the share of them of each
+ *                                          operation whose name holds TEXT
  *
  * Rows the machine cannot run are named and left out. NIB_TEST_SEED replays. */
 #include "tests/harness.h"
@@ -36,14 +37,16 @@ static bool find_rows(const char *only)
 int main(int argc, char **argv)
 {
     bool bench = false;
-    const char *only = NULL;
+    const char *only = NULL, *op = NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--bench") == 0) {
             bench = true;
         } else if (strcmp(argv[i], "--row") == 0 && i + 1 < argc) {
             only = argv[++i];
+        } else if (strcmp(argv[i], "--op") == 0 && i + 1 < argc) {
+            op = argv[++i];
         } else {
-            fprintf(stderr, "usage: kernels_test [--bench] [--row NAME]\n");
+            fprintf(stderr, "usage: kernels_test [--row NAME] [--bench [--op TEXT]]\n");
             return 2;
         }
     }
@@ -51,7 +54,7 @@ int main(int argc, char **argv)
         return 2;
     fflush(stdout);
     if (bench)
-        return kt_bench();
+        return kt_bench(op);
     const TTest *tests[64];
     size_t count = kt_matmul_tests(tests);
     count += kt_attn_tests(tests + count);

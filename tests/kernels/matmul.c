@@ -73,10 +73,13 @@ static void release(struct product *p)
     kt_free(&p->x);
 }
 
-/* fp32 sums; the AMX row's prefill keeps 16 bits of an activation's fraction. */
+/* bf16 weights and AVX prefill are fp32 throughout. Decode with MXFP4 weights rounds an activation to 2^-16 of its
+ * block's largest; the AMX row's prefill keeps 16 bits of its fraction. */
 static double allowed(const struct product *p)
 {
-    return p->gemm && strcmp(p->row->name, "amx") == 0 ? 2e-5 : 2e-6;
+    if (!p->gemm)
+        return p->w->mx ? 1e-4 : 2e-6;
+    return strcmp(p->row->name, "amx") == 0 ? 4e-5 : 2e-6;
 }
 
 struct worst {
@@ -223,17 +226,20 @@ static void expect_scales(const struct nib_kernels *row, bool gemm, uint64_t *se
          * not compared */
         const int shift = step == 0 ? 100 : step == 1 ? 0 : -100;
         struct kt_buf x = take_x(1, k, seed);
-        for (uint32_t i = 0; i < k; i++)
+        double norm = 0;
+        for (uint32_t i = 0; i < k; i++) {
             ((float *)x.p)[i] = ldexpf(((float *)x.p)[i], shift);
+            norm = hypot(norm, (double)((float *)x.p)[i]);
+        }
         struct product ref = prepare(kt_ref, &w, &x, 1, gemm), got = prepare(row, &w, &x, 1, gemm);
         struct kt_buf want = multiply(&ref, 1, NULL), have = multiply(&got, 1, NULL);
         for (uint32_t j = 0; j < n; j++) {
             const int power = (int)j - 127 + shift;
             if (power < -80 || power > 100 || j < 2)
                 continue;
-            const double error = kt_error((float *)have.p + j, 1, (float *)want.p + j, 1, 1, 1);
-            ck_assert_msg(error < 1e-3, "%s gemm %d scale %u: %g and %g", row->name, gemm, j,
-                          (double)((float *)have.p)[j], (double)((float *)want.p)[j]);
+            const double a = (double)((float *)have.p)[j], b = (double)((float *)want.p)[j];
+            const double error = fabs(a - b) / ldexp(norm, power - shift); /* the sum may cancel */
+            ck_assert_msg(error < 1e-4, "%s gemm %d scale %u: %g and %g", row->name, gemm, j, a, b);
         }
         release(&ref);
         release(&got);
@@ -253,7 +259,7 @@ START_TEST(all_scales)
 }
 END_TEST
 
-/* Scales 0 and 1 (denormal weights): exact in fp32, at most lost in bf16 tiles, never anything else. */
+/* Scales 0 and 1 (denormal weights): as others in decode and fp32, at most lost in bf16 tiles. */
 START_TEST(the_smallest_scales)
 {
     uint64_t seed = nib_test_seed();
@@ -271,7 +277,7 @@ START_TEST(the_smallest_scales)
             struct kt_buf want = multiply(&ref, 1, NULL), have = multiply(&got, 1, NULL);
             const double error = kt_error(have.p, n, want.p, n, 1, n);
             const bool tiles = gemm && strcmp(kt_rows[r]->name, "amx") == 0;
-            ck_assert_msg(error < (tiles ? 1.0 : 1e-6), "%s gemm %d: error %g", kt_rows[r]->name, gemm, error);
+            ck_assert_msg(error < (tiles ? 1.0 : 1e-4), "%s gemm %d: error %g", kt_rows[r]->name, gemm, error);
             release(&ref);
             release(&got);
             kt_free(&want);

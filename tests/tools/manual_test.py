@@ -1,4 +1,5 @@
-"""The manual page and the shell completion say what `nibble --help` says: every command, every option, every shape."""
+"""The manual pages and the shell completions say what `nibble --help`, `nibbled --help` and `nibbled --print-config`
+say: every command, option, shape and key, with its default and its range."""
 import os
 import pathlib
 import re
@@ -8,10 +9,14 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-NIBBLE = pathlib.Path(os.environ.get("NIB_BUILD", "build/rel")).resolve() / "nibble"
+BUILD = pathlib.Path(os.environ.get("NIB_BUILD", "build/rel")).resolve()
+NIBBLE, NIBBLED = BUILD / "nibble", BUILD / "nibbled"
 HELP = subprocess.run([NIBBLE, "--help"], capture_output=True, text=True, check=True).stdout
 MANUAL = (ROOT / "man" / "nibble.1").read_text()
-COMPLETION = ROOT / "etc" / "completion" / "nibble.bash"
+COMPLETION = ROOT / "etc" / "completion"
+DAEMON_HELP = subprocess.run([NIBBLED, "--help"], capture_output=True, text=True, check=True).stdout
+DAEMON_MANUAL = (ROOT / "man" / "nibbled.8").read_text()
+CONFIG_MANUAL = (ROOT / "man" / "nibbled.yaml.5").read_text()
 SHAPES = re.search(r"^Shapes: (.*)$", HELP, re.M).group(1).split()
 
 
@@ -42,7 +47,8 @@ def manual_options():
 def complete(*words):
     """What bash offers for the last word."""
     script = (
-        f'source "{COMPLETION}"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _nibble; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        f'source "{COMPLETION}/{words[0]}.bash"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+        f'_{words[0]}; printf "%s\\n" "${{COMPREPLY[@]}}"'
     )
     done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -68,6 +74,49 @@ def test_completion_offers_every_command_and_option():
     assert complete("nibble", "plan", "--profile", "h") == {"h100", "h200"}
     assert complete("nibble", "synth", "nano", "out", "--format", "") == {"image", "hf"}
     assert complete("nibble", "info", "Makef") == {"Makefile"}
+
+
+DAEMON_OPTIONS = set(re.findall(r"^  (--[a-z-]+)", DAEMON_HELP, re.M))
+
+
+def test_daemon_manual_has_every_option_and_exit_code():
+    assert len(DAEMON_OPTIONS) >= 7
+    listed = {"--" + name for name in re.findall(r"^\.It Fl -([a-z-]+)", DAEMON_MANUAL, re.M)}
+    assert listed == DAEMON_OPTIONS
+    codes = re.search(r"^Exit codes: (.*)\.$", DAEMON_HELP, re.M).group(1)
+    section = DAEMON_MANUAL.split(".Sh EXIT STATUS")[1].split(".Sh ")[0]
+    assert re.findall(r"^\.It (\d+)$", section, re.M) == re.findall(r"\d+", codes)
+
+
+def test_daemon_completion_offers_every_option():
+    assert complete("nibbled", "--") == DAEMON_OPTIONS
+    assert complete("nibbled", "--config", "Makef") == {"Makefile"}
+
+
+def test_config_manual_has_every_key_with_default_and_range():
+    printed = subprocess.run([NIBBLED, "--print-config"], capture_output=True, text=True, check=True).stdout
+    keys, section, comment = {}, None, None
+    for line in printed.splitlines():
+        if found := re.match(r"([a-z]+):$", line):
+            section = found.group(1)
+        elif line.startswith("  # "):
+            comment = line[4:]
+        elif found := re.match(r"  ([a-z_]+): (.*)$", line):
+            keys[f"{section}.{found.group(1)}"] = f"Default {found.group(2)}, {comment}."
+    assert len(keys) >= 25
+    listed = re.findall(r"^\.It Cm ([a-z]+\.[a-z_]+)\n((?:[^.\n].*\n)+)\.br\n(.*)$", CONFIG_MANUAL, re.M)
+    assert {name: values for name, _, values in listed} == keys
+    peer_keys = set(re.findall(r"^#   ([a-z_]+): ", printed, re.M))
+    section = CONFIG_MANUAL.split(".Ss peers")[1].split(".Sh ")[0]
+    assert len(peer_keys) == 4 and peer_keys <= set(re.findall(r"Cm ([a-z_]+) :", section))
+
+
+def test_config_manual_example_is_right(tmp_path):
+    example = re.search(r"\.Bd -literal -offset indent\n(.*?)\n\.Ed", CONFIG_MANUAL, re.S).group(1)
+    path = tmp_path / "nibbled.yaml"
+    path.write_text(example)
+    done = subprocess.run([NIBBLED, "--check", "--config", path], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed")

@@ -16,6 +16,15 @@ NIBBLED = BUILD / "nibbled"
 NIBBLE = BUILD / "nibble"
 HANG_S = 120  # a guard against hangs, not a measure of speed
 
+# An answer that is still running whenever a test looks, and the configuration that has room for it
+LONG = {"prompt": "x", "max_tokens": 60000}
+LONG_CONFIG = {"engine": {"ctx_tokens": 65536}, "limits": {"answer_bytes": 64 << 20}}
+
+
+def long_config(**more):
+    """LONG_CONFIG with other keys beside it."""
+    return {k: {**LONG_CONFIG.get(k, {}), **more.get(k, {})} for k in {*LONG_CONFIG, *more}}
+
 
 class Connection(http.client.HTTPConnection):
     def __init__(self, path, timeout=HANG_S):

@@ -99,6 +99,17 @@ def test_loading_is_served(start, tmp_path):
     nibbled.stop()
 
 
+def test_sigterm_while_loading(start, tmp_path):
+    """As early as there is a socket; on a quick machine the load may just be over."""
+    big = d.synth(tmp_path, "small")
+    for _ in range(3):
+        nibbled = start(image=big, wait=False)
+        while not nibbled.socket.exists():
+            assert nibbled.process.poll() is None
+        nibbled.stop()
+        assert not nibbled.socket.exists()
+
+
 def test_sigterm_drains(start, endless):
     nibbled = start()
     s = nibbled.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 1500, "seed": 1,

@@ -191,6 +191,15 @@ def test_context_length_has_both_numbers(nibbled):
     refused(nibbled.chat("x" * 5000), 400, "context_length_exceeded", "messages")
 
 
+def test_deep_schema_is_not_a_long_prompt(nibbled):
+    schema = {"type": "object"}
+    for _ in range(12):
+        schema = {"type": "object", "properties": {"a": schema}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    r = nibbled.chat(tools=tools)
+    assert r.status == 200 or refused(r, 400, "invalid_value", "messages")
+
+
 def test_json_pool(nibbled):
     """A body that is small as text and large as a tree is refused, and the next one is served."""
     body = '{"metadata":[%s1]}' % ("[]," * 300000)
