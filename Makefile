@@ -140,9 +140,9 @@ $(B)/tests/fake/libcuda.so: $(FAKE_OBJ)
 # the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
 TRAVEL := nibbled nibble $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
 travel: $(patsubst %,build/travel/%,$(TRAVEL))
-	@mkdir -p build/travel/lib
+	@rm -rf build/travel/lib && mkdir -p build/travel/lib
 	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
-	    grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' | xargs -r cp -u -L -t build/travel/lib
+	    grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' | xargs -r cp -L -t build/travel/lib
 	@du -sh build/travel
 build/travel/nibbled: $(B)/nibbled
 build/travel/nibble: $(B)/nibble

@@ -13,8 +13,8 @@
 
 struct nib_cuda {
     void *library;
-    int version; /* of the driver, CUDA x 1000 */
-#define NIB_CUDA_ENTRY(name, since, parameters) int(*name) parameters;
+    int version;                                                       /* of the driver, CUDA x 1000 */
+#define NIB_CUDA_ENTRY(name, since, parameters) int(*name) parameters; /* NOLINT(bugprone-macro-parentheses) */
     NIB_CUDA_CALLS(NIB_CUDA_ENTRY)
 #undef NIB_CUDA_ENTRY
 };

@@ -6,6 +6,8 @@
 
 #include "gpu/state.h"
 
+#define OVERLAP_VERSION_MIN 12030 /* CUDA 12.3: programmatic launches inside captured graphs */
+
 static enum nib_err find(struct nib_gpu_engine *e, enum nib_gpu_op op, struct nib_msg *msg)
 {
     const char *symbol = nib_gpu_op_symbol(op);
@@ -58,10 +60,10 @@ enum nib_err nib_gpu_module_allow(struct nib_gpu_engine *e, enum nib_gpu_op op, 
     if (block == 0 || block > threads_max)
         return nib_fail(msg, NIB_E_UNSUPPORTED, "row %s, kernel %s: blocks of %u threads, %s allows 1 to %llu",
                         e->k->name, symbol, block, e->gpu->name, (unsigned long long)threads_max);
-    if (fixed + shared_bytes > e->shared_bytes)
+    const unsigned long long needed = fixed + shared_bytes;
+    if (needed > e->shared_bytes)
         return nib_fail(msg, NIB_E_UNSUPPORTED, "row %s, kernel %s: %llu bytes of shared memory a block, %s has %llu",
-                        e->k->name, symbol, (unsigned long long)(fixed + shared_bytes), e->gpu->name,
-                        (unsigned long long)e->shared_bytes);
+                        e->k->name, symbol, needed, e->gpu->name, (unsigned long long)e->shared_bytes);
     if (shared_bytes <= allowed)
         return NIB_OK;
     return NIB_CU(e->cuda, msg, cuFuncSetAttribute, e->function[op], NIB_CU_FUNC_MAX_DYNAMIC_SHARED_BYTES,
@@ -71,13 +73,14 @@ enum nib_err nib_gpu_module_allow(struct nib_gpu_engine *e, enum nib_gpu_op op, 
 enum nib_err nib_gpu_launch(struct nib_gpu_engine *e, enum nib_gpu_op op, const struct nib_gpu_geometry *g,
                             uint32_t layer, struct nib_msg *msg)
 {
-    struct nib_cu_launch_attribute overlap = {.id = NIB_CU_ATTR_OVERLAP, .value.on = 1};
+    struct nib_cu_launch_attribute attribute = {.id = NIB_CU_ATTR_OVERLAP, .value.on = 1};
+    const bool overlap = g->overlap && e->cuda->version >= OVERLAP_VERSION_MIN;
     const struct nib_cu_launch_config config = {.grid = {g->grid[0], g->grid[1], g->grid[2]},
                                                 .block = {g->block, 1, 1},
                                                 .shared_bytes = g->shared_bytes,
                                                 .stream = e->stream,
-                                                .attributes = g->overlap ? &overlap : NULL,
-                                                .attributes_count = g->overlap ? 1 : 0};
+                                                .attributes = overlap ? &attribute : NULL,
+                                                .attributes_count = overlap ? 1 : 0};
     void *arguments[] = {&e->machine_at, &layer};
     struct nib_msg why;
     enum nib_err err = NIB_CU(e->cuda, &why, cuLaunchKernelEx, &config, e->function[op], arguments, NULL);

@@ -103,6 +103,13 @@ static void give_back(struct sender *s, struct nib_gpu_slot *slot)
         l->open->progress(l->open->progress_arg, s->done_bytes + atomic_load(&l->in_place_bytes), l->total_bytes);
 }
 
+/* Padding is compared too: it was zeroed. */
+static bool came_whole(const struct nib_gpu_letter *letter)
+{
+    const void *sent = &letter->sent.repack, *back = &letter->back.repack;
+    return letter->back.sum == letter->sum_wanted && memcmp(sent, back, sizeof letter->sent.repack) == 0;
+}
+
 /* Gives back every slot whose copy is done. */
 static enum nib_err reap(struct sender *s, struct nib_msg *msg)
 {
@@ -119,9 +126,7 @@ static enum nib_err reap(struct sender *s, struct nib_msg *msg)
         enum nib_err err = nib_cuda_result(cuda, "cuEventQuery", result, msg);
         if (err)
             return err;
-        const struct nib_gpu_letter *letter = slot->letter;
-        if (letter->back.sum != letter->sum_wanted ||
-            memcmp(&letter->back.repack, &letter->sent.repack, sizeof letter->sent.repack) != 0)
+        if (!came_whole(slot->letter))
             return nib_fail(msg, NIB_E_DEVICE, "bytes of %s changed on their way to the GPU", slot->job->tensor->name);
         s->from++;
         s->oldest_us = now;
@@ -162,7 +167,9 @@ static enum nib_err send_all(struct nib_gpu_loader *l, struct nib_msg *msg)
         if (!err)
             err = reap(&s, msg);
     }
-    /* also after a failure: the ring must not be in use when its events go */
+    if (err == NIB_E_DEVICE)
+        return err;
+    /* also after another failure: the ring must not be in use when its events go */
     struct nib_msg why;
     enum nib_err idle = nib_gpu_idle(l->e, l->e->step_us_max, &why);
     if (!err && idle)
