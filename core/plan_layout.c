@@ -187,7 +187,8 @@ static void add_gpu_activations(struct builder *b)
     add_scratch(b, NIB_R_THREAD, NIB_PHASE_QKV, NIB_PHASE_HEAD, row->scratch_bytes(s, d->slots, d->step_rows_max));
     add_scratch(b, NIB_R_QKV_OUT, NIB_PHASE_QKV, NIB_PHASE_ATTN, rows * nib_q_dim(s) * 2);
     add_scratch(b, NIB_R_ATTN, NIB_PHASE_ATTN, NIB_PHASE_ATTN, splits * (2 + NIB_HEAD_DIM) * 4);
-    add_scratch(b, NIB_R_ROUTE, NIB_PHASE_ROUTE, NIB_PHASE_DOWN, row->route_bytes(d->step_rows_max, s->experts));
+    /* all phases: it holds a ticket that must find the zero it left */
+    add_scratch(b, NIB_R_ROUTE, NIB_PHASE_QKV, NIB_PHASE_HEAD, row->route_bytes(d->step_rows_max, s->experts));
     add_scratch(b, NIB_R_GATED, NIB_PHASE_UP, NIB_PHASE_DOWN, picks * s->intermediate * 2);
     add_scratch(b, NIB_R_DOWN, NIB_PHASE_DOWN, NIB_PHASE_DOWN, picks * s->hidden * 4);
     add_scratch(b, NIB_R_LOGITS, NIB_PHASE_HEAD, NIB_PHASE_HEAD, head_rows * s->vocab * 4);

@@ -223,14 +223,13 @@ static enum nib_err deliver(struct nib_gpu_engine *e, const struct parcel *p, ui
 enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banned, struct nib_msg *msg)
 {
     static const uint64_t first_serial = 1;
-    static const enum nib_region_kind zeros[] = {NIB_R_STEP, NIB_R_SAMPLER_STATE, NIB_R_THREAD, NIB_R_ROUTE};
     const struct nib_gpu_machine *m = &e->machine;
     struct parcel parcels[3];
     uint32_t count = 0;
     uint64_t used = 0;
-    enum nib_err err = NIB_OK;
-    for (size_t i = 0; i < sizeof zeros / sizeof zeros[0] && !err; i++)
-        err = zero_region(e, zeros[i], msg);
+    enum nib_err err = zero_region(e, NIB_R_STEP, msg);
+    if (!err)
+        err = zero_region(e, NIB_R_SAMPLER_STATE, msg);
     if (err)
         return err;
     pack(e, &parcels[count++], e->machine_at, m, sizeof *m, &used);
@@ -238,4 +237,10 @@ enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banne
     if (banned)
         pack(e, &parcels[count++], m->banned, banned, nib_sample_banned_words(m->vocab) * 4ull, &used);
     return deliver(e, parcels, count, msg);
+}
+
+enum nib_err nib_gpu_bind_zero(struct nib_gpu_engine *e, struct nib_msg *msg)
+{
+    enum nib_err err = zero_region(e, NIB_R_THREAD, msg);
+    return err ? err : zero_region(e, NIB_R_ROUTE, msg);
 }

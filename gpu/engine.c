@@ -54,6 +54,8 @@ static enum nib_err start(struct nib_gpu_engine *e, const struct nib_gpu_engine_
     if (!err)
         err = nib_gpu_upload(e, o, msg);
     if (!err)
+        err = nib_gpu_bind_zero(e, msg);
+    if (!err)
         err = nib_gpu_graphs_make(e, msg);
     return err;
 }

@@ -59,6 +59,9 @@ struct nib_gpu_engine {
 void nib_gpu_bind(struct nib_gpu_engine *e);
 enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banned, struct nib_msg *msg) NIB_CHECKED;
 
+/* Zeroes what the kernels count in. After the weights are loaded: these regions share bytes with the load's staging. */
+enum nib_err nib_gpu_bind_zero(struct nib_gpu_engine *e, struct nib_msg *msg) NIB_CHECKED;
+
 /* module.c: loads the row's image and finds every op's function in it. */
 enum nib_err nib_gpu_module_load(struct nib_gpu_engine *e, struct nib_msg *msg) NIB_CHECKED;
 /* Lets an op use `shared_bytes` of dynamic shared memory in blocks of `block` threads. */
