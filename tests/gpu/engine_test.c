@@ -224,5 +224,43 @@ START_TEST(steps_allocate_nothing)
 }
 END_TEST
 
-NIB_SUITE(gpu_engine, answers_are_the_reference_s, steps_ahead_change_nothing, results_keep_the_caller_s_order,
-          bad_steps_change_nothing, load_reports_and_checks, steps_allocate_nothing)
+/* A region of the device through the start of the read ring, which nothing else uses after loading. */
+static const uint8_t *read_back(enum nib_region_kind kind, uint64_t *ret_bytes)
+{
+    const struct nib_cuda *cuda = &g.gpu.cuda;
+    const struct nib_region *r = nib_plan_region(&g.f.plan, kind, -1),
+                            *ring = nib_plan_region(&g.f.plan, NIB_R_READ_RING, -1);
+    struct CUstream_st *stream;
+    uint8_t *to = g.gpu.pinned + ring->offset;
+    ck_assert_uint_le(r->bytes, ring->bytes);
+    ck_assert_int_eq(cuda->cuStreamCreate(&stream, NIB_CU_STREAM_NON_BLOCKING), 0);
+    memset(to, 0xff, r->bytes);
+    ck_assert_int_eq(cuda->cuMemcpyDtoHAsync(to, g.gpu.base[r->space] + r->offset, r->bytes, stream), 0);
+    while (cuda->cuStreamQuery(stream) == NIB_CU_NOT_READY)
+        ;
+    ck_assert_int_eq(cuda->cuStreamDestroy(stream), 0);
+    *ret_bytes = r->bytes;
+    return to;
+}
+
+/* Staging lies on the same bytes as the kernels' scratch: after loading it must be zeros again. */
+START_TEST(scratch_is_zero_before_the_first_step)
+{
+    static const enum nib_region_kind kinds[] = {NIB_R_THREAD, NIB_R_ROUTE};
+    fake_env("h200", "");
+    gpu_fixture_open(&g, &nano);
+    const struct nib_region *staging = nib_plan_region(&g.f.plan, NIB_R_STAGING, -1);
+    for (size_t k = 0; k < sizeof kinds / sizeof kinds[0]; k++) {
+        const struct nib_region *r = nib_plan_region(&g.f.plan, kinds[k], -1);
+        ck_assert_uint_lt(r->offset, staging->offset + staging->bytes);
+        uint64_t bytes;
+        const uint8_t *at = read_back(kinds[k], &bytes);
+        for (uint64_t i = 0; i < bytes; i++)
+            ck_assert_msg(at[i] == 0, "%s: byte %llu is %u", nib_region_name(kinds[k]), (unsigned long long)i, at[i]);
+    }
+    gpu_fixture_close(&g);
+}
+END_TEST
+
+NIB_SUITE(gpu_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s, steps_ahead_change_nothing,
+          results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks, steps_allocate_nothing)
