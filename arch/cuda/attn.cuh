@@ -185,20 +185,39 @@ __device__ __forceinline__ void attn_merge_warps(const attn_shared &sh, uint32_t
     *ret_o = o;
 }
 
-/* The row's output of a head and dim, from `splits` partials in order and the sink. */
+/* The row's output of a head and dim, from `splits` partials in order and the sink; eight are loaded at a time. */
 __device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t layer, uint32_t row, uint32_t head,
                                              uint32_t d, uint32_t splits)
 {
     const float *part = attn_part(m, row, head, 0);
-    float most = bf16_at(m->layer[layer].sinks, head) * LOG2E;
-    const float sink = most;
-    for (uint32_t i = 0; i < splits; i++)
-        most = fmaxf(most, __ldcg(part + i * CU_ATTN_PART));
+    const float sink = bf16_at(m->layer[layer].sinks, head) * LOG2E;
+    float most = sink;
+    for (uint32_t i = 0; i < splits; i += 8) {
+        float v[8];
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++)
+            v[k] = i + k < splits ? __ldcg(part + (i + k) * CU_ATTN_PART) : -INFINITY;
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++)
+            most = fmaxf(most, v[k]);
+    }
     float sum = exp2f(sink - most), o = 0;
-    for (uint32_t i = 0; i < splits; i++) {
-        const float scale = exp2f(__ldcg(part + i * CU_ATTN_PART) - most);
-        sum += scale * __ldcg(part + i * CU_ATTN_PART + 1);
-        o += scale * __ldcg(part + i * CU_ATTN_PART + 2 + d);
+    for (uint32_t i = 0; i < splits; i += 8) {
+        float v[8], s[8], w[8];
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++) {
+            const float *p = part + (i + k) * CU_ATTN_PART;
+            const bool there = i + k < splits;
+            v[k] = there ? __ldcg(p) : -INFINITY;
+            s[k] = there ? __ldcg(p + 1) : 0;
+            w[k] = there ? __ldcg(p + 2 + d) : 0;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++) {
+            const float scale = exp2f(v[k] - most);
+            sum += scale * s[k];
+            o += scale * w[k];
+        }
     }
     return o / sum;
 }
@@ -259,14 +278,15 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
     if (splits == 1)
         return;
     uint32_t *arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        __threadfence();
         sh.last = atomicAdd(arrived, 1u) + 1 == min(splits, gridDim.y);
+        __threadfence();
+    }
     __syncthreads();
     if (!sh.last)
         return;
-    __threadfence();
     for (uint32_t i = threadIdx.x; i < NIB_GQA_GROUP * NIB_HEAD_DIM; i += CU_ATTN_THREADS)
         out[i] = __float2bfloat16(attn_finish(m, layer, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM,
                                               splits));

@@ -124,13 +124,20 @@ __device__ __forceinline__ void mx_fragment(uint32_t w, uint32_t a[4])
     a[2] = (w << 1 & 0x80008000u) | (w << 6 & 0x0e000e00u);
     a[3] = (w << 2 & 0x80008000u) | (w << 9 & 0x0e000e00u);
 }
-#define MX_UNSCALE 16384.0f
+#define MX_UNSCALE 16384.0f /* 2^14 */
 
-/* 2^(code - 127); 255 is NaN. */
-__device__ __forceinline__ float mx_scale(uint32_t code)
+/* Byte I of four E8M0 codes: 2^(code - 127). Code 0 counts as 0 (2^-127 times the largest activation is far below any
+ * output's last bit); 255 as infinity, which mx_finish makes a NaN. */
+template <int I> __device__ __forceinline__ float mx_scale(uint32_t codes)
 {
-    uint32_t odd = (code + 1 & 0xffu) <= 1 ? 0x400000u : 0;
-    return __uint_as_float(code << 23 | odd);
+    return __uint_as_float((I < 3 ? codes << (23 - 8 * I) : codes >> 1) & 0x7f800000u);
+}
+
+/* A finished sum. */
+__device__ __forceinline__ float mx_finish(float sum)
+{
+    sum *= MX_UNSCALE;
+    return fabsf(sum) < INFINITY ? sum : NAN;
 }
 
 __device__ __forceinline__ float bf16_at(nib_gpu_ptr p, uint64_t i)

@@ -99,46 +99,65 @@ __device__ __forceinline__ float swiglu(float gate, float up)
     return gate / (1.0f + expf(-NIB_SWIGLU_ALPHA * gate)) * (up + 1.0f);
 }
 
-/* Output row g of a tile is the gate and g + 8 the up part of one element; rows are places. */
+/* Output row g of a tile is the gate and g + 8 the up part of one element; rows are places. bias() may be called early. */
 struct done_up {
-    const struct nib_gpu_machine *m;
-    uint32_t layer;
+    const uint32_t *biases; /* [E][I] pairs of bf16 */
+    __half *gated;
+    uint32_t inner;
 
-    __device__ __forceinline__ void operator()(uint32_t expert, uint32_t tile, uint32_t place, uint32_t end,
-                                               const float c[4]) const
+    __device__ __forceinline__ done_up(const struct nib_gpu_machine *m, uint32_t layer)
+        : biases(at<const uint32_t>(m->layer[layer].up_bias)), gated(at<__half>(m->gated)), inner(m->intermediate)
     {
-        const uint32_t inner = m->intermediate, i = tile * 8 + threadIdx.x % 32 / 4;
+    }
+
+    __device__ __forceinline__ float2 bias(uint32_t expert, uint32_t tile) const
+    {
+        const uint32_t i = tile * 8 + threadIdx.x % 32 / 4;
+        const uint32_t pair = i < inner ? __ldg(biases + (uint64_t)expert * inner + i) : 0;
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
+
+    __device__ __forceinline__ void operator()(uint32_t tile, uint32_t place, uint32_t end, const float c[4], float2 b) const
+    {
+        const uint32_t i = tile * 8 + threadIdx.x % 32 / 4;
         if (i >= inner)
             return;
-        const uint64_t bias = (uint64_t)expert * 2 * inner + 2 * i;
-        const float gate = bf16_at(m->layer[layer].up_bias, bias), up = bf16_at(m->layer[layer].up_bias, bias + 1);
-        __half *gated = at<__half>(m->gated) + i;
+        __half *to = gated + (uint64_t)place * inner + i;
         if (place < end)
-            gated[(uint64_t)place * inner] = __float2half(swiglu(c[0] * MX_UNSCALE + gate, c[2] * MX_UNSCALE + up));
+            to[0] = __float2half(swiglu(mx_finish(c[0]) + b.x, mx_finish(c[2]) + b.y));
         if (place + 1 < end)
-            gated[(uint64_t)(place + 1) * inner] = __float2half(swiglu(c[1] * MX_UNSCALE + gate, c[3] * MX_UNSCALE + up));
+            to[inner] = __float2half(swiglu(mx_finish(c[1]) + b.x, mx_finish(c[3]) + b.y));
     }
 };
 
 struct done_down {
-    const struct nib_gpu_machine *m;
-    uint32_t layer;
+    const __nv_bfloat16 *biases; /* [E][H] */
+    float *down;
+    uint32_t hidden;
 
-    __device__ __forceinline__ void operator()(uint32_t expert, uint32_t tile, uint32_t place, uint32_t end,
-                                               const float c[4]) const
+    __device__ __forceinline__ done_down(const struct nib_gpu_machine *m, uint32_t layer)
+        : biases(at<const __nv_bfloat16>(m->layer[layer].down_bias)), down(at<float>(m->down)), hidden(m->hidden)
     {
-        const uint32_t hidden = m->hidden;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4 + h * 8;
-            if (n >= hidden)
-                continue;
-            const float bias = bf16_at(m->layer[layer].down_bias, (uint64_t)expert * hidden + n);
-            float *y = at<float>(m->down) + n;
-            if (place < end)
-                y[(uint64_t)place * hidden] = c[2 * h] * MX_UNSCALE + bias;
-            if (place + 1 < end)
-                y[(uint64_t)(place + 1) * hidden] = c[2 * h + 1] * MX_UNSCALE + bias;
-        }
+    }
+
+    __device__ __forceinline__ float2 bias(uint32_t expert, uint32_t tile) const
+    {
+        const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4;
+        const __nv_bfloat16 *from = biases + (uint64_t)expert * hidden + n;
+        return make_float2(n < hidden ? __bfloat162float(from[0]) : 0, n + 8 < hidden ? __bfloat162float(from[8]) : 0);
+    }
+
+    __device__ __forceinline__ void operator()(uint32_t tile, uint32_t place, uint32_t end, const float c[4], float2 b) const
+    {
+        const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4;
+        float *to = down + (uint64_t)place * hidden + n;
+        if (place < end && n < hidden)
+            to[0] = mx_finish(c[0]) + b.x;
+        if (place + 1 < end && n < hidden)
+            to[hidden] = mx_finish(c[1]) + b.x;
+        if (place < end && n + 8 < hidden)
+            to[8] = mx_finish(c[2]) + b.y;
+        if (place + 1 < end && n + 8 < hidden)
+            to[hidden + 8] = mx_finish(c[3]) + b.y;
     }
 };

@@ -34,26 +34,35 @@
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
-/* GEMV_ROWS: rows of one pass over the weights; RING: units in flight a warp; BLOCKS: of a multiprocessor. The portable row fits
+/* GEMV_ROWS: rows of one pass over the weights; RING: units (mx: spans) in flight a warp; BLOCKS: of a multiprocessor. The portable row fits
  * in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
 #if NIB_SM >= 90
 #define CU_GEMV_ROWS 16
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 6
-#define CU_MX_RING    8
+#endif
+#ifndef CU_MX_RING
+#define CU_MX_RING 3
 #endif
 #define CU_ROUTE_RING 12
 #else
 #define CU_GEMV_ROWS 4
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 4
-#define CU_MX_RING    6
+#endif
+#ifndef CU_MX_RING
+#define CU_MX_RING 2
 #endif
 #define CU_ROUTE_RING 4
 #endif
+#ifndef CU_DENSE_BLOCKS
 #define CU_DENSE_BLOCKS 3
-#define CU_MX_BLOCKS    2
-#define CU_MX_STAGE     (CU_MX_BYTES + 128) /* codes, and each lane's scale word */
+#endif
+#ifndef CU_MX_BLOCKS
+#define CU_MX_BLOCKS 2
+#endif
+#define CU_MX_SPAN      5 /* mx units of a stage of the ring: a warp's share of 2880 inputs */
+#define CU_MX_STAGE     (CU_MX_SPAN * (CU_MX_BYTES + CU_MX_SCALES))
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */

@@ -42,25 +42,16 @@ KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 
 KERNEL(up, CU_GEMV_THREADS, CU_MX_BLOCKS)
 {
-    const struct done_up done = {m, layer};
     const uint32_t *rows = route_array(m, 3);
-    moe_gemv(
-        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t place) { return acts_row(m, rows[place]); },
-        [&](uint32_t expert, uint32_t tile, uint32_t place, uint32_t end, const float c[4]) {
-            done(expert, tile, place + threadIdx.x % 4 * 2, end, c);
-        });
+    moe_gemv(m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t place) { return acts_row(m, rows[place]); },
+             done_up(m, layer));
 }
 
 KERNEL(down, CU_GEMV_THREADS, CU_MX_BLOCKS)
 {
-    const struct done_down done = {m, layer};
     const uint32_t inner = m->intermediate;
-    moe_gemv(
-        m, m->layer[layer].down, m->hidden, inner,
-        [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); },
-        [&](uint32_t expert, uint32_t tile, uint32_t place, uint32_t end, const float c[4]) {
-            done(expert, tile, place + threadIdx.x % 4 * 2, end, c);
-        });
+    moe_gemv(m, m->layer[layer].down, m->hidden, inner,
+             [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }
 
 /* Tokens of this block's tile of prompt rows, and the row of its first. */
@@ -125,12 +116,12 @@ KERNEL(up_prompt, CU_GEMM_THREADS, 2)
         return;
     const struct cu_group group = route->group_prompt[blockIdx.y];
     const uint32_t *rows = route_array(m, 3) + group.place, stride = acts_stride16(m);
-    const struct done_up done = {m, layer};
+    const done_up done(m, layer);
     gemm_block(moe_weights(m->layer[layer].up, group.expert, 2 * m->intermediate, m->hidden),
                gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, m->hidden, at<const uint8_t>(m->acts),
                [&](uint32_t i) { return rows[i] * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
-                   done(group.expert, tile, group.place + i, group.place + end, c);
+                   done(tile, group.place + i, group.place + end, c, done.bias(group.expert, tile));
                });
 }
 
@@ -143,11 +134,11 @@ KERNEL(down_prompt, CU_GEMM_THREADS, 2)
         return;
     const struct cu_group group = route->group_prompt[blockIdx.y];
     const uint32_t inner = m->intermediate;
-    const struct done_down done = {m, layer};
+    const done_down done(m, layer);
     gemm_block(moe_weights(m->layer[layer].down, group.expert, m->hidden, inner),
                gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, inner, at<const uint8_t>(m->gated),
                [&](uint32_t i) { return (group.place + i) * (inner / 8); },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
-                   done(group.expert, tile, group.place + i, group.place + end, c);
+                   done(tile, group.place + i, group.place + end, c, done.bias(group.expert, tile));
                });
 }

@@ -240,19 +240,19 @@ KERNEL(route, CU_ROUTE_THREADS, 1)
     const bool alone = gridDim.x == 1; /* this block has all logits of its rows */
     if (alone && threadIdx.x / 32 < rows)
         route_pick(m, first + threadIdx.x / 32);
-    __threadfence();
     __syncthreads();
     const uint32_t blocks = gridDim.x * CU_DIV_UP(all, CU_ROUTE_ROWS);
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        __threadfence();
         ticket = atomicAdd(&route_head(m)->arrived, 1u);
+        __threadfence();
+    }
     __syncthreads();
     if (ticket + 1 < blocks)
         return;
-    __threadfence();
     if (!alone)
         for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS)
             route_pick(m, r);
-    __threadfence();
     __syncthreads();
     route_group(m, step);
     if (threadIdx.x == 0)

@@ -521,17 +521,20 @@ __device__ __forceinline__ void sample_finish(const struct nib_gpu_machine *m, c
     }
 }
 
-/* The slices' parts put together. */
+/* The slices' parts put together; each warp does it, a lane a slice. */
 __device__ __forceinline__ struct cu_part sample_parts(const struct nib_gpu_machine *m, uint32_t index)
 {
-    const struct cu_part *part = at<const struct cu_scratch>(m->scratch)->part[index];
-    struct cu_part p = part[0];
-    for (uint32_t i = 1; i < CU_SLICES; i++) {
-        p.max = fmaxf(p.max, part[i].max);
-        p.bad |= part[i].bad;
-        if (part[i].best > p.best) {
-            p.best = part[i].best;
-            p.id = part[i].id;
+    static_assert(CU_SLICES == 32, "a lane a slice");
+    struct cu_part p = at<const struct cu_scratch>(m->scratch)->part[index][threadIdx.x % 32];
+#pragma unroll
+    for (int k = 16; k > 0; k /= 2) {
+        const float best = __shfl_xor_sync(~0u, p.best, k);
+        const uint32_t id = __shfl_xor_sync(~0u, p.id, k);
+        p.max = fmaxf(p.max, __shfl_xor_sync(~0u, p.max, k));
+        p.bad |= __shfl_xor_sync(~0u, p.bad, k);
+        if (best > p.best || (best == p.best && id < p.id)) {
+            p.best = best;
+            p.id = id;
         }
     }
     return p;
