@@ -61,8 +61,8 @@
 #ifndef CU_MX_BLOCKS
 #define CU_MX_BLOCKS 2
 #endif
-#define CU_MX_SPAN      5 /* mx units of a stage of the ring: a warp's share of 2880 inputs */
-#define CU_MX_STAGE     (CU_MX_SPAN * (CU_MX_BYTES + CU_MX_SCALES))
+#define CU_MX_SPAN  5 /* mx units of a stage of the ring: a warp's share of 2880 inputs */
+#define CU_MX_STAGE (CU_MX_SPAN * (CU_MX_BYTES + CU_MX_SCALES))
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */
@@ -144,9 +144,8 @@ struct cu_group {
 
 /* `route`: this head, then logits fp32 [R][E], expert u32 [A], weight fp32 [A], place u32 [A], row u32 [A]. */
 struct cu_route {
-    uint32_t arrived; /* blocks of the route op; the last one sets it back to 0 */
     uint32_t groups, groups_prompt;
-    uint32_t reserved;
+    uint32_t reserved[2];
     struct cu_group group[CU_GROUPS_MAX];
     struct cu_group group_prompt[CU_GROUPS_PROMPT_MAX];
 };
@@ -181,12 +180,13 @@ struct cu_draw {
     uint32_t id, reserved;
 };
 
-/* `scratch`: tickets, then parts. */
+/* `scratch`: tickets, which the last block to arrive sets back to 0, then parts. */
 struct cu_scratch {
     uint32_t attn[NIB_MAX_SLOTS * NIB_MAX_EXPERTS]; /* [row][kv head] blocks that have written their partial */
     uint32_t drawn[NIB_MAX_SLOTS];                  /* slices of a row that are drawn */
     uint32_t sampled;                               /* rows that are sampled */
-    uint32_t reserved[63];
+    uint32_t routed;                                /* blocks of the route op that have their logits */
+    uint32_t reserved[62];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
 };

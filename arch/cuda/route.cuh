@@ -45,49 +45,55 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
 }
 
 /* The experts of one row, best first, ties to the lowest index, and the softmax over their logits. One warp; lane l has
- * experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. */
-__device__ __forceinline__ void route_pick(const struct nib_gpu_machine *m, uint32_t row)
+ * experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. Returns the lane's choice, lanes below
+ * experts_used. */
+__device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, uint32_t row)
 {
     const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used;
     const float *logits = route_logits(m) + (uint64_t)row * experts;
     uint32_t key[NIB_MAX_EXPERTS / 32];
+    float value[NIB_MAX_EXPERTS / 32];
+#pragma unroll
+    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+        value[i] = lane + 32 * i < experts ? __ldcg(logits + lane + 32 * i) : 0;
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++) {
-        const uint32_t e = lane + 32 * i;
-        const uint32_t bits = e < experts ? __float_as_uint(__ldcg(logits + e) + 0.0f) : 0;
-        key[i] = e >= experts ? 0 : bits & 0x80000000u ? ~bits | 1 : bits | 0x80000000u; /* 0: no candidate */
+        const uint32_t bits = __float_as_uint(value[i] + 0.0f);
+        key[i] = lane + 32 * i >= experts ? 0 : bits & 0x80000000u ? ~bits | 1 : bits | 0x80000000u; /* 0: no candidate */
     }
-    uint32_t chosen[NIB_MAX_EXPERTS_USED];
-    float logit[NIB_MAX_EXPERTS_USED];
+    uint32_t mine = 0;
+    float weight = 0, first = 0, sum = 0;
 #pragma unroll
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
         uint32_t best = 0, index = 0;
+        float logit = 0;
 #pragma unroll
         for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
             if (key[i] > best) {
                 best = key[i];
                 index = lane + 32 * i;
+                logit = value[i];
             }
         const uint32_t most = __reduce_max_sync(~0u, best);
-        chosen[c] = __reduce_min_sync(~0u, best == most ? index : ~0u);
-        logit[c] = __ldcg(logits + chosen[c]);
+        const uint32_t chosen = __reduce_min_sync(~0u, best == most ? index : ~0u);
+        logit = __shfl_sync(~0u, logit, chosen % 32);
+        first = c == 0 ? logit : first;
+        const float w = c < used ? expf(logit - first) : 0;
+        sum += w;
+        if (lane == c) {
+            mine = chosen;
+            weight = w;
+        }
 #pragma unroll
         for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-            if (lane + 32 * i == chosen[c])
+            if (lane + 32 * i == chosen)
                 key[i] = 0;
     }
-    float weight[NIB_MAX_EXPERTS_USED], sum = 0;
-#pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        weight[c] = c < used ? expf(logit[c] - logit[0]) : 0;
-        sum += weight[c];
+    if (lane < used) {
+        route_array(m, 0)[row * used + lane] = mine;
+        route_array(m, 1)[row * used + lane] = __float_as_uint(weight / sum);
     }
-#pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
-        if (lane == c && c < used) {
-            route_array(m, 0)[row * used + c] = chosen[c];
-            route_array(m, 1)[row * used + c] = __float_as_uint(weight[c] / sum);
-        }
+    return mine;
 }
 
 struct route_counts {
@@ -203,15 +209,52 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, con
     });
 }
 
+/* The same for at most 32 assignments of at most CU_GEMV_ROWS rows, by one warp: lane i has the expert of assignment i. */
+__device__ __forceinline__ void route_group_few(const struct nib_gpu_machine *m, const struct nib_gpu_step *step, uint32_t e)
+{
+    const uint32_t lane = threadIdx.x % 32, used = m->experts_used;
+    const uint32_t all = step->rows_count * used, decode = step->decode_count * used;
+    const bool there = lane < all;
+    const uint32_t peers = __match_any_sync(~0u, there ? e : ~0u);
+    const bool leads = there && (peers & ((1u << lane) - 1)) == 0;
+    const uint32_t of_decode = decode >= 32 ? __popc(peers) : __popc(peers & ((1u << decode) - 1));
+    const uint32_t of_prompt = __popc(peers) - of_decode;
+    uint32_t before = 0, groups = 0, groups_prompt = 0; /* assignments and lists of smaller experts */
+    for (uint32_t i = 0; i < all; i++) {
+        const uint32_t other = __shfl_sync(~0u, e, i);
+        const uint32_t lists = __shfl_sync(~0u, leads ? (of_decode ? 1u : 0) | (of_prompt ? 2u : 0) : 0, i);
+        before += other < e;
+        groups += other < e ? lists & 1 : 0;
+        groups_prompt += other < e ? lists >> 1 : 0;
+    }
+    struct cu_route *head = route_head(m);
+    if (there) {
+        const uint32_t place = before + __popc(peers & ((1u << lane) - 1));
+        route_array(m, 2)[lane] = place;
+        route_array(m, 3)[place] = lane / used;
+    }
+    if (leads && of_decode)
+        head->group[groups] = {e, before, of_decode};
+    if (leads && of_prompt)
+        head->group_prompt[groups_prompt] = {e, before + of_decode, of_prompt};
+    const uint32_t decode_lists = __ballot_sync(~0u, leads && of_decode), prompt_lists = __ballot_sync(~0u, leads && of_prompt);
+    if (lane == 0) {
+        head->groups = __popc(decode_lists);
+        head->groups_prompt = __popc(prompt_lists);
+    }
+}
+
 /* Grid: x the tiles of experts, or 1 for all; y the groups of 8 rows. */
 KERNEL(route, CU_ROUTE_THREADS, 1)
 {
-    __shared__ uint32_t ticket;
+    __shared__ uint32_t ticket, picked[ROUTE_WARPS * NIB_MAX_EXPERTS_USED];
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t k = m->hidden, units = k / CU_DENSE_UNIT, tiles = cu_tiles(m->experts);
     gemv_shared sh = gemv_carve<ROUTE_WARPS>(k, CU_ROUTE_RING * CU_DENSE_BYTES);
     dense_stream<ROUTE_WARPS, CU_ROUTE_RING> s;
     overlap_next();
+    prefetch(m->layer[layer].mlp_norm, k * 2);
+    prefetch(m->layer[layer].router_bias, m->experts * 2);
     s.open(m->layer[layer].router, units, blockIdx.x, gridDim.x, tiles, sh.ring);
     overlap_wait();
     const uint32_t first = blockIdx.y * CU_ROUTE_ROWS, all = step->rows_count;
@@ -244,17 +287,24 @@ KERNEL(route, CU_ROUTE_THREADS, 1)
     const uint32_t blocks = gridDim.x * CU_DIV_UP(all, CU_ROUTE_ROWS);
     if (threadIdx.x == 0) {
         __threadfence();
-        ticket = atomicAdd(&route_head(m)->arrived, 1u);
+        ticket = atomicAdd(&at<struct cu_scratch>(m->scratch)->routed, 1u);
         __threadfence();
     }
     __syncthreads();
     if (ticket + 1 < blocks)
         return;
+    const bool few = !alone && all <= CU_GEMV_ROWS && all <= ROUTE_WARPS;
     if (!alone)
-        for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS)
-            route_pick(m, r);
+        for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS) {
+            const uint32_t mine = route_pick(m, r), lane = threadIdx.x % 32;
+            if (few && lane < m->experts_used)
+                picked[r * m->experts_used + lane] = mine;
+        }
     __syncthreads();
-    route_group(m, step);
+    if (!few)
+        route_group(m, step);
+    else if (threadIdx.x < 32)
+        route_group_few(m, step, picked[threadIdx.x]);
     if (threadIdx.x == 0)
-        route_head(m)->arrived = 0;
+        at<struct cu_scratch>(m->scratch)->routed = 0;
 }

@@ -84,7 +84,9 @@ KERNEL(embed, CU_ROW_THREADS, 1)
 KERNEL(combine, CU_ROW_THREADS, 1)
 {
     const struct nib_gpu_step *step = step_of(m);
+    const nib_gpu_ptr norm = layer + 1 < m->layers ? m->layer[layer + 1].attn_norm : m->final_norm;
     overlap_next();
+    prefetch(norm, m->hidden * 2);
     overlap_wait();
     const uint32_t row = blockIdx.x, hidden = m->hidden, used = m->experts_used;
     if (row >= step->rows_count)
@@ -123,5 +125,5 @@ KERNEL(combine, CU_ROW_THREADS, 1)
         v[p].w += sum.w;
         x[i] = v[p];
     }
-    norm_row(m, row, layer + 1 < m->layers ? m->layer[layer + 1].attn_norm : m->final_norm, v);
+    norm_row(m, row, norm, v);
 }

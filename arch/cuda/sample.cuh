@@ -48,7 +48,9 @@ __device__ __forceinline__ draw_row draw_open(const struct nib_gpu_machine *m, u
 /* z of step 1; -inf takes no part. */
 __device__ __forceinline__ float draw_z(const draw_row &d, uint32_t id)
 {
-    return d.banned[id / 32] >> id % 32 & 1 ? -INFINITY : __fadd_rn(d.logits[id], 0.0f);
+    const uint32_t banned = d.banned[id / 32];
+    const float z = __fadd_rn(d.logits[id], 0.0f); /* read at once with `banned`, not after it */
+    return banned >> id % 32 & 1 ? -INFINITY : z;
 }
 
 /* z of step 3. */
@@ -239,6 +241,7 @@ KERNEL(scan, THREADS, 2)
         __syncthreads();
     }
     struct cu_part p = {-INFINITY, -INFINITY, ~0u, 0};
+#pragma unroll 4
     for (uint32_t id = first + threadIdx.x; id < end; id += THREADS) {
         const float z = draw_z(d, id), after = draw_penalised(d, id, z);
         p.bad |= !(z < INFINITY) || !(after < INFINITY);

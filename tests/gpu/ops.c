@@ -684,6 +684,9 @@ static int test_shape(struct rig *rig, const char *shape, uint32_t long_ctx, uin
     runs[n++] = (struct model_run){.slot = 11, .pos = 120, .count = 30};
     runs[n++] = (struct model_run){.slot = 12, .pos = 0, .count = 1, .fresh = true};
     failures += check_step(rig, &model, shape, runs, n);
+    n = decode_runs(runs, 2, long_ctx);
+    runs[n++] = (struct model_run){.slot = 10, .pos = 62, .count = 3};
+    failures += check_step(rig, &model, shape, runs, n);
     model_close(&model);
     return failures;
 }
