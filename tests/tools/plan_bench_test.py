@@ -248,7 +248,7 @@ def test_bench_text(image):
     lines = [line for line in lines[1:] if not line.startswith("  no GPU: ")]
     values = [re.fullmatch(r"  ([a-z/ ]+?) +([\d.]+)( .*)?", line) for line in lines]
     assert [v[1] for v in values] == ["load", "memory read", "prefill", "decode", "decode roof", "prefill/decode"]
-    assert all(float(v[2]) > 0 for v in values)
+    assert all(float(v[2]) > 0 for v in values if v[1] != "load")  # a tiny image loads in 0.00 s
     assert "decode roof" not in nibble("bench", image, *SHORT, "--batch", "2").stdout
 
 
