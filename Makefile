@@ -1,7 +1,7 @@
 # nibbled: one Makefile. `make help` lists the targets.
 #
 # Objects of a variant go to build/VARIANT: rel (optimised) or san (ASan + UBSan). A source file's folder decides
-# where it is linked: core and arch form libnib.a, appliance is nibbled, tools is nibble, tests/core/X_test.c is
+# where it is linked: core, arch and gpu form libnib.a, appliance is nibbled, tools is nibble, tests/core/X_test.c is
 # the test program X_test. arch/x86/X_ISA.c is compiled for that instruction set only.
 
 PREFIX  ?= /usr/local
@@ -27,30 +27,48 @@ CFLAGS_ALL = $(BASE) $(CFLAGS.$(VARIANT)) $(PKG_CFLAGS) $(CFLAGS)
 LDLIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -lpthread
 TOOL_LDLIBS := $(shell pkg-config --libs $(TOOL_PKGS) 2>/dev/null)
 LDFLAGS_ALL = -pie $(LDFLAGS.$(VARIANT)) $(LDFLAGS)
+# `make travel`: programs look for libraries beside themselves first
+ifneq ($(filter travel,$(MAKECMDGOALS)),)
+B := build/carry
+LDFLAGS_ALL += -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/lib'
+endif
 
 ISA.avx2   := -mavx2 -mfma -mf16c
 ISA.avx512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma
 ISA.amx    := $(ISA.avx512) -mavx512bf16 -mamx-tile -mamx-bf16
 
 CORE_SRC := $(wildcard core/*.c)
-ARCH_SRC := $(wildcard arch/*.c arch/ref/*.c)
+ARCH_SRC := $(wildcard arch/*.c arch/ref/*.c gpu/*.c)
 ifeq ($(MACHINE),x86_64)
 ARCH_SRC += $(wildcard arch/x86/*.c)
 endif
+# GPU rows: nvcc makes one image a row, a cubin or PTX text, which arch/ROW/table.c embeds. Without nvcc there are none.
+NVCC     ?= nvcc
+NVCC_SM90 ?= -cubin -arch=sm_90a
+NVCC_SM80 ?= -ptx -arch=compute_80
+NVCC_FLAGS := -std=c++17 -O3 -I. --expt-relaxed-constexpr
+ifneq ($(shell command -v $(NVCC)),)
+GPU_ROWS := $(patsubst arch/%/kernels.cu,%,$(wildcard arch/sm90/kernels.cu arch/sm80/kernels.cu))
+else
+$(info no $(NVCC): built without the GPU rows)
+endif
+GPU_WITH := $(patsubst sm%,-DNIB_WITH_SM%,$(GPU_ROWS))
+ARCH_SRC += $(patsubst %,arch/%/table.c,$(GPU_ROWS))
 APPL_SRC := $(wildcard appliance/*.c)
 TOOL_SRC := $(wildcard tools/*.c)
 LIB_OBJ  := $(patsubst %.c,$(B)/%.o,$(CORE_SRC) $(ARCH_SRC))
 APPL_OBJ := $(patsubst %.c,$(B)/%.o,$(APPL_SRC))
 TOOL_OBJ := $(patsubst %.c,$(B)/%.o,$(TOOL_SRC))
-TESTS    := $(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c))
+TESTS    := $(filter-out $(if $(GPU_ROWS),,%/kernels_gpu_test),$(patsubst %.c,$(B)/%,$(wildcard tests/core/*_test.c tests/kernels/*_test.c tests/appliance/*_test.c tests/tools/*_test.c tests/gpu/*_test.c)))
 
-.PHONY: all help demo check check-fast check-systemd tests tidy format vectors install uninstall clean setup print-tests FORCE
+.PHONY: all help demo check check-fast check-systemd tests travel tidy format vectors install uninstall clean setup print-tests FORCE
 all: $(B)/nibbled $(B)/nibble
 
 help:
 	@echo "make              build nibbled and nibble into $(B)"
 	@echo "make demo         install what is missing, build, make a model image, start the daemon, ask it a question"
 	@echo "make check        install what is missing, build with sanitizers, run every test"
+	@echo "make travel       programs and their libraries in build/travel, to run on a bare machine with a GPU"
 	@echo "make check-systemd  run the installed daemon under systemd in a container (root, debootstrap, systemd-nspawn)"
 	@echo "make tidy         check the tree's rules, formatting and clang-tidy"
 	@echo "make vectors      recompute the reference vectors against tiktoken, openai-harmony and transformers (long)"
@@ -73,6 +91,7 @@ $(B)/nibble: $(TOOL_OBJ) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/li
 $(B)/arch/x86/%_avx2.o:   ISA := $(ISA.avx2)
 $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
 $(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
+$(B)/arch/table.o: ISA := $(GPU_WITH)
 # the files that know an installed path are compiled again when PREFIX or SYSCONFDIR is another
 PLACED := $(B)/tools/profiles.o $(B)/tools/synth.o $(B)/appliance/main.o
 $(PLACED): BASE += -DNIB_DATADIR='"$(PREFIX)/share/nibbled"' -DNIB_SYSCONFDIR='"$(SYSCONFDIR)"'
@@ -85,10 +104,54 @@ $(B)/%.o: %.c
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<
 
+build/gpu/sm90.image: NVCC_ROW = $(NVCC_SM90)
+build/gpu/sm80.image: NVCC_ROW = $(NVCC_SM80)
+build/gpu/%.image: arch/%/kernels.cu $(wildcard arch/cuda/*) arch/gpu_abi.h core/engine.h core/limits.h core/model.h
+	@mkdir -p $(dir $@)
+	$(Q)echo "  NVCC $@"; $(NVCC) $(NVCC_FLAGS) $(NVCC_ROW) -o $@ $<
+$(B)/arch/sm90/table.o: build/gpu/sm90.image
+$(B)/arch/sm90/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm90.image"'
+$(B)/arch/sm80/table.o: build/gpu/sm80.image
+$(B)/arch/sm80/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm80.image"'
+
 tests: $(TESTS)
+# runs on a machine that has only libc and libcuda; says so and passes where there is no device
+GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops invariance sampler bench)
+$(B)/tests/gpu/kernels_gpu_test: $(GPU_TEST_OBJ) $(B)/libnib.a
+	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ -lm -lpthread -ldl
 $(B)/tests/kernels/kernels_test: $(patsubst %.c,$(B)/%.o,$(filter-out %_test.c,$(wildcard tests/kernels/*.c)))
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
+
+# what stands in for libcuda in tests: host memory, arch/ref's arithmetic, faults on request (tests/fake/fake.h). Without
+# sanitizers, so that tests of the whole daemon stay quick
+FAKE_SRC := $(wildcard tests/fake/*.c) $(wildcard arch/ref/*.c) arch/rope.c arch/gpu_abi.c core/err.c core/model.c core/mx.c \
+            core/mx_block.c core/rng.c core/sample.c core/sample_cut.c core/sample_draw.c
+FAKE_OBJ := $(patsubst %.c,$(B)/fake/%.o,$(FAKE_SRC))
+tests: $(B)/tests/fake/libcuda.so
+$(B)/fake/%.o: %.c
+	@mkdir -p $(dir $@)
+	$(Q)$(CC) $(filter-out -fPIE,$(BASE)) -O2 -g -fPIC -fvisibility=hidden -c -o $@ $<
+$(B)/tests/fake/libcuda.so: $(FAKE_OBJ)
+	@mkdir -p $(dir $@)
+	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs,-z,nodelete -o $@ $^ -lm -lpthread
+
+# What runs on a machine with a GPU and nothing installed: the programs, and beside them in lib/ the libraries they need but
+# the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
+TRAVEL := nibbled nibble $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
+travel: $(patsubst %,build/travel/%,$(TRAVEL))
+	@rm -rf build/travel/lib && mkdir -p build/travel/lib
+	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
+	    grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' | xargs -r cp -L -t build/travel/lib
+	@du -sh build/travel
+build/travel/nibbled: $(B)/nibbled
+build/travel/nibble: $(B)/nibble
+build/travel/%_gpu_test: $(B)/tests/gpu/%_gpu_test
+	@mkdir -p $(dir $@)
+	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
+build/travel/nibbled build/travel/nibble:
+	@mkdir -p $(dir $@)
+	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 
 # programs that the vectors' scripts drive; not tests themselves
 $(B)/tests/vectors/%: $(B)/tests/vectors/%.o $(B)/libnib.a
@@ -151,4 +214,4 @@ format:
 clean:
 	rm -rf build
 
--include $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)
+-include $(FAKE_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)

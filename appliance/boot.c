@@ -168,6 +168,7 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
     struct nib_machine_options o = {.image = c->image_path,
                                     .key = c->image_key[0] ? key : NULL,
                                     .row = c->row[0] ? c->row : NULL,
+                                    .device = (enum nib_device)c->device,
                                     .ask = {.ctx_tokens = (uint32_t)c->ctx_tokens,
                                             .slots = (uint32_t)c->slots,
                                             .step_rows_max = (uint32_t)c->step_rows,
@@ -180,6 +181,22 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
     return err ? err : nib_machine_plan(&b->machine, &o, msg);
 }
 
+static void log_plan(const struct nib_machine *m)
+{
+    char device[160];
+    const uint64_t *bytes = m->plan.arena_bytes;
+    nib_machine_device(m, device, sizeof device);
+    if (m->device_note.text[0])
+        nib_log(NIB_LOG_WARN, "no GPU, so the CPU runs the model: %s", m->device_note.text);
+    nib_log(NIB_LOG_INFO,
+            "%s on %s, row %s: %llu MiB planned (%llu on the device, %llu pinned), context %u tokens, "
+            "%u slots, %u thread%s",
+            m->image.shape->name, device, m->row->name,
+            (unsigned long long)((bytes[NIB_SPACE_DEVICE] + bytes[NIB_SPACE_PINNED] + bytes[NIB_SPACE_HOST]) >> 20),
+            (unsigned long long)(bytes[NIB_SPACE_DEVICE] >> 20), (unsigned long long)(bytes[NIB_SPACE_PINNED] >> 20),
+            m->plan.dims.ctx_tokens, m->plan.dims.slots, m->plan.threads, m->plan.threads == 1 ? "" : "s");
+}
+
 enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
 {
     struct nib_boot *b = arg;
@@ -188,9 +205,7 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
     enum nib_err err = nib_boot_plan(b, s, msg);
     if (err)
         return err;
-    nib_log(NIB_LOG_INFO, "%s, row %s: %llu MiB planned, context %u tokens, %u slots, %u threads", m->image.shape->name,
-            m->row->name, (unsigned long long)(m->plan.arena_bytes[NIB_SPACE_HOST] >> 20), m->plan.dims.ctx_tokens,
-            m->plan.dims.slots, m->plan.threads);
+    log_plan(m);
     if ((err = nib_machine_map(m, msg)) != NIB_OK || (err = carve_front(b, s, msg)) != NIB_OK)
         return err;
     open_text(b);

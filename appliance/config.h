@@ -33,7 +33,7 @@ struct nib_config {
     char image_path[NIB_CONFIG_STRING_BYTES];
     char image_key[NIB_CONFIG_STRING_BYTES];  /* 64 hex digits, or empty: unsigned images pass */
     char model_name[NIB_CONFIG_STRING_BYTES]; /* empty: the shape's name */
-    uint64_t device;                          /* enum nib_config_device */
+    uint64_t device;                          /* enum nib_device of appliance/machine.h */
     char row[NIB_CONFIG_STRING_BYTES];        /* of the capability table; empty: the best */
     uint64_t threads, ctx_tokens, slots, step_rows, memory_mib;
     bool memory_lock;
@@ -50,8 +50,6 @@ struct nib_config {
     uint64_t peers_count;
     struct nib_peer_rule peers[NIB_MAX_UID_RULES];
 };
-
-enum nib_config_device { NIB_DEVICE_AUTO, NIB_DEVICE_CPU };
 
 enum nib_config_type {
     NIB_CFG_UINT,

@@ -18,8 +18,9 @@ static const struct nib_config_key keys[] = {
      "Ed25519 public key in 64 hex digits. When set, only an image signed by it boots."},
     {"model.name", NIB_CFG_STRING, AT(model_name), 0, 64, "\"\"", NULL,
      "Name clients see in /v1/models. Empty: the name of the image's shape."},
-    {"engine.device", NIB_CFG_CHOICE, AT(device), 0, 1, "auto", "auto|cpu",
-     "What runs the model. auto: the best device found."},
+    {"engine.device", NIB_CFG_CHOICE, AT(device), 0, 2, "auto", "auto|cpu|gpu",
+     "What runs the model. auto: the GPU when there is one, else the CPU, and the journal says why.\n"
+     "gpu: nothing but the GPU."},
     {"engine.row", NIB_CFG_STRING, AT(row), 0, 31, "\"\"", NULL,
      "Row of the capability table to run, by name. Empty: the best that this machine satisfies."},
     {"engine.threads", NIB_CFG_UINT, AT(threads), 0, NIB_MAX_THREADS, "0", NULL,

@@ -3,11 +3,13 @@
 #include "appliance/machine.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "arch/cpu.h"
 #include "core/arith.h"
+#include "core/sample.h"
 
 static enum nib_err map_image(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
@@ -51,14 +53,10 @@ static enum nib_err read_generation(struct nib_machine *m, struct nib_msg *msg)
     return err;
 }
 
-static enum nib_err choose_row(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+/* The named row, or the best that the profile of *m satisfies. */
+static enum nib_err choose_row(struct nib_machine *m, const struct nib_machine_options *o, uint32_t mask,
+                               struct nib_msg *msg)
 {
-    uint32_t mask = 0;
-    enum nib_err err = nib_arch_probe_cpu(&m->profile, msg);
-    if (!err && o->mask)
-        err = nib_arch_mask_parse(o->mask, &mask, msg);
-    if (err)
-        return err;
     if (!o->row)
         return nib_arch_select(&m->profile, mask, &m->row, msg);
     const struct nib_arch_row *row = nib_arch_find(o->row);
@@ -71,11 +69,57 @@ static enum nib_err choose_row(struct nib_machine *m, const struct nib_machine_o
     return NIB_OK;
 }
 
+/* Opens the GPU and takes a row for it; on failure no GPU is open. */
+static enum nib_err choose_gpu(struct nib_machine *m, const struct nib_machine_options *o,
+                               const struct nib_profile *host, uint32_t mask, struct nib_msg *msg)
+{
+    enum nib_err err = nib_gpu_open(&m->gpu, msg);
+    if (err)
+        return err;
+    m->gpu_open = true;
+    err = nib_gpu_probe(&m->gpu, host, &m->profile, msg);
+    if (!err)
+        err = choose_row(m, o, mask, msg);
+    if (err) {
+        nib_gpu_close(&m->gpu);
+        m->gpu_open = false;
+    }
+    return err;
+}
+
+/* A GPU that is there and fails is an error; only one that is not there, or that no row is for, leaves it to the CPU. */
+static enum nib_err choose_device(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
+{
+    struct nib_profile host;
+    uint32_t mask = 0;
+    enum nib_err err = nib_arch_probe_cpu(&host, msg);
+    if (!err && o->mask)
+        err = nib_arch_mask_parse(o->mask, &mask, msg);
+    if (err)
+        return err;
+    mask |= nib_arch_unbuilt_mask();
+    const struct nib_arch_row *named = o->row ? nib_arch_find(o->row) : NULL;
+    const bool cpu_named = named && !named->gpu;
+    if (o->device == NIB_DEVICE_GPU || (named && named->gpu && o->device == NIB_DEVICE_AUTO))
+        return choose_gpu(m, o, &host, mask, msg);
+    if (o->device == NIB_DEVICE_AUTO && !cpu_named) {
+        err = choose_gpu(m, o, &host, mask, &m->device_note);
+        if (!err)
+            m->device_note.text[0] = '\0';
+        if (!err)
+            return NIB_OK;
+        if (err != NIB_E_UNSUPPORTED)
+            return nib_fail(msg, err, "%s", m->device_note.text);
+    }
+    m->profile = host;
+    return choose_row(m, o, mask, msg);
+}
+
 /* Twice when the front has needs of its own: they follow from the dimensions, which the first plan decides. */
 static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
     struct nib_plan_request request = o->ask;
-    enum nib_err err = tokenizer_bytes(m, &request.tokenizer_bytes, msg);
+    enum nib_err err = o->made_up ? NIB_OK : tokenizer_bytes(m, &request.tokenizer_bytes, msg);
     if (err)
         return err;
     m->facts = nib_arch_facts(m->row);
@@ -84,7 +128,7 @@ static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_op
     request.shape = m->image.shape;
     request.front_bytes = 0;
     if (!request.threads)
-        request.threads = m->profile.sms;
+        request.threads = m->row->gpu ? 1 : m->profile.sms;
     err = nib_plan_make(&request, &m->plan, msg);
     if (err || !o->front_bytes)
         return err;
@@ -94,14 +138,28 @@ static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_op
 
 enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
-    enum nib_err err = map_image(m, o, msg);
+    m->source = o->made_up_source;
+    enum nib_err err =
+        o->made_up ? nib_image_layout(o->made_up, "made up", 1, 1, &m->image, msg) : map_image(m, o, msg);
     if (!err)
-        err = choose_row(m, o, msg);
-    if (!err)
+        err = choose_device(m, o, msg);
+    if (!err && o->made_up && !m->row->gpu)
+        err = nib_fail(msg, NIB_E_UNSUPPORTED, "made-up weights run on a GPU only; %s", m->device_note.text);
+    if (!err && !o->made_up)
         err = read_generation(m, msg);
     if (!err)
         err = make_plan(m, o, msg);
     return err;
+}
+
+void nib_machine_device(const struct nib_machine *m, char *ret_text, size_t bytes)
+{
+    const uint32_t cc = m->profile.compute_capability;
+    if (m->gpu_open)
+        (void)snprintf(ret_text, bytes, "%s at %s, compute capability %u.%u", m->profile.name, m->gpu.bus, cc / 10,
+                       cc % 10);
+    else
+        (void)snprintf(ret_text, bytes, "%s", m->profile.name);
 }
 
 /* One mapping a space, on huge pages where the system has them, every page touched now and not later. */
@@ -142,21 +200,17 @@ static enum nib_err open_tokenizer(struct nib_machine *m, struct nib_msg *msg)
 
 enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg)
 {
-    for (int s = 0; s < NIB_SPACE_COUNT; s++) {
-        if (m->plan.arena_bytes[s] == 0)
-            continue;
-        enum nib_err err = map_arena(m, (enum nib_space)s, &m->base[s], msg);
-        if (err)
-            return err;
-    }
-    return open_tokenizer(m, msg);
+    enum nib_err err = map_arena(m, NIB_SPACE_HOST, &m->base[NIB_SPACE_HOST], msg);
+    if (!err && m->gpu_open)
+        err = nib_gpu_take(&m->gpu, &m->plan, msg);
+    return err || !m->image_base ? err : open_tokenizer(m, msg);
 }
 
-enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg, uint64_t done, uint64_t total),
-                              void *arg, struct nib_msg *msg)
+typedef void progress_fn(void *arg, uint64_t done, uint64_t total);
+
+static enum nib_err load_cpu(struct nib_machine *m, const uint32_t *banned, progress_fn *progress, void *arg,
+                             struct nib_msg *msg)
 {
-    static uint32_t banned[NIB_MAX_VOCAB / 32];
-    nib_tokenizer_fill_banned(m->tokenizer, banned);
     struct nib_cpu_open open = {.plan = &m->plan,
                                 .kernels = m->row->kernels,
                                 .image = &m->image,
@@ -165,9 +219,44 @@ enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg,
                                 .progress = progress,
                                 .progress_arg = arg};
     memcpy(open.base, m->base, sizeof open.base);
-    enum nib_err err = nib_cpu_engine_open(&open, &m->engine, msg);
-    if (!err)
-        err = nib_image_check_unchanged(&m->file, msg);
+    return nib_cpu_engine_open(&open, &m->engine, msg);
+}
+
+static enum nib_err read_file(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
+                              struct nib_msg *msg)
+{
+    return nib_image_read(arg, t->offset + at, buf, n, msg);
+}
+
+static enum nib_err load_gpu(struct nib_machine *m, const uint32_t *banned, progress_fn *progress, void *arg,
+                             struct nib_msg *msg)
+{
+    const struct nib_gpu_source file = {.read = read_file, .arg = &m->file, .hashed = true};
+    const struct nib_gpu_engine_open open = {.gpu = &m->gpu,
+                                             .plan = &m->plan,
+                                             .host = m->base[NIB_SPACE_HOST],
+                                             .kernels = m->row->gpu_kernels,
+                                             .profile = &m->profile,
+                                             .image = &m->image,
+                                             .source = m->file_open ? file : m->source,
+                                             .banned = banned,
+                                             .progress = progress,
+                                             .progress_arg = arg};
+    return nib_gpu_engine_open(&open, &m->engine, msg);
+}
+
+enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg, uint64_t done, uint64_t total),
+                              void *arg, struct nib_msg *msg)
+{
+    static uint32_t banned[NIB_MAX_VOCAB / 32];
+    if (m->tokenizer)
+        nib_tokenizer_fill_banned(m->tokenizer, banned);
+    else
+        nib_sample_ban_reserved(m->image.shape, banned);
+    enum nib_err err = m->row->gpu ? load_gpu(m, banned, progress, arg, msg) : load_cpu(m, banned, progress, arg, msg);
+    if (err || !m->file_open)
+        return err;
+    err = nib_image_check_unchanged(&m->file, msg);
     if (err)
         return err;
     nib_image_unmap(&m->image, m->image_base);
@@ -175,6 +264,11 @@ enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg,
     nib_image_close(&m->file);
     m->file_open = false;
     return NIB_OK;
+}
+
+bool nib_machine_lost(const struct nib_machine *m)
+{
+    return m->gpu.lost;
 }
 
 void nib_machine_close(struct nib_machine *m)
@@ -185,8 +279,9 @@ void nib_machine_close(struct nib_machine *m)
         nib_image_unmap(&m->image, m->image_base);
     if (m->file_open)
         nib_image_close(&m->file);
-    for (int s = 0; s < NIB_SPACE_COUNT; s++)
-        if (m->base[s])
-            (void)munmap(m->base[s], m->plan.arena_bytes[s]);
+    if (m->gpu_open)
+        nib_gpu_close(&m->gpu);
+    if (m->base[NIB_SPACE_HOST])
+        (void)munmap(m->base[NIB_SPACE_HOST], m->plan.arena_bytes[NIB_SPACE_HOST]);
     *m = (struct nib_machine){0};
 }

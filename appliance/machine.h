@@ -13,14 +13,26 @@
 #include "core/image.h"
 #include "core/plan.h"
 #include "core/tokenizer.h"
+#include "gpu/gpu.h"
+
+/* What may run the model. */
+enum nib_device {
+    NIB_DEVICE_AUTO, /* the GPU when there is a driver, a device and a row for it; else the CPU, and device_note says why */
+    NIB_DEVICE_CPU,
+    NIB_DEVICE_GPU /* nothing else: its absence is an error */
+};
 
 struct nib_machine_options {
-    const char *image;           /* path */
+    const char *image; /* path; NULL with made_up */
+    enum nib_device device;
     const uint8_t *key;          /* public key the image must be signed with, or NULL */
     const char *row;             /* row of the capability table to run, by name; NULL: the best */
     const char *mask;            /* rows to pass over, "amx,avx512"; NULL: none */
     struct nib_plan_request ask; /* ctx_tokens, slots, step_rows_max, threads, memory_limit_bytes, queue_max,
                                     prefill_rows_max; 0 = automatic (threads: one a CPU). The rest is filled in */
+    /* GPU only: no image at all but weights of this shape from a source, for measurements; there is no tokenizer then */
+    const struct nib_shape *made_up;
+    struct nib_gpu_source made_up_source;
     /* what the front thread needs besides, given the dimensions; NULL: nothing */
     uint64_t (*front_bytes)(void *arg, const struct nib_engine_dims *dims);
     void *front_arg;
@@ -36,14 +48,21 @@ struct nib_machine {
     struct nib_generation generation; /* defaults the image carries */
     struct nib_plan plan;
     void *base[NIB_SPACE_COUNT];
-    const struct nib_tokenizer *tokenizer;
+    const struct nib_tokenizer *tokenizer; /* NULL for made-up weights */
     struct nib_engine *engine;
+    struct nib_gpu gpu; /* when the row is one */
+    bool gpu_open;
     bool file_open;
+    struct nib_gpu_source source; /* of made-up weights */
+    struct nib_msg device_note;   /* why the CPU was taken although a GPU was wanted if there is one; else "" */
 };
 
 /* Opens the image and makes the plan; takes no memory yet beyond *m (large: keep it off small stacks). *m is all zeros. */
 enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *options,
                               struct nib_msg *msg) NIB_CHECKED;
+
+/* The device that runs the model, for people: "NVIDIA H200 at 0000:18:00.0, compute capability 9.0" or "this CPU". */
+void nib_machine_device(const struct nib_machine *m, char *ret_text, size_t bytes);
 
 /* Takes the arenas of the plan, all pages present (NIB_E_NOMEM names the bytes), and opens the tokenizer. */
 enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg) NIB_CHECKED;
@@ -52,7 +71,9 @@ enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg) NIB_CHE
 enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg, uint64_t done, uint64_t total),
                               void *arg, struct nib_msg *msg) NIB_CHECKED;
 
-/* Undoes what was done so far, and leaves *m all zeros. */
+/* Undoes what was done so far, and leaves *m all zeros. A GPU that was lost is left as it is, and the process had better end
+ * without the driver's own clean-up: nib_machine_lost tells, before close. */
+bool nib_machine_lost(const struct nib_machine *m);
 void nib_machine_close(struct nib_machine *m);
 
 #endif

@@ -26,10 +26,15 @@ void nib_rope_frequencies(float ret_freq[NIB_ROPE_PAIRS])
     }
 }
 
+float nib_rope_factor(void)
+{
+    return (float)(0.1 * log(NIB_ROPE_FACTOR) + 1.0);
+}
+
 void nib_rope_table(const float freq[NIB_ROPE_PAIRS], uint32_t pos, float ret_cos[NIB_ROPE_PAIRS],
                     float ret_sin[NIB_ROPE_PAIRS])
 {
-    const float factor = (float)(0.1 * log(NIB_ROPE_FACTOR) + 1.0);
+    const float factor = nib_rope_factor();
     for (uint32_t i = 0; i < NIB_ROPE_PAIRS; i++) {
         float angle = (float)pos * freq[i];
         ret_cos[i] = cosf(angle) * factor;

@@ -14,7 +14,10 @@
 /* Radians per position of each pair. */
 void nib_rope_frequencies(float ret_freq[NIB_ROPE_PAIRS]);
 
-/* cos and sin of pos * freq, times YaRN's attention factor 0.1 ln(factor) + 1. */
+/* YaRN's attention factor: 0.1 ln(factor) + 1. */
+float nib_rope_factor(void);
+
+/* cos and sin of pos * freq, times the attention factor. */
 void nib_rope_table(const float freq[NIB_ROPE_PAIRS], uint32_t pos, float ret_cos[NIB_ROPE_PAIRS],
                     float ret_sin[NIB_ROPE_PAIRS]);
 

@@ -7,7 +7,7 @@
 
 #include "core/arith.h"
 
-/* GPU rows: the figures of their memory until their kernels exist. Dense weights bf16, experts as E2M1 with one scale
+/* GPU rows whose kernels this build lacks: figures for a plan. Dense weights bf16, experts as E2M1 with one scale
  * byte a block of 32, KV and activations 2 bytes. */
 static uint64_t gpu_dense_bytes(uint32_t n, uint32_t k)
 {
@@ -19,35 +19,58 @@ static uint64_t gpu_mx_bytes(uint32_t n, uint32_t k)
     return (uint64_t)n * (k / 2 + k / NIB_MX_BLOCK);
 }
 
-static uint64_t gpu_acts_bytes(uint32_t k)
-{
-    return (uint64_t)k * 2;
-}
-
-static uint64_t gpu_no_scratch(uint32_t size)
-{
-    (void)size;
-    return 0;
-}
-
 static uint64_t gpu_kv_page_bytes(uint32_t kv_heads)
 {
     return 2ull * kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
 }
 
-static const struct nib_row_facts gpu_facts = {
-    .gpu = true,
-    .step_rows_max = 2048,
-    .slots = 64,
-    .steps_ahead = 2,
-    .acts_elem_bytes = 2,
-    .dense_bytes = gpu_dense_bytes,
-    .mx_bytes = gpu_mx_bytes,
-    .acts_bytes = gpu_acts_bytes,
-    .gemm_scratch_bytes = gpu_no_scratch,
-    .kv_page_bytes = gpu_kv_page_bytes,
-    .attn_scratch_bytes = gpu_no_scratch,
-};
+static uint64_t gpu_route_bytes(uint32_t rows, uint32_t experts)
+{
+    return rows * (4ull * experts + 16 * NIB_MAX_EXPERTS_USED) + 8ull * (experts + 1);
+}
+
+static uint64_t gpu_scratch_bytes(const struct nib_shape *shape, uint32_t slots, uint32_t rows)
+{
+    (void)rows;
+    return (uint64_t)slots * shape->vocab * 4;
+}
+
+static uint32_t gpu_splits_max(uint32_t ctx_tokens)
+{
+    return ctx_tokens >= 8192 ? 32 : ctx_tokens / 256 + 1;
+}
+
+static struct nib_row_facts gpu_facts(const struct nib_gpu_kernels *k)
+{
+    return (struct nib_row_facts){
+        .gpu = true,
+        .step_rows_max = 2048,
+        .slots = 64,
+        .steps_ahead = 2,
+        .dense_bytes = k ? k->dense_bytes : gpu_dense_bytes,
+        .mx_bytes = k ? k->mx_bytes : gpu_mx_bytes,
+        .kv_page_bytes = gpu_kv_page_bytes,
+        .route_bytes = k ? k->route_bytes : gpu_route_bytes,
+        .scratch_bytes = k ? k->scratch_bytes : gpu_scratch_bytes,
+        .splits_max = k ? k->splits_max : gpu_splits_max,
+        .step_bytes = nib_gpu_step_bytes,
+        .mailbox_bytes = nib_gpu_mailbox_bytes,
+    };
+}
+
+/* Which kernels this build holds: the Makefile says, by what nvcc made. */
+#ifdef NIB_WITH_SM90
+extern const struct nib_gpu_kernels nib_gpu_kernels_sm90;
+#define SM90 (&nib_gpu_kernels_sm90)
+#else
+#define SM90 NULL
+#endif
+#ifdef NIB_WITH_SM80
+extern const struct nib_gpu_kernels nib_gpu_kernels_sm80;
+#define SM80 (&nib_gpu_kernels_sm80)
+#else
+#define SM80 NULL
+#endif
 
 static const struct nib_arch_row rows[] = {
     {.name = "sm120",
@@ -63,17 +86,19 @@ static const struct nib_arch_row rows[] = {
      .cc_min = 100,
      .cc_max = 103},
     {.name = "sm90",
-     .numbers = "bf16 wgmma, experts decoded to bf16",
+     .numbers = "bf16 mma, experts decoded to fp16",
      .fallback = "sm80",
      .gpu = true,
      .cc_min = 90,
-     .cc_max = 90},
+     .cc_max = 90,
+     .gpu_kernels = SM90},
     {.name = "sm80",
-     .numbers = "bf16 mma, experts decoded to bf16",
+     .numbers = "bf16 mma, experts decoded to fp16",
      .fallback = "sm75",
      .gpu = true,
      .cc_min = 80,
-     .cc_max = 121},
+     .cc_max = 121,
+     .gpu_kernels = SM80},
     {.name = "sm75",
      .numbers = "fp16 mma, experts decoded to fp16",
      .fallback = NULL,
@@ -119,13 +144,14 @@ const struct nib_arch_row *nib_arch_find(const char *name)
 struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
 {
     const struct nib_kernels *k = row->kernels;
-    struct nib_row_facts facts = gpu_facts;
-    if (k)
+    struct nib_row_facts facts;
+    if (row->gpu)
+        facts = gpu_facts(row->gpu_kernels);
+    else
         facts = (struct nib_row_facts){
             .step_rows_max = 256,
             .slots = 8,
             .steps_ahead = 1,
-            .acts_elem_bytes = 4,
             .dense_bytes = k->dense_bytes,
             .mx_bytes = k->mx_bytes,
             .acts_bytes = k->acts_bytes,
@@ -140,7 +166,7 @@ struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
 const char *nib_arch_refusal(const struct nib_arch_row *row, const struct nib_profile *profile, uint32_t mask)
 {
     if (mask >> (row - rows) & 1)
-        return "masked";
+        return row->kernels || row->gpu_kernels ? "masked" : "this build has no kernels for it";
     if (row->gpu != profile->gpu)
         return row->gpu ? "needs a GPU" : "for CPUs";
     if (row->gpu && profile->compute_capability < row->cc_min)
@@ -163,6 +189,15 @@ enum nib_err nib_arch_select(const struct nib_profile *profile, uint32_t mask, c
     }
     return nib_fail(msg, NIB_E_UNSUPPORTED, "no row of the capability table fits %s (compute capability %u, mask %#x)",
                     profile->name, profile->compute_capability, mask);
+}
+
+uint32_t nib_arch_unbuilt_mask(void)
+{
+    uint32_t mask = 0;
+    for (uint32_t i = 0; i < ROW_COUNT; i++)
+        if (!rows[i].kernels && !rows[i].gpu_kernels)
+            mask |= 1u << i;
+    return mask;
 }
 
 static enum nib_err unknown_row(const char *name, size_t length, struct nib_msg *msg)

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "arch/gpu_abi.h"
 #include "arch/kernels.h"
 #include "core/err.h"
 #include "core/plan.h"
@@ -24,6 +25,8 @@ struct nib_arch_row {
     uint32_t cc_min, cc_max;           /* compute capability, inclusive (GPU rows) */
     uint32_t cpu_features;             /* all of these (CPU rows): enum nib_cpu_feature */
     const struct nib_kernels *kernels; /* CPU rows; NULL on a GPU row */
+    const struct nib_gpu_kernels
+        *gpu_kernels; /* GPU rows; NULL when this build has none: the row can be planned, not run */
 };
 
 /* All rows, best first within a kind; *ret_count of them. */
@@ -41,6 +44,9 @@ const char *nib_arch_refusal(const struct nib_arch_row *row, const struct nib_pr
  * NIB_E_UNSUPPORTED when none is left. */
 enum nib_err nib_arch_select(const struct nib_profile *profile, uint32_t mask, const struct nib_arch_row **ret_row,
                              struct nib_msg *msg) NIB_CHECKED;
+
+/* Bit i set: row i of nib_arch_rows has no kernels in this build. For whoever wants to run what it selects. */
+uint32_t nib_arch_unbuilt_mask(void);
 
 /* Parses "amx,avx512" into a mask. NIB_E_ARG names the unknown row and the rows there are. */
 enum nib_err nib_arch_mask_parse(const char *names, uint32_t *ret_mask, struct nib_msg *msg) NIB_CHECKED;

@@ -68,6 +68,8 @@
 #define NIB_MAX_RING_CELLS         (1u << 16)  /* elements of one ring between two threads */
 #define NIB_MAX_RING_ELEM_BYTES    4096        /* larger things are passed by index */
 #define NIB_MAX_THREADS            256         /* CPU worker threads */
+#define NIB_MAX_READERS            16          /* threads that read an image for a GPU; each hashes at 1 GB/s or more */
+#define NIB_MAX_STEP_MS            20000       /* a GPU step that takes longer is lost; the slowest take about 3 s */
 
 /* plan */
 #define NIB_MAX_REGIONS 512 /* lines of a memory plan */

@@ -29,32 +29,34 @@ enum nib_space {
 /* What a region holds. Matrices are in the row's layout. R = step_rows_max rows, A = R x experts_used assignments. */
 enum nib_region_kind {
     /* weights, whole life */
-    NIB_R_EMBED,        /* [V][H] bf16, canonical (rows are looked up) */
-    NIB_R_LM_HEAD,      /* [V][H] */
-    NIB_R_SMALL,        /* norms, biases, sinks of all layers, bf16, canonical */
-    NIB_R_QKV,          /* all layers [qkv_dim][H] */
-    NIB_R_OUT,          /* all layers [H][q_dim] */
-    NIB_R_ROUTER,       /* all layers [E][H] */
-    NIB_R_EXPERTS,      /* one region a layer: E x (up [2I][H], down [H][I]); may be spilled to pinned memory */
-    NIB_R_EXPERT_CACHE, /* device slots for experts that live in pinned memory */
+    NIB_R_EMBED,   /* [V][H] bf16, canonical (rows are looked up) */
+    NIB_R_LM_HEAD, /* [V][H] */
+    NIB_R_SMALL,   /* norms, biases, sinks of all layers, bf16, canonical */
+    NIB_R_QKV,     /* all layers [qkv_dim][H] */
+    NIB_R_OUT,     /* all layers [H][q_dim] */
+    NIB_R_ROUTER,  /* all layers [E][H] */
+    NIB_R_EXPERTS, /* one region a layer: E x (up [2I][H], down [H][I]); may be spilled to pinned memory */
     /* KV cache, whole life */
     NIB_R_KV_FULL,   /* pages of the full-attention layers: [kv_pages][full layers] pages of one layer */
     NIB_R_KV_WINDOW, /* rings of the window layers: [slots][window layers][ring_pages] pages of one layer */
-    /* activations, scratch with a lifetime inside the step */
-    NIB_R_X,       /* residual stream [R][H] fp32 */
-    NIB_R_NORMED,  /* [R][H] fp32 */
-    NIB_R_ACTS,    /* prepared inputs of a matrix product: the largest of [R][H], [R][q_dim], [A][I] */
-    NIB_R_QKV_OUT, /* [R][qkv_dim] fp32 */
-    NIB_R_ATTN,    /* [R][q_dim] fp32 */
-    NIB_R_ROUTE,   /* router logits [R][E] fp32, choices and weights [R][experts_used], grouping by expert */
-    NIB_R_UP,      /* [A][2I] fp32 */
-    NIB_R_GATED,   /* [A][I] fp32 */
-    NIB_R_DOWN,    /* [A][H] fp32 */
-    NIB_R_LOGITS,  /* [slots][V] fp32 */
-    NIB_R_SAMPLE,  /* sampler scratch, one a thread that samples */
-    NIB_R_THREAD,  /* matrix product and attention scratch, one a thread */
-    NIB_R_ROPE,    /* cos, sin [R][32] fp32 each */
-    NIB_R_STAGING, /* load ring (GPU rows) */
+    /* activations, scratch with a lifetime inside the step; where a GPU row differs, its form follows the semicolon */
+    NIB_R_X,      /* residual stream [R][H] fp32 */
+    NIB_R_NORMED, /* [R][H] fp32; none */
+    NIB_R_ACTS,   /* prepared inputs of a product: the largest of [R][H], [R][q_dim], [A][I]; [R][max(H, q_dim)] bf16 */
+    NIB_R_QKV_OUT,   /* [R][qkv_dim] fp32; [R][q_dim] bf16 */
+    NIB_R_ATTN,      /* [R][q_dim] fp32; partial results of decode rows */
+    NIB_R_ROUTE,     /* router logits [R][E] fp32, choices and weights, grouping by expert; the row's own form */
+    NIB_R_UP,        /* [A][2I] fp32; none */
+    NIB_R_GATED,     /* [A][I] fp32; bf16 */
+    NIB_R_DOWN,      /* [A][H] fp32 */
+    NIB_R_LOGITS,    /* [slots][V] fp32 */
+    NIB_R_SAMPLE,    /* sampler scratch, one a thread that samples; none */
+    NIB_R_THREAD,    /* matrix product and attention scratch, one a thread; scratch of all kernels */
+    NIB_R_ROPE,      /* cos, sin [R][32] fp32 each */
+    NIB_R_STAGING,   /* GPU rows: where weights land on the device before they are repacked; while loading only */
+    NIB_R_READ_RING, /* GPU rows: pinned buffers that readers fill from the image; slot for slot as the staging */
+    NIB_R_STEP,      /* GPU rows: machine block, step, page tables and sampling of the slots, on the device */
+    NIB_R_MAILBOX,   /* GPU rows: steps and results under way, pinned */
     /* control, host, whole life */
     NIB_R_SAMPLER_STATE, /* token counts a slot, banned ids */
     NIB_R_ENGINE,        /* the engine's own structs and lists */
@@ -66,6 +68,7 @@ enum nib_region_kind {
 
 /* Phases of a step; a scratch region lives from its first to its last phase and shares bytes with others outside it. */
 enum nib_phase {
+    NIB_PHASE_LOAD, /* boot: weights on their way; nothing of a step lives then */
     NIB_PHASE_QKV,
     NIB_PHASE_ATTN,
     NIB_PHASE_OUT,
@@ -94,13 +97,18 @@ struct nib_row_facts {
     uint32_t step_rows_max; /* default rows of a step */
     uint32_t slots;         /* default sequences at once */
     uint32_t steps_ahead;
-    uint32_t acts_elem_bytes; /* of unprepared activations: 4 (fp32) or 2 (bf16) */
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
     uint64_t (*mx_bytes)(uint32_t n, uint32_t k);
     uint64_t (*acts_bytes)(uint32_t k);
     uint64_t (*gemm_scratch_bytes)(uint32_t k);
     uint64_t (*kv_page_bytes)(uint32_t kv_heads);
     uint64_t (*attn_scratch_bytes)(uint32_t ctx_tokens);
+    /* GPU rows only: see arch/gpu_abi.h */
+    uint64_t (*route_bytes)(uint32_t rows, uint32_t experts);
+    uint64_t (*scratch_bytes)(const struct nib_shape *shape, uint32_t slots, uint32_t rows);
+    uint32_t (*splits_max)(uint32_t ctx_tokens);
+    uint64_t (*step_bytes)(uint32_t slots, uint32_t ctx_tokens);
+    uint64_t (*mailbox_bytes)(uint32_t slots, uint32_t ctx_tokens);
 };
 
 struct nib_plan_request {

@@ -11,9 +11,8 @@
 
 enum { REGION_ALIGN = 4096, PHASE_LAST = NIB_PHASE_COUNT - 1 };
 
-#define STAGING_BYTES (64ull << 20)               /* 8 buffers of NIB_MAX_IO_CHUNK_BYTES */
-#define ENGINE_BYTES  (2ull << 20)                /* the engine's own structs: step, outputs, lists */
-#define CACHE_EXPERTS (4u * NIB_MAX_EXPERTS_USED) /* device slots for spilled experts: two layers' picks, twice */
+#define STAGING_BYTES (64ull << 20) /* 16 slots of 4 MiB: see gpu/upload.c */
+#define ENGINE_BYTES  (2ull << 20)  /* the engine's own structs: step, outputs, lists */
 
 struct builder {
     const struct nib_plan_request *request;
@@ -117,8 +116,6 @@ static void add_weights(struct builder *b)
         add_life(b, NIB_R_EXPERTS, spilled ? NIB_SPACE_PINNED : near, (int32_t)layer,
                  s->experts * expert_bytes(row, s));
     }
-    if (b->plan->spilled_layers)
-        add_life(b, NIB_R_EXPERT_CACHE, near, -1, CACHE_EXPERTS * expert_bytes(row, s));
 }
 
 static void add_kv(struct builder *b)
@@ -140,14 +137,13 @@ static uint64_t max3(uint64_t a, uint64_t b, uint64_t c)
     return most > c ? most : c;
 }
 
-static void add_activations(struct builder *b)
+static void add_cpu_activations(struct builder *b)
 {
     const struct nib_shape *s = b->shape;
     const struct nib_row_facts *row = b->row;
     const struct nib_engine_dims *d = &b->plan->dims;
     uint64_t rows = d->step_rows_max;
     uint64_t picks = rows * s->experts_used;
-    uint64_t e = row->acts_elem_bytes;
     uint64_t acts = max3(rows * row->acts_bytes(s->hidden), rows * row->acts_bytes(nib_q_dim(s)),
                          picks * row->acts_bytes(s->intermediate));
     uint64_t route =
@@ -163,14 +159,39 @@ static void add_activations(struct builder *b)
     add_scratch(b, NIB_R_ACTS, NIB_PHASE_QKV, NIB_PHASE_HEAD, acts);
     add_scratch(b, NIB_R_ROPE, NIB_PHASE_QKV, NIB_PHASE_HEAD, rows * NIB_HEAD_DIM * 4);
     add_scratch(b, NIB_R_THREAD, NIB_PHASE_QKV, NIB_PHASE_HEAD, b->plan->threads * thread);
-    add_scratch(b, NIB_R_QKV_OUT, NIB_PHASE_QKV, NIB_PHASE_ATTN, rows * nib_qkv_dim(s) * e);
-    add_scratch(b, NIB_R_ATTN, NIB_PHASE_ATTN, NIB_PHASE_OUT, rows * nib_q_dim(s) * e);
+    add_scratch(b, NIB_R_QKV_OUT, NIB_PHASE_QKV, NIB_PHASE_ATTN, rows * nib_qkv_dim(s) * 4);
+    add_scratch(b, NIB_R_ATTN, NIB_PHASE_ATTN, NIB_PHASE_OUT, rows * nib_q_dim(s) * 4);
     add_scratch(b, NIB_R_ROUTE, NIB_PHASE_ROUTE, NIB_PHASE_DOWN, route);
-    add_scratch(b, NIB_R_UP, NIB_PHASE_UP, NIB_PHASE_UP, picks * 2 * s->intermediate * e);
-    add_scratch(b, NIB_R_GATED, NIB_PHASE_UP, NIB_PHASE_DOWN, picks * s->intermediate * e);
-    add_scratch(b, NIB_R_DOWN, NIB_PHASE_DOWN, NIB_PHASE_DOWN, picks * s->hidden * e);
+    add_scratch(b, NIB_R_UP, NIB_PHASE_UP, NIB_PHASE_UP, picks * 2 * s->intermediate * 4);
+    add_scratch(b, NIB_R_GATED, NIB_PHASE_UP, NIB_PHASE_DOWN, picks * s->intermediate * 4);
+    add_scratch(b, NIB_R_DOWN, NIB_PHASE_DOWN, NIB_PHASE_DOWN, picks * s->hidden * 4);
     add_scratch(b, NIB_R_LOGITS, NIB_PHASE_HEAD, NIB_PHASE_HEAD, head_rows * s->vocab * 4);
     add_scratch(b, NIB_R_SAMPLE, NIB_PHASE_HEAD, NIB_PHASE_HEAD, b->plan->threads * nib_sample_scratch_bytes(s->vocab));
+}
+
+/* In the order of arch/gpu_abi.h. Only decode rows, one a slot at most, split their keys. */
+static void add_gpu_activations(struct builder *b)
+{
+    const struct nib_shape *s = b->shape;
+    const struct nib_row_facts *row = b->row;
+    const struct nib_engine_dims *d = &b->plan->dims;
+    uint64_t rows = d->step_rows_max, picks = rows * s->experts_used;
+    uint64_t widest = max3(s->hidden, nib_q_dim(s), 0);
+    uint64_t splits = (uint64_t)d->slots * s->heads * row->splits_max(d->ctx_tokens);
+    uint64_t head_rows = nib_min_u64(d->slots, rows);
+
+    add_scratch(b, NIB_R_STAGING, NIB_PHASE_LOAD, NIB_PHASE_LOAD, STAGING_BYTES);
+    add_scratch(b, NIB_R_X, NIB_PHASE_QKV, NIB_PHASE_HEAD, rows * s->hidden * 4);
+    add_scratch(b, NIB_R_ACTS, NIB_PHASE_QKV, NIB_PHASE_HEAD, rows * widest * 2);
+    add_scratch(b, NIB_R_ROPE, NIB_PHASE_QKV, NIB_PHASE_HEAD, rows * NIB_HEAD_DIM * 4);
+    add_scratch(b, NIB_R_THREAD, NIB_PHASE_QKV, NIB_PHASE_HEAD, row->scratch_bytes(s, d->slots, d->step_rows_max));
+    add_scratch(b, NIB_R_QKV_OUT, NIB_PHASE_QKV, NIB_PHASE_ATTN, rows * nib_q_dim(s) * 2);
+    add_scratch(b, NIB_R_ATTN, NIB_PHASE_ATTN, NIB_PHASE_ATTN, splits * (2 + NIB_HEAD_DIM) * 4);
+    /* all phases: it holds a ticket that must find the zero it left */
+    add_scratch(b, NIB_R_ROUTE, NIB_PHASE_QKV, NIB_PHASE_HEAD, row->route_bytes(d->step_rows_max, s->experts));
+    add_scratch(b, NIB_R_GATED, NIB_PHASE_UP, NIB_PHASE_DOWN, picks * s->intermediate * 2);
+    add_scratch(b, NIB_R_DOWN, NIB_PHASE_DOWN, NIB_PHASE_DOWN, picks * s->hidden * 4);
+    add_scratch(b, NIB_R_LOGITS, NIB_PHASE_HEAD, NIB_PHASE_HEAD, head_rows * s->vocab * 4);
 }
 
 /* Every slot and one waiting request may hold a prompt of the whole context. */
@@ -199,8 +220,11 @@ static void add_control(struct builder *b)
     add_life(b, NIB_R_SCHED, NIB_SPACE_HOST, -1, nib_sched_bytes(&b->plan->sched));
     add_life(b, NIB_R_TOKENIZER, NIB_SPACE_HOST, -1, b->request->tokenizer_bytes);
     add_life(b, NIB_R_FRONT, NIB_SPACE_HOST, -1, b->request->front_bytes);
-    if (b->row->gpu)
-        add_life(b, NIB_R_STAGING, NIB_SPACE_PINNED, -1, STAGING_BYTES);
+    if (b->row->gpu) {
+        add_life(b, NIB_R_STEP, near, -1, b->row->step_bytes(d->slots, d->ctx_tokens));
+        add_life(b, NIB_R_READ_RING, NIB_SPACE_PINNED, -1, STAGING_BYTES);
+        add_life(b, NIB_R_MAILBOX, NIB_SPACE_PINNED, -1, b->row->mailbox_bytes(d->slots, d->ctx_tokens));
+    }
 }
 
 static bool is_weight(enum nib_region_kind kind)
@@ -219,7 +243,10 @@ void nib_plan_layout(const struct nib_plan_request *request, struct nib_plan *pl
     add_weights(&b);
     add_kv(&b);
     add_control(&b);
-    add_activations(&b);
+    if (b.row->gpu)
+        add_gpu_activations(&b);
+    else
+        add_cpu_activations(&b);
     for (uint32_t i = 0; i < plan->regions_count; i++) {
         const struct nib_region *r = &plan->regions[i];
         if (is_weight(r->kind))
@@ -232,34 +259,16 @@ void nib_plan_layout(const struct nib_plan_request *request, struct nib_plan *pl
 const char *nib_region_name(enum nib_region_kind kind)
 {
     static const char *const names[NIB_R_KIND_COUNT] = {
-        [NIB_R_EMBED] = "embedding",
-        [NIB_R_LM_HEAD] = "lm_head",
-        [NIB_R_SMALL] = "norms and biases",
-        [NIB_R_QKV] = "qkv",
-        [NIB_R_OUT] = "attention out",
-        [NIB_R_ROUTER] = "router",
-        [NIB_R_EXPERTS] = "experts",
-        [NIB_R_EXPERT_CACHE] = "expert cache",
-        [NIB_R_KV_FULL] = "kv full",
-        [NIB_R_KV_WINDOW] = "kv window",
-        [NIB_R_X] = "residual",
-        [NIB_R_NORMED] = "normed",
-        [NIB_R_ACTS] = "matmul input",
-        [NIB_R_QKV_OUT] = "qkv out",
-        [NIB_R_ATTN] = "attention",
-        [NIB_R_ROUTE] = "routing",
-        [NIB_R_UP] = "expert up",
-        [NIB_R_GATED] = "expert gated",
-        [NIB_R_DOWN] = "expert down",
-        [NIB_R_LOGITS] = "logits",
-        [NIB_R_SAMPLE] = "sampler scratch",
-        [NIB_R_THREAD] = "thread scratch",
-        [NIB_R_ROPE] = "rope",
-        [NIB_R_STAGING] = "staging",
-        [NIB_R_SAMPLER_STATE] = "sampler",
-        [NIB_R_ENGINE] = "engine",
-        [NIB_R_SCHED] = "scheduler",
-        [NIB_R_TOKENIZER] = "tokenizer",
+        [NIB_R_EMBED] = "embedding", [NIB_R_LM_HEAD] = "lm_head",        [NIB_R_SMALL] = "norms and biases",
+        [NIB_R_QKV] = "qkv",         [NIB_R_OUT] = "attention out",      [NIB_R_ROUTER] = "router",
+        [NIB_R_EXPERTS] = "experts", [NIB_R_KV_FULL] = "kv full",        [NIB_R_KV_WINDOW] = "kv window",
+        [NIB_R_X] = "residual",      [NIB_R_NORMED] = "normed",          [NIB_R_ACTS] = "matmul input",
+        [NIB_R_QKV_OUT] = "qkv out", [NIB_R_ATTN] = "attention",         [NIB_R_ROUTE] = "routing",
+        [NIB_R_UP] = "expert up",    [NIB_R_GATED] = "expert gated",     [NIB_R_DOWN] = "expert down",
+        [NIB_R_LOGITS] = "logits",   [NIB_R_SAMPLE] = "sampler scratch", [NIB_R_THREAD] = "thread scratch",
+        [NIB_R_ROPE] = "rope",       [NIB_R_STAGING] = "staging",        [NIB_R_READ_RING] = "read ring",
+        [NIB_R_STEP] = "step",       [NIB_R_MAILBOX] = "mailbox",        [NIB_R_SAMPLER_STATE] = "sampler",
+        [NIB_R_ENGINE] = "engine",   [NIB_R_SCHED] = "scheduler",        [NIB_R_TOKENIZER] = "tokenizer",
         [NIB_R_FRONT] = "front",
     };
     return (unsigned)kind < NIB_R_KIND_COUNT ? names[kind] : "unknown";

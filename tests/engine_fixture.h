@@ -104,12 +104,8 @@ static inline struct nib_cpu_open fixture_args(struct fixture *f, const struct f
 }
 
 /* Slot s gets pages s, s + slots, s + 2 slots, ...: every slot's pages are spread over the pool. */
-static inline void fixture_open(struct fixture *f, const struct fixture_options *o)
+static inline void fixture_tables(struct fixture *f)
 {
-    fixture_prepare(f, o);
-    const struct nib_cpu_open open = fixture_args(f, o);
-    struct nib_msg msg = {""};
-    ck_assert_msg(nib_cpu_engine_open(&open, &f->engine, &msg) == NIB_OK, "%s", msg.text);
     const uint32_t slots = f->plan.dims.slots, count = f->plan.dims.kv_pages / slots;
     for (uint32_t s = 0; s < slots; s++) {
         f->pages[s] = malloc(count * sizeof(uint32_t));
@@ -119,6 +115,15 @@ static inline void fixture_open(struct fixture *f, const struct fixture_options 
         f->tables[s] = (struct nib_kv_table){.pages = f->pages[s], .pages_count = count};
         nib_sample_defaults(&f->sampling[s]);
     }
+}
+
+static inline void fixture_open(struct fixture *f, const struct fixture_options *o)
+{
+    fixture_prepare(f, o);
+    const struct nib_cpu_open open = fixture_args(f, o);
+    struct nib_msg msg = {""};
+    ck_assert_msg(nib_cpu_engine_open(&open, &f->engine, &msg) == NIB_OK, "%s", msg.text);
+    fixture_tables(f);
 }
 
 static inline void fixture_close(struct fixture *f)

@@ -7,8 +7,6 @@ cd "$(dirname "$0")/.." || exit 1
 export ASAN_OPTIONS="${ASAN_OPTIONS:-abort_on_error=0:detect_leaks=1:allocator_may_return_null=1}"
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}"
 jobs=$(nproc)
-command -v nvcc >/dev/null && echo "nvcc is here, but this tree has no GPU kernels yet: the CPU part is built" ||
-    echo "no nvcc: the CPU part is built"
 make -s -j"$jobs" VARIANT=san all tests || exit 1
 make -s -j"$jobs" VARIANT=rel all || exit 1
 

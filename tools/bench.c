@@ -8,12 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "appliance/machine.h"
 #include "core/arith.h"
 #include "tools/commands.h"
 #include "tools/memrate.h"
 #include "tools/progress.h"
+#include "tools/synth_weights.h"
 #include "tools/units.h"
 
 enum { PASSES = 5, RATE_PASSES = 5 };
@@ -28,6 +30,7 @@ struct options {
 };
 
 struct result {
+    double load_s; /* weights to their places, hashes checked */
     double read_bytes_s;
     double prefill_s;                  /* best pass: all prompts */
     double decode_s;                   /* best pass: all decode steps */
@@ -41,8 +44,9 @@ struct bench {
     struct nib_step_out out;
     struct nib_kv_table tables[NIB_MAX_SLOTS];
     struct nib_sampling sampling[NIB_MAX_SLOTS];
-    uint32_t *pages; /* [batch * pages a sequence] */
-    double *steps_s; /* [PASSES * tokens] */
+    uint32_t in_flight; /* steps submitted and not collected */
+    uint32_t *pages;    /* [batch * pages a sequence] */
+    double *steps_s;    /* [PASSES * tokens] */
     struct result result;
 };
 
@@ -60,12 +64,31 @@ static uint32_t prompt_token(const struct nib_shape *s, uint32_t slot, uint32_t 
     return (hash >> 7) % s->special_base;
 }
 
+static enum nib_err collect(struct bench *b, struct nib_msg *msg)
+{
+    struct nib_engine *engine = b->machine.engine;
+    b->in_flight--;
+    return engine->ops->collect(engine, &b->out, msg);
+}
+
+/* Submits the step, and collects the oldest when no more may be under way: as the stepper does. */
 static enum nib_err run_step(struct bench *b, struct nib_msg *msg)
 {
     struct nib_engine *engine = b->machine.engine;
     b->step.serial++;
     enum nib_err err = engine->ops->submit(engine, &b->step, msg);
-    return err ? err : engine->ops->collect(engine, &b->out, msg);
+    if (err)
+        return err;
+    b->in_flight++;
+    return b->in_flight == engine->dims.steps_ahead ? collect(b, msg) : NIB_OK;
+}
+
+static enum nib_err run_out(struct bench *b, struct nib_msg *msg)
+{
+    enum nib_err err = NIB_OK;
+    while (b->in_flight && !err)
+        err = collect(b, msg);
+    return err;
 }
 
 static enum nib_err prefill(struct bench *b, uint32_t slot, struct nib_msg *msg)
@@ -104,7 +127,7 @@ static enum nib_err decode(struct bench *b, double *steps_s, struct nib_msg *msg
             return err;
         steps_s[t] = now_s() - begin;
     }
-    return NIB_OK;
+    return run_out(b, msg);
 }
 
 static enum nib_err run_pass(struct bench *b, uint32_t pass, struct nib_msg *msg)
@@ -117,8 +140,11 @@ static enum nib_err run_pass(struct bench *b, uint32_t pass, struct nib_msg *msg
         if (err)
             return err;
     }
+    enum nib_err err = run_out(b, msg);
+    if (err)
+        return err;
     double middle = now_s();
-    enum nib_err err = decode(b, b->steps_s + (size_t)pass * o->tokens, msg);
+    err = decode(b, b->steps_s + (size_t)pass * o->tokens, msg);
     if (err)
         return err;
     double end = now_s();
@@ -138,6 +164,10 @@ static int by_size(const void *a, const void *b)
 static enum nib_err measure_rate(struct bench *b, struct nib_msg *msg)
 {
     const struct nib_plan *plan = &b->machine.plan;
+    if (b->machine.row->gpu) {
+        b->result.read_bytes_s = b->machine.profile.read_bytes_s; /* of the device's bus, as reads reach it */
+        return NIB_OK;
+    }
     return nib_memrate(b->machine.base[NIB_SPACE_HOST], plan->arena_bytes[NIB_SPACE_HOST], plan->threads, RATE_PASSES,
                        &b->result.read_bytes_s, msg);
 }
@@ -186,7 +216,7 @@ static enum nib_err boot(struct bench *b, struct nib_msg *msg)
     struct nib_progress bar;
     nib_progress_begin(&bar, "loading", m->image.file_bytes);
     err = nib_machine_load(m, on_load, &bar, msg);
-    nib_progress_end(&bar);
+    b->result.load_s = nib_progress_end(&bar);
     return err;
 }
 
@@ -225,8 +255,13 @@ static void print_text(const struct bench *b, double prefill, double decode_rate
     const struct options *o = b->options;
     const struct result *r = &b->result;
     const struct nib_plan *plan = &b->machine.plan;
-    (void)printf("%s, row %s, %u thread%s, batch %u, best of %d\n", plan->shape->name, plan->row->name, plan->threads,
-                 plan->threads == 1 ? "" : "s", o->batch, PASSES);
+    char device[160];
+    nib_machine_device(&b->machine, device, sizeof device);
+    (void)printf("%s on %s, row %s, %u thread%s, batch %u, best of %d\n", plan->shape->name, device, plan->row->name,
+                 plan->threads, plan->threads == 1 ? "" : "s", o->batch, PASSES);
+    if (b->machine.device_note.text[0])
+        (void)printf("  no GPU: %s\n", b->machine.device_note.text);
+    (void)printf("  load          %9.2f s   %.2f GB/s\n", r->load_s, (double)plan->weight_bytes / 1e9 / r->load_s);
     (void)printf("  memory read   %9.2f GB/s\n", r->read_bytes_s / 1e9);
     (void)printf("  prefill       %9.1f tokens/s   %u tokens\n", prefill, o->prompt);
     (void)printf("  decode        %9.1f tokens/s   %u steps, p50 %.3f ms, p99 %.3f ms\n", decode_rate, o->tokens,
@@ -257,13 +292,13 @@ static void print(const struct bench *b)
                      plan->shape->name, plan->row->name, plan->threads, o->batch, o->prompt, o->tokens,
                      r->read_bytes_s / 1e9, prefill, decode_rate, r->decode_p50_s * 1e3, r->decode_p99_s * 1e3, roofs);
     } else {
-        json_t *json =
-            json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:o}", "shape", plan->shape->name,
-                      "row", plan->row->name, "threads", (int)plan->threads, "batch", (int)o->batch, "prompt",
-                      (int)o->prompt, "tokens", (int)o->tokens, "read_bytes_s", r->read_bytes_s, "prefill_tokens_s",
-                      prefill, "decode_tokens_s", decode_rate, "decode_p50_ms", r->decode_p50_s * 1e3, "decode_p99_ms",
-                      r->decode_p99_s * 1e3, "roof_tokens_s", roof > 0 ? json_real(roof) : json_null(), "share_of_roof",
-                      roof > 0 ? json_real(share) : json_null());
+        json_t *json = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:f}", "shape",
+                                 plan->shape->name, "row", plan->row->name, "threads", (int)plan->threads, "batch",
+                                 (int)o->batch, "prompt", (int)o->prompt, "tokens", (int)o->tokens, "read_bytes_s",
+                                 r->read_bytes_s, "prefill_tokens_s", prefill, "decode_tokens_s", decode_rate,
+                                 "decode_p50_ms", r->decode_p50_s * 1e3, "decode_p99_ms", r->decode_p99_s * 1e3,
+                                 "roof_tokens_s", roof > 0 ? json_real(roof) : json_null(), "share_of_roof",
+                                 roof > 0 ? json_real(share) : json_null(), "load_s", r->load_s);
         (void)json_dumpf(json, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
         (void)putchar('\n');
         json_decref(json);
@@ -271,6 +306,30 @@ static void print(const struct bench *b)
 }
 
 static const char *const formats[] = {"text", "json", "csv", NULL};
+
+static const char *const devices[] = {
+    [NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu", NULL};
+
+/* Weights of `nibble synth` with seed 1, made as they are asked for. */
+static enum nib_err make_up(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
+                            struct nib_msg *msg)
+{
+    const struct nib_synth_piece piece = {.id = t->id, .layer = t->layer, .begin_byte = at, .bytes = n};
+    (void)msg;
+    nib_synth_fill(arg, 1, &piece, buf);
+    return NIB_OK;
+}
+
+static bool parse_shape(const char *text, struct options *o)
+{
+    o->machine.made_up = nib_shape_find(text);
+    o->machine.made_up_source.read = make_up;
+    const void *shape = o->machine.made_up;
+    memcpy(&o->machine.made_up_source.arg, &shape, sizeof shape);
+    if (!shape)
+        (void)fprintf(stderr, "nibble bench: --shape: '%s' is no model shape; `nibble --help` names them\n", text);
+    return shape != NULL;
+}
 
 static bool parse_option(int option, struct options *o)
 {
@@ -281,6 +340,10 @@ static bool parse_option(int option, struct options *o)
     case 'm':
         o->machine.mask = optarg;
         return true;
+    case 'd':
+        return nib_option_choice("nibble bench: --device", optarg, devices, &o->machine.device);
+    case 's':
+        return parse_shape(optarg, o);
     case 't':
         return nib_option_count("nibble bench: --threads", optarg, NIB_MAX_THREADS, &ask->threads);
     case 'p':
@@ -308,14 +371,16 @@ static bool parse_args(int argc, char **argv, struct options *o)
                                           {"batch", required_argument, 0, 'b'},
                                           {"rows", required_argument, 0, 'r'},
                                           {"memory-limit", required_argument, 0, 'l'},
+                                          {"device", required_argument, 0, 'd'},
+                                          {"shape", required_argument, 0, 's'},
                                           {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
         if (!parse_option(option, o))
             return false;
-    if (optind + 1 != argc) {
-        (void)fprintf(stderr, "nibble bench: name one image\n");
+    if (optind + (o->machine.made_up ? 0 : 1) != argc) {
+        (void)fprintf(stderr, "nibble bench: name one image, or a shape with --shape\n");
         return false;
     }
     o->machine.image = argv[optind];
@@ -338,8 +403,14 @@ int nib_cmd_bench(int argc, char **argv)
         (void)fprintf(stderr, "nibble bench: %s\n", msg.text);
     else
         print(&bench);
+    const bool lost = nib_machine_lost(&bench.machine);
     nib_machine_close(&bench.machine);
     free(bench.pages);
     free(bench.steps_s);
+    if (lost) {
+        /* the driver's own clean-up could wait for a GPU that never answers */
+        (void)fflush(NULL);
+        _exit(NIB_EXIT_FAILED);
+    }
     return err ? NIB_EXIT_FAILED : NIB_EXIT_OK;
 }

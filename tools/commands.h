@@ -8,6 +8,7 @@
 #define NIB_EXIT_FAILED 1
 #define NIB_EXIT_USAGE  2
 
+int nib_cmd_arch(int argc, char **argv);
 int nib_cmd_bench(int argc, char **argv);
 int nib_cmd_chat(int argc, char **argv);
 int nib_cmd_info(int argc, char **argv);

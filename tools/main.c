@@ -38,12 +38,21 @@ static const struct command commands[] = {
      "    --mask ROWS         pass over these rows of the capability table, e.g. amx,avx512\n"
      "    --json              machine-readable\n",
      nib_cmd_plan},
-    {"bench", "IMAGE [options]", "measure prefill and decode beside the memory's read rate; needs no daemon",
+    {"arch", "[--profile NAME] [--mask ROWS] [--device DEVICE]",
+     "print the capability table, and why each row was taken or passed over",
+     "    --profile NAME      a name in etc/profiles, or a JSON file (default: this machine's GPU, else its CPU)\n"
+     "    --mask ROWS         pass over these rows, e.g. sm90,sm80\n"
+     "    --device DEVICE     of this machine: auto, cpu or gpu (default auto)\n",
+     nib_cmd_arch},
+    {"bench", "IMAGE | --shape SHAPE [options]",
+     "measure prefill and decode beside the memory's read rate; needs no daemon",
      "    --prompt N          tokens of the prompt (default 256)\n"
      "    --tokens N          decode steps (default 64)\n"
      "    --batch N           sequences at once (default 1)\n"
      "    --rows N            rows of a step\n"
      "    --threads N         worker threads (default: the CPUs of this process)\n"
+     "    --device DEVICE     auto, cpu or gpu (default auto: the GPU when there is one)\n"
+     "    --shape SHAPE       GPU only: no image but made-up weights of that shape\n"
      "    --mask ROWS         pass over these rows of the capability table, e.g. amx,avx512\n"
      "    --memory-limit SIZE plan as if the memory were this small\n"
      "    --format FORMAT     text, json or csv\n",

@@ -5,7 +5,8 @@ _nibble_options() {
     synth) echo "--seed --format --vocab" ;;
     pack) echo "--key --vocab" ;;
     plan) echo "--profile --all --context --slots --threads --memory-limit --mask --json" ;;
-    bench) echo "--prompt --tokens --batch --rows --threads --mask --memory-limit --format" ;;
+    arch) echo "--profile --mask --device" ;;
+    bench) echo "--prompt --tokens --batch --rows --threads --device --shape --mask --memory-limit --format" ;;
     chat) echo "--socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
     verify) echo "--key" ;;
@@ -31,7 +32,7 @@ _nibble() {
     local shapes="20b 120b 20b-slice small tiny nano"
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "synth pack plan bench chat info verify keygen sign --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "synth pack plan arch bench chat info verify keygen sign --help --version" -- "$word")
         return
     fi
     case $before in
@@ -40,6 +41,8 @@ _nibble() {
         [ "$command" = bench ] && mapfile -t COMPREPLY < <(compgen -W "text json csv" -- "$word")
         return
         ;;
+    --device) mapfile -t COMPREPLY < <(compgen -W "auto cpu gpu" -- "$word") && return ;;
+    --shape) mapfile -t COMPREPLY < <(compgen -W "$shapes" -- "$word") && return ;;
     --effort) mapfile -t COMPREPLY < <(compgen -W "low medium high" -- "$word") && return ;;
     --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
     --key | --vocab | --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;

@@ -68,6 +68,8 @@ START_TEST(fallbacks_are_rows)
         if (rows[i].fallback)
             ck_assert_ptr_nonnull(nib_arch_find(rows[i].fallback));
         ck_assert_int_eq(rows[i].gpu, rows[i].kernels == NULL);
+        ck_assert(!rows[i].gpu_kernels || rows[i].gpu);
+        ck_assert_int_eq(nib_arch_unbuilt_mask() >> i & 1, !rows[i].kernels && !rows[i].gpu_kernels);
     }
 }
 END_TEST

@@ -175,7 +175,7 @@ def test_failures(args, sentence):
 WRONG_PLAN = [((), "name one shape, or --all"), (("20b", "120b"), "name one shape, or --all"),
               (("--all", "20b"), "name one shape, or --all"), (("20b", "--wat"), "unrecognized option '--wat'"),
               (("20b", "--profile"), "option '--profile' requires an argument")]
-WRONG_BENCH = [((), "name one image"), (("a", "b"), "name one image"),
+WRONG_BENCH = [((), "name one image, or a shape with --shape"), (("a", "b"), "name one image, or a shape with --shape"),
                (("a", "--wat"), "unrecognized option '--wat'"),
                (("a", "--format", "xml"), '--format is "xml"; allowed are text, json and csv')]
 COUNTS = {"plan": {"--context": 131072, "--slots": 256, "--threads": 256},
@@ -220,7 +220,7 @@ def test_bench_json(image):
     r = json.loads(done.stdout)
     assert {k: r[k] for k in FACTS} == FACTS and r["row"]
     rates = ["read_bytes_s", "prefill_tokens_s", "decode_tokens_s", "decode_p50_ms", "decode_p99_ms", "roof_tokens_s",
-             "share_of_roof"]
+             "share_of_roof", "load_s"]
     assert set(r) == set(FACTS) | {"row"} | set(rates)
     assert all(r[k] > 0 for k in rates) and r["decode_p99_ms"] >= r["decode_p50_ms"]
     assert r["share_of_roof"] == pytest.approx(r["decode_tokens_s"] / r["roof_tokens_s"], rel=1e-6)
@@ -244,10 +244,11 @@ def test_bench_text(image):
     done = nibble("bench", image, *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r"tiny, row \w+, 1 thread, batch 1, best of \d+", lines[0])
-    values = [re.fullmatch(r"  ([a-z/ ]+?) +([\d.]+)( .*)?", line) for line in lines[1:]]
-    assert [v[1] for v in values] == ["memory read", "prefill", "decode", "decode roof", "prefill/decode"]
-    assert all(float(v[2]) > 0 for v in values)
+    assert re.fullmatch(r"tiny on .+, row \w+, 1 thread, batch 1, best of \d+", lines[0])
+    lines = [line for line in lines[1:] if not line.startswith("  no GPU: ")]
+    values = [re.fullmatch(r"  ([a-z/ ]+?) +([\d.]+)( .*)?", line) for line in lines]
+    assert [v[1] for v in values] == ["load", "memory read", "prefill", "decode", "decode roof", "prefill/decode"]
+    assert all(float(v[2]) > 0 for v in values if v[1] != "load")  # a tiny image loads in 0.00 s
     assert "decode roof" not in nibble("bench", image, *SHORT, "--batch", "2").stdout
 
 

@@ -1,0 +1,295 @@
+/* arch/cuda/attn.cuh: attention with sinks. A warp holds two rows of 8 query heads that share a KV head: mma's rows g are the
+ * heads of the first, g + 8 of the second. Scores are S = Q K^T, 8 keys an mma; probabilities go on as the operand of P V.
+ * Softmax over the scores q.k / 8 and the head's sink, whose probability is dropped (gpt-oss model card); base 2 inside. */
+#pragma once
+#include "arch/cuda/base.cuh"
+
+#define ATTN_SCALE (0.125f * 1.44269504088896f)
+#define LOG2E      1.44269504088896f
+
+/* Running softmax of the lane's rows g and g + 8: largest score, sum (of this lane's columns), values: dims 8n + 2t, +1. */
+struct attn_state {
+    float max[2], sum[2];
+    float o[8][4];
+};
+
+__device__ __forceinline__ void attn_clear(attn_state &s, float max0, float max1)
+{
+    s.max[0] = max0;
+    s.max[1] = max1;
+    s.sum[0] = s.sum[1] = 0;
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        s.o[n][0] = s.o[n][1] = s.o[n][2] = s.o[n][3] = 0;
+}
+
+/* Query fragments, two k-steps of 32 dims: from row 0 and row 1 (8 heads of 64 each); NULL is zeros. */
+__device__ __forceinline__ void attn_query(const __nv_bfloat16 *row0, const __nv_bfloat16 *row1, uint4 q[2][2])
+{
+    const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        q[0][half] = row0 ? *(const uint4 *)(row0 + g * NIB_HEAD_DIM + half * 32 + t * 8) : make_uint4(0, 0, 0, 0);
+        q[1][half] = row1 ? *(const uint4 *)(row1 + g * NIB_HEAD_DIM + half * 32 + t * 8) : make_uint4(0, 0, 0, 0);
+    }
+}
+
+/* s += scores of 8 keys; k[half] is the lane's 16 bytes of key g. */
+__device__ __forceinline__ void attn_scores(float s[4], const uint4 q[2][2], const uint4 k[2])
+{
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        mma_bf16(s, q[0][half].x, q[1][half].x, q[0][half].y, q[1][half].y, k[half].x, k[half].y);
+        mma_bf16(s, q[0][half].z, q[1][half].z, q[0][half].w, q[1][half].w, k[half].z, k[half].w);
+    }
+}
+
+__device__ __forceinline__ float quad_max(float v)
+{
+    v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
+    return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float v)
+{
+    v += __shfl_xor_sync(~0u, v, 1);
+    return v + __shfl_xor_sync(~0u, v, 2);
+}
+
+/* Takes in N * 8 keys: s[n] are scores in base 2 (masked: -inf), values at `v` in shared memory, 128 bytes a key, the 16-byte
+ * chunks xor-ed by key % 8. A key that is masked for a row leaves its state as it was, bit for bit. */
+template <int N> __device__ __forceinline__ void attn_take(attn_state &st, float s[N][4], uint32_t v)
+{
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float most = st.max[h];
+        float of_keys = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            of_keys = fmaxf(of_keys, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+        most = fmaxf(most, quad_max(of_keys));
+        const float keep = exp2f(st.max[h] - most);
+        st.max[h] = most;
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            s[n][2 * h] = exp2f(s[n][2 * h] - most);
+            s[n][2 * h + 1] = exp2f(s[n][2 * h + 1] - most);
+            sum += s[n][2 * h] + s[n][2 * h + 1];
+        }
+        st.sum[h] = st.sum[h] * keep + sum;
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+            st.o[n][2 * h] *= keep;
+            st.o[n][2 * h + 1] *= keep;
+        }
+    }
+#pragma unroll
+    for (int kk = 0; kk < N / 2; kk++) {
+        const uint32_t a0 = pack_bf16(s[2 * kk][0], s[2 * kk][1]), a1 = pack_bf16(s[2 * kk][2], s[2 * kk][3]);
+        const uint32_t a2 = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
+        const uint32_t a3 = pack_bf16(s[2 * kk + 1][2], s[2 * kk + 1][3]);
+        const uint32_t key = kk * 16 + lane / 8 % 2 * 8 + lane % 8;
+#pragma unroll
+        for (int d = 0; d < 4; d++) { /* 16 dims */
+            uint32_t b[4];
+            const uint32_t from = v + key * 128 + ((d * 2 + lane / 16) ^ (lane & 7)) * 16;
+            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                         : "r"(from));
+            mma_bf16(st.o[d * 2], a0, a1, a2, a3, b[0], b[1]);
+            mma_bf16(st.o[d * 2 + 1], a0, a1, a2, a3, b[2], b[3]);
+        }
+    }
+}
+
+struct attn_partial {
+    float max, sum;
+};
+
+/* Where decode split `split` of (row, head) keeps its partial. */
+__device__ __forceinline__ float *attn_part(const struct nib_gpu_machine *m, uint32_t row, uint32_t head, uint32_t split)
+{
+    return at<float>(m->partial) + (((uint64_t)row * m->heads + head) * m->splits_max + split) * CU_ATTN_PART;
+}
+
+/* Shared memory of a decode block: values of each warp's 32 keys, then the warps' states. */
+struct attn_shared {
+    uint4 v[CU_ATTN_THREADS / 32][32 * 8];
+    float o[CU_ATTN_THREADS / 32][NIB_GQA_GROUP][NIB_HEAD_DIM];
+    float max[CU_ATTN_THREADS / 32][NIB_GQA_GROUP], sum[CU_ATTN_THREADS / 32][NIB_GQA_GROUP];
+    uint32_t last;
+};
+static_assert(sizeof(attn_shared) <= CU_ATTN_SHARED, "the table says less");
+
+/* This warp's keys of [begin, end): 32 of each 256 from `base` on, `base` a multiple of 32. */
+__device__ __forceinline__ void attn_walk(const struct nib_gpu_machine *m, uint32_t layer, struct nib_row r, uint32_t kv_head,
+                                          const uint4 q[2][2], uint32_t base, uint32_t begin, uint32_t end, uint4 *v_buffer,
+                                          attn_state &st)
+{
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const nib_gpu_ptr kv = m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES;
+    const uint64_t values = (uint64_t)m->kv_heads * PAGE_HEAD_BYTES;
+    for (uint32_t key0 = base + warp * 32; key0 < end; key0 += CU_ATTN_KEYS) {
+        const uint64_t page = page_at(m, layer, r.slot, key0 / NIB_KV_PAGE_TOKENS, NIB_GPU_ATTN);
+        const uint8_t *k = at<const uint8_t>(kv, page + key0 % NIB_KV_PAGE_TOKENS * 128);
+        uint4 key[4][2];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                key[n][half] = *(const uint4 *)(k + (n * 8 + g) * 128 + half * 64 + t * 16);
+        __syncwarp();
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) { /* values that no position has written may be NaN: zeros */
+            const uint32_t token = i * 4 + lane / 8, chunk = lane % 8;
+            const bool there = key0 + token < end && key0 + token >= begin;
+            copy16(smem_at(v_buffer + token * 8 + (chunk ^ token % 8)), k + values + token * 128 + chunk * 16, there);
+        }
+        copy_commit();
+        float s[4][4];
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+            attn_scores(s[n], q, key[n]);
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                const uint32_t j = key0 + n * 8 + t * 2 + c % 2;
+                s[n][c] = j >= begin && j < end && c < 2 ? s[n][c] * ATTN_SCALE : -INFINITY;
+            }
+        }
+        copy_wait<0>();
+        __syncwarp();
+        attn_take<4>(st, s, smem_at(v_buffer));
+    }
+}
+
+/* The warps' states of the block, merged in order: head h of the group, dim d of thread. */
+__device__ __forceinline__ void attn_merge_warps(const attn_shared &sh, uint32_t h, uint32_t d, float *ret_max, float *ret_sum,
+                                                 float *ret_o)
+{
+    float most = -INFINITY;
+#pragma unroll
+    for (int w = 0; w < CU_ATTN_THREADS / 32; w++)
+        most = fmaxf(most, sh.max[w][h]);
+    float sum = 0, o = 0;
+#pragma unroll
+    for (int w = 0; w < CU_ATTN_THREADS / 32; w++) {
+        const float scale = exp2f(sh.max[w][h] - most);
+        sum += scale * sh.sum[w][h];
+        o += scale * sh.o[w][h][d];
+    }
+    *ret_max = most;
+    *ret_sum = sum;
+    *ret_o = o;
+}
+
+/* The row's output of a head and dim, from `splits` partials in order and the sink; eight are loaded at a time. */
+__device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t layer, uint32_t row, uint32_t head,
+                                             uint32_t d, uint32_t splits)
+{
+    const float *part = attn_part(m, row, head, 0);
+    const float sink = bf16_at(m->layer[layer].sinks, head) * LOG2E;
+    float most = sink;
+    for (uint32_t i = 0; i < splits; i += 8) {
+        float v[8];
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++)
+            v[k] = i + k < splits ? __ldcg(part + (i + k) * CU_ATTN_PART) : -INFINITY;
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++)
+            most = fmaxf(most, v[k]);
+    }
+    float sum = exp2f(sink - most), o = 0;
+    for (uint32_t i = 0; i < splits; i += 8) {
+        float v[8], s[8], w[8];
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++) {
+            const float *p = part + (i + k) * CU_ATTN_PART;
+            const bool there = i + k < splits;
+            v[k] = there ? __ldcg(p) : -INFINITY;
+            s[k] = there ? __ldcg(p + 1) : 0;
+            w[k] = there ? __ldcg(p + 2 + d) : 0;
+        }
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++) {
+            const float scale = exp2f(v[k] - most);
+            sum += scale * s[k];
+            o += scale * w[k];
+        }
+    }
+    return o / sum;
+}
+
+/* Grid: x KV heads, y splits (a block takes y, y + gridDim.y, ...), z decode rows. */
+KERNEL(attn, CU_ATTN_THREADS, 1)
+{
+    extern __shared__ uint4 attn_dynamic[];
+    attn_shared &sh = *(attn_shared *)attn_dynamic;
+    const struct nib_gpu_step *step = step_of(m);
+    overlap_next();
+    overlap_wait();
+    const uint32_t kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= step->decode_count)
+        return;
+    const struct nib_row r = step->rows[row];
+    const bool windowed = layer % 2 == 0;
+    const uint32_t end = r.pos + 1, begin = windowed && end > m->window ? end - m->window : 0;
+    const uint32_t keys = windowed ? ~0u : cu_split_keys(r.pos), splits = windowed ? 1 : r.pos / keys + 1;
+    if (blockIdx.y >= splits)
+        return;
+    uint4 q[2][2];
+    attn_query(at<const __nv_bfloat16>(m->q) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
+    __nv_bfloat16 *out = (__nv_bfloat16 *)acts_row(m, row) + kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM;
+    for (uint32_t split = blockIdx.y; split < splits; split += gridDim.y) {
+        attn_state st;
+        attn_clear(st, -1e30f, -1e30f);
+        const uint32_t base = windowed ? begin & ~31u : split * keys;
+        attn_walk(m, layer, r, kv_head, q, base, max(begin, base), windowed ? end : min(end, base + keys), sh.v[warp], st);
+        const float sum = quad_sum(st.sum[0]);
+        if (lane % 4 == 0) {
+            sh.max[warp][lane / 4] = st.max[0];
+            sh.sum[warp][lane / 4] = sum;
+        }
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+            *(float2 *)&sh.o[warp][lane / 4][n * 8 + lane % 4 * 2] = make_float2(st.o[n][0], st.o[n][1]);
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < NIB_GQA_GROUP * NIB_HEAD_DIM; i += CU_ATTN_THREADS) {
+            const uint32_t h = i / NIB_HEAD_DIM, d = i % NIB_HEAD_DIM, head = kv_head * NIB_GQA_GROUP + h;
+            float most, all, o;
+            attn_merge_warps(sh, h, d, &most, &all, &o);
+            if (splits == 1) { /* as attn_finish does it */
+                const float sink = bf16_at(m->layer[layer].sinks, head) * LOG2E, top = fmaxf(sink, most);
+                const float scale = exp2f(most - top);
+                out[i] = __float2bfloat16(scale * o / (exp2f(sink - top) + scale * all));
+                continue;
+            }
+            float *part = attn_part(m, row, head, split);
+            if (d == 0) {
+                part[0] = most;
+                part[1] = all;
+            }
+            part[2 + d] = o;
+        }
+        __syncthreads();
+    }
+    if (splits == 1)
+        return;
+    uint32_t *arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        sh.last = atomicAdd(arrived, 1u) + 1 == min(splits, gridDim.y);
+        __threadfence();
+    }
+    __syncthreads();
+    if (!sh.last)
+        return;
+    for (uint32_t i = threadIdx.x; i < NIB_GQA_GROUP * NIB_HEAD_DIM; i += CU_ATTN_THREADS)
+        out[i] = __float2bfloat16(attn_finish(m, layer, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM,
+                                              splits));
+    if (threadIdx.x == 0)
+        *arrived = 0;
+}

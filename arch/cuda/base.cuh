@@ -1,0 +1,229 @@
+/* arch/cuda/base.cuh: what every kernel uses: addresses, copies to shared memory, mma, the overlap of launches.
+ * NIB_SM is the folder's compute capability times ten; nothing here needs more than sm_80 unless it says so. */
+#pragma once
+#define _Noreturn [[noreturn]]
+#include "arch/cuda/layout.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#define KERNEL(name, threads, blocks)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                                      \
+        nib_gpu_##name(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
+
+template <class T> __device__ __forceinline__ T *at(nib_gpu_ptr p, uint64_t bytes = 0)
+{
+    return (T *)(p + bytes);
+}
+
+/* The op before this one has ended and its writes are seen. Every thread calls it before it reads or writes anything but
+ * weights; the next op may then be launched beside this one. */
+__device__ __forceinline__ void overlap_wait()
+{
+#if NIB_SM >= 90
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void overlap_next()
+{
+#if NIB_SM >= 90
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ uint32_t smem_at(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* Weights: read once a step. */
+__device__ __forceinline__ uint64_t stream_policy()
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ void copy16_stream(uint32_t dst, const void *src, uint64_t policy)
+{
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(policy)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy4(uint32_t dst, const void *src)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
+}
+
+/* 16 bytes, or zeros. */
+__device__ __forceinline__ void copy16(uint32_t dst, const void *src, bool there)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(there ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ void copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> __device__ __forceinline__ void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ uint4 lds16(uint32_t p)
+{
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(p));
+    return v;
+}
+
+__device__ __forceinline__ uint32_t lds4(uint32_t p)
+{
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(p));
+    return v;
+}
+
+/* d += a b; a 16 x 16, b 16 x 8. */
+__device__ __forceinline__ void mma_bf16(float d[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void mma_fp16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* d = a b */
+__device__ __forceinline__ void mma_fp16_zero(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+/* Two k-steps of a bf16 tile: weights as they lie, activations 16 bytes. */
+__device__ __forceinline__ void mma_unit(float d[4], uint4 w0, uint4 w1, uint4 b)
+{
+    mma_bf16(d, w0.x, w0.y, w0.z, w0.w, b.x, b.y);
+    mma_bf16(d, w1.x, w1.y, w1.z, w1.w, b.z, b.w);
+}
+
+/* A word of eight E2M1 codes to a fragment of fp16, each value times 2^-14 (its half step is then a subnormal, exact). */
+__device__ __forceinline__ void mx_fragment(uint32_t w, uint32_t a[4])
+{
+    a[0] = w & 0x8e008e00u;
+    a[1] = w << 3 & 0x8e008e00u;
+    a[2] = (w << 1 & 0x80008000u) | (w << 6 & 0x0e000e00u);
+    a[3] = (w << 2 & 0x80008000u) | (w << 9 & 0x0e000e00u);
+}
+#define MX_UNSCALE 16384.0f /* 2^14 */
+
+/* Byte I of four E8M0 codes: 2^(code - 127). Code 0 counts as 0 (2^-127 times the largest activation is far below any
+ * output's last bit); 255 as infinity, which mx_finish makes a NaN. */
+template <int I> __device__ __forceinline__ float mx_scale(uint32_t codes)
+{
+    return __uint_as_float((I < 3 ? codes << (23 - 8 * I) : codes >> 1) & 0x7f800000u);
+}
+
+/* A finished sum. */
+__device__ __forceinline__ float mx_finish(float sum)
+{
+    sum *= MX_UNSCALE;
+    return fabsf(sum) < INFINITY ? sum : NAN;
+}
+
+__device__ __forceinline__ float bf16_at(nib_gpu_ptr p, uint64_t i)
+{
+    return __bfloat162float(at<const __nv_bfloat16>(p)[i]);
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float lo, float hi)
+{
+    __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
+    return *(uint32_t *)&v;
+}
+
+__device__ __forceinline__ uint32_t pack_fp16(float lo, float hi)
+{
+    __half2 v = __floats2half2_rn(lo, hi);
+    return *(uint32_t *)&v;
+}
+
+__device__ __forceinline__ struct nib_gpu_step *step_of(const struct nib_gpu_machine *m)
+{
+    return at<struct nib_gpu_step>(m->step);
+}
+
+/* The step is void: its input was impossible. Later ops still run, inside their bounds. */
+__device__ __forceinline__ void fault(const struct nib_gpu_machine *m, enum nib_gpu_op op)
+{
+    *(volatile uint32_t *)&step_of(m)->fault = (uint32_t)op;
+}
+
+__device__ __forceinline__ float warp_sum(float v)
+{
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        v += __shfl_xor_sync(~0u, v, d);
+    return v;
+}
+
+/* Page of a position, in bytes from the layer's first; a broken table entry is a fault and reads page 0. */
+__device__ __forceinline__ uint64_t page_at(const struct nib_gpu_machine *m, uint32_t layer, uint32_t slot, uint32_t page,
+                                            enum nib_gpu_op op)
+{
+    if (layer % 2 == 0)
+        return (uint64_t)(slot * m->ring_pages + page % m->ring_pages) * m->page_stride;
+    uint32_t id = at<const uint32_t>(m->tables)[(uint64_t)slot * m->ctx_pages + page];
+    if (id >= m->kv_pages) {
+        fault(m, op);
+        id = 0;
+    }
+    return id * m->page_stride;
+}
+
+#define PAGE_HEAD_BYTES (NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2) /* keys, or values, of one head in a page */
+
+/* A row of `acts` in 16 bytes. */
+__device__ __forceinline__ uint32_t acts_stride16(const struct nib_gpu_machine *m)
+{
+    return max(m->hidden, m->heads * NIB_HEAD_DIM) / 8;
+}
+
+/* A row of `acts`. */
+__device__ __forceinline__ uint8_t *acts_row(const struct nib_gpu_machine *m, uint32_t row)
+{
+    return at<uint8_t>(m->acts, (uint64_t)row * acts_stride16(m) * 16);
+}
+
+/* Brings constants that are read after overlap_wait into the cache before it; a thread a line of 128 bytes. */
+__device__ __forceinline__ void prefetch(nib_gpu_ptr p, uint32_t bytes)
+{
+    for (uint32_t i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p + i));
+}
+
+/* Parts of `route`. */
+__device__ __forceinline__ struct cu_route *route_head(const struct nib_gpu_machine *m)
+{
+    return at<struct cu_route>(m->route);
+}
+
+__device__ __forceinline__ float *route_logits(const struct nib_gpu_machine *m)
+{
+    return at<float>(m->route, cu_route_logits_at());
+}
+
+/* which: 0 expert, 1 weight (fp32), 2 place of (row, choice); 3 row of a place */
+__device__ __forceinline__ uint32_t *route_array(const struct nib_gpu_machine *m, uint32_t which)
+{
+    return at<uint32_t>(m->route, cu_route_expert_at(m->step_rows_max, m->experts) + which * cu_route_array(m->step_rows_max));
+}

@@ -1,0 +1,212 @@
+/* arch/cuda/gemv.cuh: matrix products of decode rows. Weights stream once, at memory speed, whatever the number of rows.
+ *
+ * A block takes tiles of 16 output rows; its warps share a tile's inputs, each a fixed range of units, and walk the block's
+ * tiles as one stream: every warp keeps a ring of units in flight in shared memory (cp.async; a lane copies and reads only
+ * its own bytes, so that the ring needs no barrier), also across tiles. Sums of the warps are added in the order of the
+ * warps. An output depends on its own row of activations only: not on the other rows, the grid or the ring.
+ *
+ * Warps of a block share: activations [rows][stride], partial sums [2][warps][NT][32 lanes] float4, rings. */
+#pragma once
+#include "arch/cuda/base.cuh"
+
+/* One pass: up to 8 * NT rows. Lane layout of a result, as mma has it: c[0], c[1] output row g, activation rows 2t, 2t+1;
+ * c[2], c[3] output row g + 8. */
+struct gemv_shared {
+    uint32_t acts;   /* shared address of row 0 */
+    uint32_t stride; /* bytes of a row */
+    float4 *sums;    /* [2][warps][NT][32], behind the rows */
+    uint32_t ring;   /* this warp's */
+};
+
+extern __shared__ uint4 gemv_dynamic[];
+
+template <int WARPS> __device__ __forceinline__ uint32_t unit_first(uint32_t units, uint32_t warp)
+{
+    return units * warp / WARPS;
+}
+
+/* The tiles a block takes of one dense matrix: first, first + step, ... below end. */
+template <int WARPS, int RING> struct dense_stream {
+    const uint8_t *from; /* next unit to copy, this lane's bytes */
+    uint64_t policy, jump; /* bytes from the last unit of a tile to the first of the block's next one */
+    uint32_t per, unit, left; /* units of a tile, the next one of it, units not yet copied */
+    uint32_t ring, head, tail; /* ring positions in bytes */
+
+    __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t units, uint32_t first, uint32_t step, uint32_t end,
+                                         uint32_t ring_at)
+    {
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const uint32_t u0 = unit_first<WARPS>(units, warp);
+        per = unit_first<WARPS>(units, warp + 1) - u0;
+        const uint32_t tiles = first < end ? (end - first + step - 1) / step : 0;
+        left = tiles * per;
+        from = at<const uint8_t>(w, ((uint64_t)first * units + u0) * CU_DENSE_BYTES + lane * 16);
+        jump = ((uint64_t)step * units - per) * CU_DENSE_BYTES;
+        unit = 0;
+        ring = ring_at + lane * 16;
+        head = tail = 0;
+        policy = stream_policy();
+#pragma unroll
+        for (int i = 0; i < RING - 1; i++)
+            push();
+    }
+
+    __device__ __forceinline__ void push()
+    {
+        if (left) {
+            copy16_stream(ring + head, from, policy);
+            copy16_stream(ring + head + 512, from + 512, policy);
+            from += CU_DENSE_BYTES;
+            left--;
+            if (++unit == per) {
+                unit = 0;
+                from += jump;
+            }
+        }
+        head = head == (RING - 1) * CU_DENSE_BYTES ? 0 : head + CU_DENSE_BYTES;
+        copy_commit();
+    }
+
+    /* The next unit's fragments; its place is filled again. */
+    __device__ __forceinline__ void pop(uint4 &w0, uint4 &w1)
+    {
+        copy_wait<RING - 2>();
+        w0 = lds16(ring + tail);
+        w1 = lds16(ring + tail + 512);
+        tail = tail == (RING - 1) * CU_DENSE_BYTES ? 0 : tail + CU_DENSE_BYTES;
+        push();
+    }
+};
+
+/* This warp's share of one tile. */
+template <int NT, int WARPS, int RING>
+__device__ __forceinline__ void dense_tile(dense_stream<WARPS, RING> &s, uint32_t units, const gemv_shared &sh,
+                                           uint32_t rows, float acc[NT][4])
+{
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    uint32_t b_at = sh.acts + g * sh.stride + unit_first<WARPS>(units, threadIdx.x / 32) * 64 + t * 16;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
+    for (uint32_t u = 0; u < s.per; u++, b_at += 64) {
+        uint4 w0, w1;
+        s.pop(w0, w1);
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            uint4 b = make_uint4(0, 0, 0, 0);
+            if (n * 8 + g < rows)
+                b = lds16(b_at + n * 8 * sh.stride);
+            mma_unit(acc[n], w0, w1, b);
+        }
+    }
+}
+
+/* Adds the warps' sums of a tile; warp `n` gets those of rows 8n .. 8n+7, the others false. Every thread of the block
+ * calls it, for one tile after another. */
+template <int NT, int WARPS>
+__device__ __forceinline__ bool gather_sums(const gemv_shared &sh, uint32_t turn, const float acc[NT][4], float c[4])
+{
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float4 *sums = sh.sums + (turn & 1) * WARPS * NT * 32;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        sums[(warp * NT + n) * 32 + lane] = make_float4(acc[n][0], acc[n][1], acc[n][2], acc[n][3]);
+    __syncthreads();
+    const uint32_t mine = (warp + WARPS - turn * NT % WARPS) % WARPS; /* another pair of warps each turn */
+    if (mine >= NT)
+        return false;
+    float4 sum = sums[mine * 32 + lane];
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) {
+        const float4 v = sums[(w * NT + mine) * 32 + lane];
+        sum.x += v.x;
+        sum.y += v.y;
+        sum.z += v.z;
+        sum.w += v.w;
+    }
+    c[0] = sum.x;
+    c[1] = sum.y;
+    c[2] = sum.z;
+    c[3] = sum.w;
+    return true;
+}
+
+template <int NT, int WARPS> __device__ __forceinline__ uint32_t gathered_row(uint32_t turn)
+{
+    return (threadIdx.x / 32 + WARPS - turn * NT % WARPS) % WARPS * 8;
+}
+
+/* Copies rows of activations (k 16-bit numbers each, k a multiple of 32) to shared memory: row i from from(i). All threads. */
+template <class From>
+__device__ __forceinline__ void load_acts(const gemv_shared &sh, uint32_t rows, uint32_t k, From from)
+{
+    const uint32_t chunks = k / 8;
+    for (uint32_t r = 0; r < rows; r++) {
+        const uint8_t *src = (const uint8_t *)from(r);
+        for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x) {
+            const uint4 v = *(const uint4 *)(src + c * 16);
+            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(sh.acts + r * sh.stride + c * 16), "r"(v.x),
+                         "r"(v.y), "r"(v.z), "r"(v.w)
+                         : "memory");
+        }
+    }
+}
+
+/* Dynamic shared memory of a gemv block: rings, rows of activations, sums. */
+template <int WARPS> __device__ __forceinline__ gemv_shared gemv_carve(uint32_t k, uint32_t ring_bytes)
+{
+    gemv_shared sh;
+    sh.ring = smem_at(gemv_dynamic) + threadIdx.x / 32 * ring_bytes;
+    sh.acts = smem_at(gemv_dynamic) + WARPS * ring_bytes;
+    sh.stride = cu_row_stride(k);
+    sh.sums = NULL;
+    return sh;
+}
+
+/* The sums' place when there are `rows` rows. */
+template <int WARPS> __device__ __forceinline__ void gemv_rows(gemv_shared &sh, uint32_t rows, uint32_t ring_bytes)
+{
+    sh.sums = (float4 *)((uint8_t *)gemv_dynamic + WARPS * ring_bytes + rows * sh.stride);
+}
+
+/* One pass: done(tile, first row, c) for each tile of the block and each 8 rows. */
+template <int NT, int WARPS, int RING, class Done>
+__device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING> &s, const gemv_shared &sh, uint32_t units,
+                                           uint32_t first, uint32_t step, uint32_t end, uint32_t rows, Done done)
+{
+    uint32_t turn = 0;
+    for (uint32_t tile = first; tile < end; tile += step, turn++) {
+        float acc[NT][4], c[4];
+        dense_tile<NT, WARPS, RING>(s, units, sh, rows, acc);
+        if (gather_sums<NT, WARPS>(sh, turn, acc, c))
+            done(tile, gathered_row<NT, WARPS>(turn), c);
+    }
+    __syncthreads();
+}
+
+/* y = x W^T of `rows` rows; from(row) is a row of activations. Every block of the grid calls it once. */
+template <class Count, class From, class Done>
+__device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
+{
+    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(k, CU_DENSE_RING * CU_DENSE_BYTES);
+    const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
+    dense_stream<CU_GEMV_WARPS, CU_DENSE_RING> s;
+    overlap_next();
+    s.open(w, units, first, step, tiles, sh.ring);
+    overlap_wait();
+    const uint32_t all = count();
+    for (uint32_t r0 = 0; r0 < all; r0 += CU_GEMV_ROWS) {
+        const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS);
+        if (r0 > 0)
+            s.open(w, units, first, step, tiles, sh.ring);
+        gemv_rows<CU_GEMV_WARPS>(sh, rows, CU_DENSE_RING * CU_DENSE_BYTES);
+        load_acts(sh, rows, k, [&](uint32_t r) { return from(r0 + r); });
+        __syncthreads();
+        auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row, r0 + rows, c); };
+        if (CU_GEMV_ROWS <= 8 || rows <= 8)
+            dense_pass<1, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);
+        else
+            dense_pass<2, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);
+    }
+    copy_wait<0>();
+}

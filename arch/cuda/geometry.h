@@ -1,0 +1,187 @@
+/* arch/cuda/geometry.h: sizes and launch geometry of a CUDA row; included once by each row's table.c, which sets NIB_SM and
+ * NIB_SHARED_BYTES. Pure functions of the machine block; any thread; cannot fail. */
+#ifndef NIB_ARCH_CUDA_GEOMETRY_H
+#define NIB_ARCH_CUDA_GEOMETRY_H
+
+#include "arch/cuda/layout.h"
+
+#define NIB_SM_SHARED    (227u * 1024) /* of a multiprocessor; how many blocks share it is a guess that costs only speed */
+#define NIB_BLOCK_SHARED 1024u         /* what a block takes besides */
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t route_bytes(uint32_t rows, uint32_t experts)
+{
+    return cu_route_expert_at(rows, experts) + 4 * cu_route_array(rows);
+}
+
+static uint64_t scratch_bytes(const struct nib_shape *shape, uint32_t slots, uint32_t rows)
+{
+    (void)shape;
+    (void)slots;
+    (void)rows;
+    return sizeof(struct cu_scratch);
+}
+
+static uint32_t splits_max(uint32_t ctx_tokens)
+{
+    return least(CU_DIV_UP(ctx_tokens, CU_ATTN_KEYS), CU_ATTN_SPLITS);
+}
+
+/* A block with `warps` rings of `ring` bytes, `rows` rows of k activations, and the warps' sums. */
+static uint32_t gemv_shared_bytes(uint32_t warps, uint32_t ring, uint32_t rows, uint32_t k)
+{
+    return warps * ring + rows * cu_row_stride(k) + 2 * warps * CU_DIV_UP(rows, 8) * 512;
+}
+
+/* As many blocks as the tiles need and the multiprocessors hold. */
+static void gemv_launch(const struct nib_gpu_machine *m, uint32_t tiles, uint32_t ring, uint32_t rows, uint32_t k,
+                        uint32_t blocks_sm, struct nib_gpu_geometry *ret)
+{
+    ret->block = CU_GEMV_THREADS;
+    ret->shared_bytes = gemv_shared_bytes(CU_GEMV_WARPS, ring, least(rows, CU_GEMV_ROWS), k);
+    const uint32_t fit = NIB_SM_SHARED / (ret->shared_bytes + NIB_BLOCK_SHARED);
+    ret->grid[0] = least(tiles, m->sms * (fit < 1 ? 1 : least(fit, blocks_sm)));
+}
+
+static void dense_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
+                         struct nib_gpu_geometry *ret)
+{
+    gemv_launch(m, cu_tiles(n), CU_DENSE_RING * CU_DENSE_BYTES, rows, k, CU_DENSE_BLOCKS, ret);
+}
+
+static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
+                      struct nib_gpu_geometry *ret)
+{
+    const uint32_t whole = CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_UNIT;
+    gemv_launch(m, rows * m->experts_used * cu_tiles(n), CU_MX_RING * CU_MX_STAGE, rows, whole, CU_MX_BLOCKS, ret);
+}
+
+static void gemm_launch(uint32_t n, uint32_t y, uint32_t shared_bytes, struct nib_gpu_geometry *ret)
+{
+    ret->grid[0] = CU_DIV_UP(cu_tiles(n), CU_GEMM_N / CU_TILE);
+    ret->grid[1] = y;
+    ret->block = CU_GEMM_THREADS;
+    ret->shared_bytes = shared_bytes;
+}
+
+/* Lists of one expert's prompt rows, at most. */
+static uint32_t prompt_groups(const struct nib_gpu_machine *m, uint32_t prompt)
+{
+    const uint32_t picks = prompt * m->experts_used;
+    return least(m->experts + picks / CU_GEMM_M, picks);
+}
+
+static void decode_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows,
+                            struct nib_gpu_geometry *ret)
+{
+    const uint32_t hidden = m->hidden, inner = m->intermediate, q_dim = m->heads * NIB_HEAD_DIM;
+    if (op == NIB_GPU_QKV)
+        dense_launch(m, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
+    else if (op == NIB_GPU_OUT)
+        dense_launch(m, hidden, q_dim, rows, ret);
+    else if (op == NIB_GPU_UP)
+        mx_launch(m, 2 * inner, hidden, rows, ret);
+    else if (op == NIB_GPU_DOWN)
+        mx_launch(m, hidden, inner, rows, ret);
+    else {
+        /* ATTN: enough blocks to fill the card; a block with more splits takes them in turn */
+        const uint32_t splits = least(m->splits_max, CU_DIV_UP(CU_ATTN_SPLITS * 8, rows * m->kv_heads));
+        *ret = (struct nib_gpu_geometry){{m->kv_heads, splits, rows}, CU_ATTN_THREADS, CU_ATTN_SHARED, 0};
+    }
+}
+
+static void prompt_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows,
+                            struct nib_gpu_geometry *ret)
+{
+    const uint32_t hidden = m->hidden, q_dim = m->heads * NIB_HEAD_DIM;
+    const uint32_t dense = CU_DENSE_STAGES * CU_DENSE_STAGE_BYTES, mx = CU_MX_STAGES * CU_MX_STAGE_BYTES;
+    if (op == NIB_GPU_QKV_PROMPT)
+        gemm_launch(q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, CU_DIV_UP(rows, CU_GEMM_M), dense, ret);
+    else if (op == NIB_GPU_OUT_PROMPT)
+        gemm_launch(hidden, CU_DIV_UP(rows, CU_GEMM_M), dense, ret);
+    else if (op == NIB_GPU_UP_PROMPT)
+        gemm_launch(2 * m->intermediate, prompt_groups(m, rows), mx, ret);
+    else if (op == NIB_GPU_DOWN_PROMPT)
+        gemm_launch(hidden, prompt_groups(m, rows), mx, ret);
+    else
+        *ret = (struct nib_gpu_geometry){
+            {m->kv_heads, CU_DIV_UP(rows, CU_ATTN_PROMPT_POS), 1}, CU_ATTN_THREADS, CU_ATTN_PROMPT_SHARED, 0};
+}
+
+/* Ops over all rows of the step. */
+static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
+                          struct nib_gpu_geometry *ret)
+{
+    const uint32_t rows = decode + prompt;
+    if (op == NIB_GPU_BEGIN) {
+        *ret = (struct nib_gpu_geometry){{prompt ? CU_BEGIN_BLOCKS : 1, 1, 1}, CU_BEGIN_THREADS, 0, 0};
+    } else if (op == NIB_GPU_ROUTE) {
+        /* few rows: the experts' tiles on blocks of their own */
+        const uint32_t x = rows <= CU_ROUTE_SPREAD ? cu_tiles(m->experts) : 1;
+        *ret = (struct nib_gpu_geometry){{x, CU_DIV_UP(rows, CU_ROUTE_ROWS), 1}, CU_ROUTE_THREADS, 0, 0};
+        ret->shared_bytes = gemv_shared_bytes(CU_ROUTE_THREADS / 32, CU_ROUTE_RING * CU_DENSE_BYTES,
+                                              least(rows, CU_ROUTE_ROWS), m->hidden);
+    } else {
+        *ret = (struct nib_gpu_geometry){{rows, 1, 1}, CU_ROW_THREADS, 0, 0};
+    }
+}
+
+static void want_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t want,
+                          struct nib_gpu_geometry *ret)
+{
+    if (op == NIB_GPU_SAMPLE)
+        *ret = (struct nib_gpu_geometry){{want ? CU_SLICES : 1, want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
+    else if (op == NIB_GPU_SCAN && want)
+        *ret = (struct nib_gpu_geometry){{CU_SLICES, want, 1}, CU_SAMPLE_THREADS, 0, 0};
+    else if (want)
+        dense_launch(m, m->vocab, m->hidden, want, ret);
+}
+
+static void geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
+                     uint32_t want, struct nib_gpu_geometry *ret)
+{
+    *ret = (struct nib_gpu_geometry){{0, 1, 1}, 32, 0, 0};
+    switch (op) {
+    case NIB_GPU_REPACK_DENSE:
+    case NIB_GPU_REPACK_MX:
+    case NIB_GPU_SUM:
+        *ret = (struct nib_gpu_geometry){{m->sms * 8, 1, 1}, CU_REPACK_THREADS, 0, 0};
+        return;
+    case NIB_GPU_BEGIN:
+    case NIB_GPU_EMBED:
+    case NIB_GPU_ROUTE:
+    case NIB_GPU_COMBINE:
+        rows_geometry(op, m, decode, prompt, ret);
+        break;
+    case NIB_GPU_QKV:
+    case NIB_GPU_ATTN:
+    case NIB_GPU_OUT:
+    case NIB_GPU_UP:
+    case NIB_GPU_DOWN:
+        if (decode)
+            decode_geometry(op, m, decode, ret);
+        break;
+    case NIB_GPU_QKV_PROMPT:
+    case NIB_GPU_ATTN_PROMPT:
+    case NIB_GPU_OUT_PROMPT:
+    case NIB_GPU_UP_PROMPT:
+    case NIB_GPU_DOWN_PROMPT:
+        if (prompt)
+            prompt_geometry(op, m, prompt, ret);
+        break;
+    case NIB_GPU_HEAD:
+    case NIB_GPU_SCAN:
+    case NIB_GPU_SAMPLE:
+        want_geometry(op, m, want, ret);
+        break;
+    case NIB_GPU_OP_COUNT:
+        break;
+    }
+    ret->overlap = NIB_SM >= 90;
+}
+
+#endif

@@ -1,0 +1,194 @@
+/* arch/cuda/layout.h: where the CUDA rows keep things; C, included by the kernels and by the rows' tables.
+ *
+ * Weights lie in the order in which the lanes of mma.m16n8k16 hold their A operand, so that 16 bytes of a lane are its
+ * fragment. Lane l holds rows g = l / 4 and g + 8 of a tile of 16 output rows; t = l % 4 says which inputs. The order of the
+ * inputs inside 32 is ours, the same for weights and activations: lane t has inputs 8t .. 8t+7, the first four in the first
+ * mma of 16, the last four in the second. So activations stay in their natural order, 16 bytes a lane and 32 inputs.
+ *
+ * dense: [tile][unit of 32 inputs][2 mma][lane][16 bytes].
+ * mx:    codes [tile][unit of 64 inputs][lane][16 bytes], a 32-bit word an mma; then scales [tile][unit][g][4 bytes]:
+ *        row g blocks 0, 1; row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0.
+ * A word of codes: in the low half the even input of each pair, in the high half the odd one: fragment register 0 at bits
+ * 15 (sign), 11..9; 1 at 12, 8..6; 2 at 14, 5..3; 3 at 13, 2..0. */
+#ifndef NIB_ARCH_CUDA_LAYOUT_H
+#define NIB_ARCH_CUDA_LAYOUT_H
+
+#include "arch/gpu_abi.h"
+
+#ifndef NIB_SM
+#error "NIB_SM: the folder's compute capability, 80 or 90"
+#endif
+
+#ifdef __CUDACC__
+#define NIB_BOTH __host__ __device__ static inline
+#else
+#define NIB_BOTH static inline
+#endif
+
+#define CU_TILE        16   /* output rows of a weight tile */
+#define CU_DENSE_UNIT  32   /* inputs of a dense unit */
+#define CU_DENSE_BYTES 1024 /* of a unit of a tile */
+#define CU_MX_UNIT     64
+#define CU_MX_BYTES    512 /* codes of a unit of a tile */
+#define CU_MX_SCALES   32  /* bytes of scales of a unit of a tile */
+
+#define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
+#define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
+/* GEMV_ROWS: rows of one pass over the weights; RING: units (mx: spans) in flight a warp; BLOCKS: of a multiprocessor. The portable row fits
+ * in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
+#if NIB_SM >= 90
+#define CU_GEMV_ROWS 16
+#ifndef CU_DENSE_RING
+#define CU_DENSE_RING 6
+#endif
+#ifndef CU_MX_RING
+#define CU_MX_RING 3
+#endif
+#define CU_ROUTE_RING 12
+#else
+#define CU_GEMV_ROWS 4
+#ifndef CU_DENSE_RING
+#define CU_DENSE_RING 4
+#endif
+#ifndef CU_MX_RING
+#define CU_MX_RING 2
+#endif
+#define CU_ROUTE_RING 4
+#endif
+#ifndef CU_DENSE_BLOCKS
+#define CU_DENSE_BLOCKS 3
+#endif
+#ifndef CU_MX_BLOCKS
+#define CU_MX_BLOCKS 2
+#endif
+#define CU_MX_SPAN  5 /* mx units of a stage of the ring: a warp's share of 2880 inputs */
+#define CU_MX_STAGE (CU_MX_SPAN * (CU_MX_BYTES + CU_MX_SCALES))
+
+#define CU_GEMM_THREADS      256
+#define CU_GEMM_N            128 /* output rows of a prompt tile */
+#define CU_GEMM_M            128 /* tokens of a prompt tile */
+#define CU_GEMM_K            64
+#define CU_DENSE_STAGES      3
+#define CU_MX_STAGES         4
+#define CU_DENSE_STAGE_BYTES (CU_GEMM_N * CU_GEMM_K * 2 + CU_GEMM_M * CU_GEMM_K * 2)
+#define CU_MX_STAGE_BYTES    (CU_GEMM_N / CU_TILE * (CU_MX_BYTES + CU_MX_SCALES) + CU_GEMM_M * CU_GEMM_K * 2)
+
+#define CU_ATTN_THREADS    256
+#define CU_ATTN_KEYS       256 /* keys a decode block takes at a time: 32 a warp */
+#define CU_ATTN_SPLITS     64  /* at most: beyond 64 x 256 keys the splits grow, by the row's own position */
+#define CU_ATTN_PART       66  /* floats of a partial: max, sum, values */
+#define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
+
+#define CU_ATTN_SHARED        (8 * 4096 + 8 * 8 * (64 + 2) * 4 + 16) /* struct attn_shared */
+#define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                         /* struct attn_pages */
+
+#define CU_ROUTE_THREADS  256
+#define CU_ROUTE_ROWS     8   /* of a block */
+#define CU_ROUTE_SPREAD   64  /* rows of a step up to which each tile of experts has its own block */
+#define CU_ROW_THREADS    768 /* embed, combine: a block a row */
+#define CU_ROW_PARTS      3   /* float4 a thread: NIB_MAX_HIDDEN / 4 / CU_ROW_THREADS, rounded up */
+#define CU_BEGIN_THREADS  512
+#define CU_BEGIN_BLOCKS   32
+#define CU_REPACK_THREADS 256
+#define CU_SAMPLE_THREADS 512
+#define CU_SLICES         32 /* of the vocabulary, a block each */
+
+#define CU_DIV_UP(a, b) (((a) + (b)-1) / (b))
+
+NIB_BOTH uint64_t cu_up(uint64_t bytes, uint64_t align)
+{
+    return (bytes + align - 1) & ~(align - 1);
+}
+
+NIB_BOTH uint32_t cu_tiles(uint32_t n)
+{
+    return CU_DIV_UP(n, CU_TILE);
+}
+
+NIB_BOTH uint64_t cu_mx_scales_at(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_BYTES;
+}
+
+NIB_BOTH uint64_t cu_mx_bytes(uint32_t n, uint32_t k)
+{
+    return cu_up((uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * (CU_MX_BYTES + CU_MX_SCALES), 64);
+}
+
+NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * (k / CU_DENSE_UNIT) * CU_DENSE_BYTES;
+}
+
+/* Bytes of a row of activations in shared memory: an odd multiple of 64, so that rows g and g + 1 lie in other banks. */
+NIB_BOTH uint32_t cu_row_stride(uint32_t k)
+{
+    return (k * 2 + 63) / 64 % 2 ? (k * 2 + 63) / 64 * 64 : (k * 2 + 63) / 64 * 64 + 64;
+}
+
+/* Keys of one split for a row at `pos`. */
+NIB_BOTH uint32_t cu_split_keys(uint32_t pos)
+{
+    uint32_t keys = CU_ATTN_KEYS;
+    while (pos / keys >= CU_ATTN_SPLITS)
+        keys *= 2;
+    return keys;
+}
+
+/* Assignments of one expert that one block takes: consecutive places. */
+struct cu_group {
+    uint32_t expert, place, count;
+};
+#define CU_GROUPS_MAX        (NIB_MAX_EXPERTS + NIB_MAX_SLOTS) /* of 4 rows or more */
+#define CU_GROUPS_PROMPT_MAX (NIB_MAX_EXPERTS + NIB_MAX_STEP_ROWS * NIB_MAX_EXPERTS_USED / CU_GEMM_M)
+
+/* `route`: this head, then logits fp32 [R][E], expert u32 [A], weight fp32 [A], place u32 [A], row u32 [A]. */
+struct cu_route {
+    uint32_t groups, groups_prompt;
+    uint32_t reserved[2];
+    struct cu_group group[CU_GROUPS_MAX];
+    struct cu_group group_prompt[CU_GROUPS_PROMPT_MAX];
+};
+
+NIB_BOTH uint64_t cu_route_logits_at(void)
+{
+    return cu_up(sizeof(struct cu_route), 256);
+}
+
+NIB_BOTH uint64_t cu_route_expert_at(uint32_t rows, uint32_t experts)
+{
+    return cu_route_logits_at() + cu_up((uint64_t)rows * experts * 4, 256);
+}
+
+/* bytes of each of expert, weight, place, row */
+NIB_BOTH uint64_t cu_route_array(uint32_t rows)
+{
+    return cu_up((uint64_t)rows * NIB_MAX_EXPERTS_USED * 4, 256);
+}
+
+/* What a slice of the vocabulary knows of a row's logits. */
+struct cu_part {
+    float max;    /* of z after bias and bans */
+    float best;   /* of z after penalties */
+    uint32_t id;  /* of best, the lowest */
+    uint32_t bad; /* a NaN or +inf was met */
+};
+
+/* The largest d + g of a slice. */
+struct cu_draw {
+    double score;
+    uint32_t id, reserved;
+};
+
+/* `scratch`: tickets, which the last block to arrive sets back to 0, then parts. */
+struct cu_scratch {
+    uint32_t attn[NIB_MAX_SLOTS * NIB_MAX_EXPERTS]; /* [row][kv head] blocks that have written their partial */
+    uint32_t drawn[NIB_MAX_SLOTS];                  /* slices of a row that are drawn */
+    uint32_t sampled;                               /* rows that are sampled */
+    uint32_t routed;                                /* blocks of the route op that have their logits */
+    uint32_t reserved[62];
+    struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
+    struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
+};
+
+#endif

@@ -1,0 +1,144 @@
+/* arch/cuda/products.cuh: the matrix ops of a step. Grids: decode ops, any number of blocks; prompt ops, x the tiles of 128 output
+ * rows, y the tiles of 128 tokens or the groups of one expert. */
+#pragma once
+#include "arch/cuda/done.cuh"
+#include "arch/cuda/gemm.cuh"
+#include "arch/cuda/moe_gemv.cuh"
+
+KERNEL(qkv, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    const struct done_qkv done = {m, step->rows, layer};
+    dense_gemv(
+        m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden,
+        [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); },
+        [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
+            done(tile, row + threadIdx.x % 4 * 2, end, c);
+        });
+}
+
+KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    const struct done_out done = {m, layer};
+    dense_gemv(
+        m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
+        [&](uint32_t r) { return acts_row(m, r); },
+        [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
+            done(tile, row + threadIdx.x % 4 * 2, end, c);
+        });
+}
+
+KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    const struct done_head done = {m};
+    dense_gemv(
+        m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
+        [&](uint32_t r) { return acts_row(m, step->want[r]); },
+        [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
+            done(tile, row + threadIdx.x % 4 * 2, end, c);
+        });
+}
+
+KERNEL(up, CU_GEMV_THREADS, CU_MX_BLOCKS)
+{
+    const uint32_t *rows = route_array(m, 3);
+    moe_gemv(m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t place) { return acts_row(m, rows[place]); },
+             done_up(m, layer));
+}
+
+KERNEL(down, CU_GEMV_THREADS, CU_MX_BLOCKS)
+{
+    const uint32_t inner = m->intermediate;
+    moe_gemv(m, m->layer[layer].down, m->hidden, inner,
+             [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
+}
+
+/* Tokens of this block's tile of prompt rows, and the row of its first. */
+__device__ __forceinline__ bool prompt_tile(const struct nib_gpu_step *step, uint32_t *ret_row, struct gemm_place *ret_place)
+{
+    const uint32_t first = step->decode_count + blockIdx.y * CU_GEMM_M;
+    if (first >= step->rows_count)
+        return false;
+    *ret_row = first;
+    ret_place->tile0 = blockIdx.x * (CU_GEMM_N / CU_TILE);
+    ret_place->tokens = min(step->rows_count - first, (uint32_t)CU_GEMM_M);
+    return true;
+}
+
+KERNEL(qkv_prompt, CU_GEMM_THREADS, 2)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    overlap_next();
+    overlap_wait();
+    struct gemm_place place;
+    uint32_t row;
+    if (!prompt_tile(step, &row, &place))
+        return;
+    const uint32_t k = m->hidden;
+    const struct gemm_dense w = {at<const uint8_t>(m->layer[layer].qkv),
+                                 cu_tiles((m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM), k / CU_DENSE_UNIT};
+    const struct done_qkv done = {m, step->rows, layer};
+    const uint32_t stride = acts_stride16(m);
+    gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
+               [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });
+}
+
+KERNEL(out_prompt, CU_GEMM_THREADS, 2)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    overlap_next();
+    overlap_wait();
+    struct gemm_place place;
+    uint32_t row;
+    if (!prompt_tile(step, &row, &place))
+        return;
+    const uint32_t k = m->heads * NIB_HEAD_DIM;
+    const struct gemm_dense w = {at<const uint8_t>(m->layer[layer].out), cu_tiles(m->hidden), k / CU_DENSE_UNIT};
+    const struct done_out done = {m, layer};
+    const uint32_t stride = acts_stride16(m);
+    gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
+               [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });
+}
+
+__device__ __forceinline__ struct gemm_mx moe_weights(nib_gpu_ptr all, uint32_t expert, uint32_t n, uint32_t k)
+{
+    const nib_gpu_ptr w = all + expert * cu_mx_bytes(n, k);
+    return {at<const uint8_t>(w), at<const uint8_t>(w, cu_mx_scales_at(n, k)), cu_tiles(n), CU_DIV_UP(k, CU_MX_UNIT)};
+}
+
+KERNEL(up_prompt, CU_GEMM_THREADS, 2)
+{
+    overlap_next();
+    overlap_wait();
+    const struct cu_route *route = route_head(m);
+    if (blockIdx.y >= route->groups_prompt)
+        return;
+    const struct cu_group group = route->group_prompt[blockIdx.y];
+    const uint32_t *rows = route_array(m, 3) + group.place, stride = acts_stride16(m);
+    const done_up done(m, layer);
+    gemm_block(moe_weights(m->layer[layer].up, group.expert, 2 * m->intermediate, m->hidden),
+               gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, m->hidden, at<const uint8_t>(m->acts),
+               [&](uint32_t i) { return rows[i] * stride; },
+               [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
+                   done(tile, group.place + i, group.place + end, c, done.bias(group.expert, tile));
+               });
+}
+
+KERNEL(down_prompt, CU_GEMM_THREADS, 2)
+{
+    overlap_next();
+    overlap_wait();
+    const struct cu_route *route = route_head(m);
+    if (blockIdx.y >= route->groups_prompt)
+        return;
+    const struct cu_group group = route->group_prompt[blockIdx.y];
+    const uint32_t inner = m->intermediate;
+    const done_down done(m, layer);
+    gemm_block(moe_weights(m->layer[layer].down, group.expert, m->hidden, inner),
+               gemm_place{blockIdx.x * (CU_GEMM_N / CU_TILE), group.count}, inner, at<const uint8_t>(m->gated),
+               [&](uint32_t i) { return (group.place + i) * (inner / 8); },
+               [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
+                   done(tile, group.place + i, group.place + end, c, done.bias(group.expert, tile));
+               });
+}

@@ -1,0 +1,83 @@
+/* arch/cuda/repack.cuh: canonical weights to the layout of arch/cuda/layout.h, at boot. A thread writes 16 bytes at a time. */
+#pragma once
+#include "arch/cuda/base.cuh"
+
+/* Output row that place `r` of tile `tile` holds. */
+__device__ __forceinline__ uint32_t packed_row(uint32_t matrix, uint32_t tile, uint32_t r)
+{
+    if (matrix == NIB_GPU_M_QKV) /* pairs (i, i + 32) of a head at r, r + 8 */
+        return tile / 4 * 64 + tile % 4 * 8 + r % 8 + r / 8 * 32;
+    if (matrix == NIB_GPU_M_UP) /* gate and up at r, r + 8 */
+        return tile * CU_TILE + r % 8 * 2 + r / 8;
+    return tile * CU_TILE + r;
+}
+
+KERNEL(repack_dense, 256, 4)
+{
+    const struct nib_gpu_repack *p = at<const struct nib_gpu_repack>(m->repack);
+    const uint32_t k = p->k, n = p->n, n0 = p->n0, n1 = p->n1, matrix = p->matrix, steps = k / 16;
+    const uint16_t *src = at<const uint16_t>(p->src);
+    uint4 *dst = at<uint4>(p->dst);
+    const uint64_t first = (uint64_t)(n0 / CU_TILE) * steps * 32;
+    const uint64_t end = (uint64_t)CU_DIV_UP(n1, CU_TILE) * steps * 32;
+    for (uint64_t i = first + blockIdx.x * 256u + threadIdx.x; i < end; i += gridDim.x * 256u) {
+        const uint32_t lane = i % 32, step = (uint32_t)(i / 32 % steps), tile = (uint32_t)(i / 32 / steps);
+        const uint32_t col = step / 2 * 32 + lane % 4 * 8 + step % 2 * 4;
+        uint2 row[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t r = packed_row(matrix, tile, lane / 4 + h * 8);
+            row[h] = r < n && r >= n0 && r < n1 ? *(const uint2 *)(src + (uint64_t)(r - n0) * k + col) : make_uint2(0, 0);
+        }
+        dst[i] = make_uint4(row[0].x, row[1].x, row[0].y, row[1].y);
+    }
+}
+
+/* Fragment bits of one code in a half word: see layout.h. */
+__device__ __forceinline__ uint32_t mx_place(uint32_t code, uint32_t reg)
+{
+    const uint32_t sign = code >> 3, rest = code & 7;
+    const uint32_t sign_at = reg == 0 ? 15 : reg == 1 ? 12 : reg == 2 ? 14 : 13;
+    return sign << sign_at | rest << (9 - 3 * reg);
+}
+
+KERNEL(repack_mx, 256, 4)
+{
+    const struct nib_gpu_repack *p = at<const struct nib_gpu_repack>(m->repack);
+    const uint32_t k = p->k, n = p->n, n0 = p->n0, n1 = p->n1, matrix = p->matrix;
+    const uint32_t units = CU_DIV_UP(k, CU_MX_UNIT), blocks = k / NIB_MX_BLOCK;
+    const uint8_t *src = at<const uint8_t>(p->src), *scales = at<const uint8_t>(p->scales);
+    uint4 *dst = at<uint4>(p->dst);
+    uint8_t *dst_scales = at<uint8_t>(p->dst, cu_mx_scales_at(n, k));
+    const uint64_t first = (uint64_t)(n0 / CU_TILE) * units * 32;
+    const uint64_t end = (uint64_t)CU_DIV_UP(n1, CU_TILE) * units * 32;
+    for (uint64_t i = first + blockIdx.x * 256u + threadIdx.x; i < end; i += gridDim.x * 256u) {
+        const uint32_t lane = i % 32, unit = (uint32_t)(i / 32 % units), tile = (uint32_t)(i / 32 / units);
+        uint32_t word[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (uint32_t h = 0; h < 2; h++) {
+            const uint32_t r = packed_row(matrix, tile, lane / 4 + h * 8);
+            if (r >= n || r < n0 || r >= n1)
+                continue;
+#pragma unroll
+            for (uint32_t b = 0; b < 2; b++) { /* blocks of 32 inputs */
+                if (unit * 2 + b >= blocks)
+                    continue;
+                /* inputs 8t .. 8t+7: four bytes, the even input in the low half of each */
+                const uint32_t in = *(const uint32_t *)(src + ((uint64_t)(r - n0) * blocks + unit * 2 + b) * 16 + lane % 4 * 4);
+#pragma unroll
+                for (uint32_t j = 0; j < 2; j++)
+#pragma unroll
+                    for (uint32_t c = 0; c < 2; c++) { /* register h (inputs +0, +1), h + 2 (inputs +2, +3) */
+                        const uint32_t byte = in >> (16 * j + 8 * c) & 0xff;
+                        word[b * 2 + j] |= mx_place(byte & 15, h + 2 * c) | mx_place(byte >> 4, h + 2 * c) << 16;
+                    }
+            }
+        }
+        dst[i] = make_uint4(word[0], word[1], word[2], word[3]);
+        /* the lane's own scale byte: row g or g + 8 by t / 2, block by t % 2 */
+        const uint32_t r = packed_row(matrix, tile, lane / 4 + lane % 4 / 2 * 8), block = unit * 2 + lane % 2;
+        const bool there = r < n && r >= n0 && r < n1 && block < blocks;
+        dst_scales[i] = there ? scales[(uint64_t)(r - n0) * blocks + block] : 0;
+    }
+}

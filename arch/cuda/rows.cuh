@@ -1,0 +1,129 @@
+/* arch/cuda/rows.cuh: a block a row of the step: embedding, the sum of experts, and the norm that the next op reads. */
+#pragma once
+#include "arch/cuda/base.cuh"
+
+/* acts = bf16(x / sqrt(mean(x^2) + 1e-5) * w); thread i of the block holds x[4 (i + CU_ROW_THREADS p) ..] in v[p]. The order
+ * of the sum is the block's, the same for every row. */
+__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, nib_gpu_ptr w,
+                                         const float4 v[CU_ROW_PARTS])
+{
+    __shared__ float sums[CU_ROW_THREADS / 32];
+    const uint32_t hidden = m->hidden;
+    float sum = 0;
+#pragma unroll
+    for (int p = 0; p < CU_ROW_PARTS; p++)
+        sum += v[p].x * v[p].x + v[p].y * v[p].y + (v[p].z * v[p].z + v[p].w * v[p].w);
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0)
+        sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = warp_sum(threadIdx.x % 32 < CU_ROW_THREADS / 32 ? sums[threadIdx.x % 32] : 0);
+    const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+    uint2 *to = (uint2 *)acts_row(m, row);
+    const uint2 *weight = at<const uint2>(w);
+#pragma unroll
+    for (int p = 0; p < CU_ROW_PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * CU_ROW_THREADS;
+        if (i * 4 >= hidden)
+            continue;
+        const uint2 g = weight[i];
+        to[i] = make_uint2(
+            pack_bf16(v[p].x * scale * __uint_as_float(g.x << 16), v[p].y * scale * __uint_as_float(g.x & 0xffff0000u)),
+            pack_bf16(v[p].z * scale * __uint_as_float(g.y << 16), v[p].w * scale * __uint_as_float(g.y & 0xffff0000u)));
+    }
+}
+
+/* cos and sin of a row's position. sincospi reduces its argument exactly, so that no table of pi is needed. */
+__device__ __forceinline__ void rope_row(const struct nib_gpu_machine *m, uint32_t row, uint32_t pos)
+{
+    const uint32_t i = threadIdx.x;
+    if (i >= NIB_HEAD_DIM / 2)
+        return;
+    const float angle = __fmul_rn((float)pos, m->rope_freq[i]);
+    double sin, cos;
+    sincospi((double)angle / 3.14159265358979323846, &sin, &cos);
+    float *rope = at<float>(m->rope);
+    rope[row * 32 + i] = __fmul_rn((float)cos, m->rope_factor);
+    rope[(m->step_rows_max + row) * 32 + i] = __fmul_rn((float)sin, m->rope_factor);
+}
+
+KERNEL(embed, CU_ROW_THREADS, 1)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    overlap_next();
+    overlap_wait();
+    const uint32_t row = blockIdx.x, hidden = m->hidden;
+    if (row >= step->rows_count)
+        return;
+    const struct nib_row r = step->rows[row];
+    uint32_t token = r.flags & NIB_ROW_FEEDBACK ? at<const uint32_t>(m->last)[r.slot] : r.token;
+    if (token >= m->vocab) {
+        fault(m, NIB_GPU_EMBED);
+        token = 0;
+    }
+    if (threadIdx.x == 0 && !(r.flags & NIB_ROW_DECODE))
+        atomicOr(at<uint32_t>(m->seen) + (uint64_t)r.slot * m->vocab + token, 0x80000000u);
+    rope_row(m, row, r.pos);
+    const uint2 *from = at<const uint2>(m->embed, (uint64_t)token * hidden * 2);
+    float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
+    float4 v[CU_ROW_PARTS];
+#pragma unroll
+    for (int p = 0; p < CU_ROW_PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * CU_ROW_THREADS;
+        v[p] = make_float4(0, 0, 0, 0);
+        if (i * 4 >= hidden)
+            continue;
+        const uint2 e = from[i];
+        v[p] = make_float4(__uint_as_float(e.x << 16), __uint_as_float(e.x & 0xffff0000u), __uint_as_float(e.y << 16),
+                           __uint_as_float(e.y & 0xffff0000u));
+        x[i] = v[p];
+    }
+    norm_row(m, row, m->layer[0].attn_norm, v);
+}
+
+KERNEL(combine, CU_ROW_THREADS, 1)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    const nib_gpu_ptr norm = layer + 1 < m->layers ? m->layer[layer + 1].attn_norm : m->final_norm;
+    overlap_next();
+    prefetch(norm, m->hidden * 2);
+    overlap_wait();
+    const uint32_t row = blockIdx.x, hidden = m->hidden, used = m->experts_used;
+    if (row >= step->rows_count)
+        return;
+    float weight[NIB_MAX_EXPERTS_USED];
+    const float4 *down[NIB_MAX_EXPERTS_USED];
+#pragma unroll
+    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+        const uint32_t i = row * used + min(c, used - 1);
+        weight[c] = __uint_as_float(route_array(m, 1)[i]);
+        down[c] = at<const float4>(m->down, (uint64_t)route_array(m, 2)[i] * hidden * 4);
+    }
+    float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
+    float4 v[CU_ROW_PARTS];
+#pragma unroll
+    for (int p = 0; p < CU_ROW_PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * CU_ROW_THREADS;
+        v[p] = make_float4(0, 0, 0, 0);
+        if (i * 4 >= hidden)
+            continue;
+        float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+            if (c >= used)
+                break;
+            const float4 y = down[c][i];
+            sum.x += weight[c] * y.x;
+            sum.y += weight[c] * y.y;
+            sum.z += weight[c] * y.z;
+            sum.w += weight[c] * y.w;
+        }
+        v[p] = x[i];
+        v[p].x += sum.x;
+        v[p].y += sum.y;
+        v[p].z += sum.z;
+        v[p].w += sum.w;
+        x[i] = v[p];
+    }
+    norm_row(m, row, norm, v);
+}

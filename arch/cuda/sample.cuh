@@ -1,0 +1,614 @@
+/* arch/cuda/sample.cuh: from logits to tokens, by the definition in core/sample.h, operation by operation: fp32 without fused
+ * multiply-add, weights as integers, Gumbel-max in double. Whatever needs the order of the ids is an integer compare, so
+ * that threads may meet them in any order.
+ *
+ * scan: a block a slice of the vocabulary: biases, the maximum before and after the penalties. sample: the same slices draw; a
+ * row that truncates or reports log-probabilities is drawn by its first block alone. The last block of a row writes its
+ * result, the last row hands the step to the host. */
+#pragma once
+#include "arch/cuda/base.cuh"
+
+#define STATE_PROMPT 0x80000000u
+#define MASS         17592186044416.0f /* 2^44 */
+#define GREEDY_BELOW 1e-3f             /* NIB_SAMPLE_TEMPERATURE_MIN */
+#define THREADS      CU_SAMPLE_THREADS
+
+/* One row that wants a token. */
+struct draw_row {
+    const struct nib_sampling *sampling;
+    float *logits;        /* [vocab], biases added */
+    const uint32_t *seen; /* [vocab] */
+    const uint32_t *banned;
+    uint32_t vocab, index, slot, pos;
+    bool penalties;
+    float max; /* of what is drawn from */
+    float inv_t;
+};
+
+__device__ __forceinline__ draw_row draw_open(const struct nib_gpu_machine *m, uint32_t index)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    const struct nib_row r = step->rows[step->want[index]];
+    draw_row d;
+    d.sampling = at<const struct nib_sampling>(m->sampling) + r.slot;
+    d.vocab = m->vocab;
+    d.logits = at<float>(m->logits) + (uint64_t)index * d.vocab;
+    d.seen = at<const uint32_t>(m->seen) + (uint64_t)r.slot * d.vocab;
+    d.banned = at<const uint32_t>(m->banned);
+    d.index = index;
+    d.slot = r.slot;
+    d.pos = r.pos;
+    d.penalties = d.sampling->repetition_penalty != 1.0f || d.sampling->frequency_penalty != 0.0f ||
+                  d.sampling->presence_penalty != 0.0f;
+    d.max = 0;
+    d.inv_t = 1.0f;
+    return d;
+}
+
+/* z of step 1; -inf takes no part. */
+__device__ __forceinline__ float draw_z(const draw_row &d, uint32_t id)
+{
+    const uint32_t banned = d.banned[id / 32];
+    const float z = __fadd_rn(d.logits[id], 0.0f); /* read at once with `banned`, not after it */
+    return banned >> id % 32 & 1 ? -INFINITY : z;
+}
+
+/* z of step 3. */
+__device__ __forceinline__ float draw_penalised(const draw_row &d, uint32_t id, float z)
+{
+    if (!d.penalties)
+        return z;
+    const uint32_t seen = d.seen[id];
+    if (seen == 0)
+        return z;
+    const uint32_t answers = seen & ~STATE_PROMPT;
+    const struct nib_sampling *s = d.sampling;
+    z = z > 0.0f ? __fdiv_rn(z, s->repetition_penalty) : __fmul_rn(z, s->repetition_penalty);
+    z = __fsub_rn(z, __fmul_rn(s->frequency_penalty, (float)answers));
+    z = __fsub_rn(z, answers ? s->presence_penalty : 0.0f);
+    return __fadd_rn(z, 0.0f);
+}
+
+/* exp for x <= 0, as core/sample_impl.h has it. */
+__device__ __forceinline__ float draw_exp(float x)
+{
+    x = __uint_as_float(min(__float_as_uint(x), 0xc2a00000u)); /* not below -80; x = 0 stays */
+    const int n = __float2int_rz(__fsub_rn(__fmul_rn(x, 1.44269504f), 0.5f));
+    const float k = (float)n;
+    float r = __fsub_rn(x, __fmul_rn(k, 0.693359375f));
+    r = __fadd_rn(r, __fmul_rn(k, 2.12194440e-4f));
+    float p = 1.9875691500e-4f;
+    p = __fadd_rn(__fmul_rn(p, r), 1.3981999507e-3f);
+    p = __fadd_rn(__fmul_rn(p, r), 8.3334519073e-3f);
+    p = __fadd_rn(__fmul_rn(p, r), 4.1665795894e-2f);
+    p = __fadd_rn(__fmul_rn(p, r), 1.6666665459e-1f);
+    p = __fadd_rn(__fmul_rn(p, r), 5.0000001201e-1f);
+    p = __fadd_rn(__fmul_rn(p, __fmul_rn(r, r)), r);
+    p = __fadd_rn(p, 1.0f);
+    return __fmul_rn(p, __uint_as_float((uint32_t)(n + 127) << 23));
+}
+
+__device__ __forceinline__ float draw_d(const draw_row &d, float z)
+{
+    return __fmul_rn(__fsub_rn(z, d.max), d.inv_t);
+}
+
+__device__ __forceinline__ uint64_t draw_weight(const draw_row &d, float z)
+{
+    return (uint64_t)__float2ll_rz(__fmul_rn(draw_exp(draw_d(d, z)), MASS));
+}
+
+/* Floats in order as unsigned integers. */
+__device__ __forceinline__ uint32_t draw_key(float z)
+{
+    const uint32_t bits = __float_as_uint(z);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float draw_value(uint32_t key)
+{
+    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+/* Noise words of ids 4 block .. 4 block + 3: core/rng.h. */
+__device__ __forceinline__ void draw_noise(uint64_t seed, uint32_t pos, uint32_t block, uint32_t w[4])
+{
+    uint32_t c0 = block, c1 = pos, c2 = 0, c3 = 0, k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+#pragma unroll
+    for (int i = 0; i < 10; i++) {
+        const uint32_t h0 = __umulhi(0xd2511f53u, c0), l0 = 0xd2511f53u * c0;
+        const uint32_t h1 = __umulhi(0xcd9e8d57u, c2), l1 = 0xcd9e8d57u * c2;
+        c0 = h1 ^ c1 ^ k0;
+        c2 = h0 ^ c3 ^ k1;
+        c1 = l1;
+        c3 = l0;
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
+    }
+    w[0] = c0;
+    w[1] = c1;
+    w[2] = c2;
+    w[3] = c3;
+}
+
+/* d + g */
+__device__ __noinline__ double draw_score(float d, uint32_t word)
+{
+    const double v = __dmul_rn(__dadd_rn((double)word, 0.5), 0x1p-32);
+    return __dsub_rn((double)d, log(-log1p(-v)));
+}
+
+/* Words below this may still beat `score` at distance d; rounded up, so that nothing that could win is left out. */
+__device__ __forceinline__ uint64_t draw_limit(float d, double score)
+{
+    const double x = (double)d - score;
+    if (!(x < 0))
+        return 1ull << 32;
+    const double bound = (double)draw_exp((float)x) * 4294967296.0 * 1.0001 + 0.5;
+    return bound >= 4294967296.0 ? 1ull << 32 : (uint64_t)bound;
+}
+
+struct draw_best {
+    double score;
+    uint32_t id;
+};
+
+__device__ __forceinline__ void draw_better(draw_best &best, double score, uint32_t id)
+{
+    if (score > best.score || (score == best.score && id < best.id)) {
+        best.score = score;
+        best.id = id;
+    }
+}
+
+/* The best of the block, in every thread. */
+__device__ __forceinline__ draw_best draw_reduce(draw_best best)
+{
+    __shared__ draw_best all[THREADS / 32];
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) {
+        const double score = __shfl_xor_sync(~0u, best.score, d);
+        const uint32_t id = __shfl_xor_sync(~0u, best.id, d);
+        draw_better(best, score, id);
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        all[threadIdx.x / 32] = best;
+    __syncthreads();
+    for (int w = 0; w < THREADS / 32; w++)
+        draw_better(best, all[w].score, all[w].id);
+    return best;
+}
+
+__device__ __forceinline__ uint64_t draw_sum(uint64_t v)
+{
+    __shared__ uint64_t all[THREADS / 32];
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+        v += __shfl_xor_sync(~0u, v, d);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0)
+        all[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0;
+    for (int w = 0; w < THREADS / 32; w++)
+        v += all[w];
+    return v;
+}
+
+/* Ids [*first, *end) of slice i, multiples of 32 but the last. */
+__device__ __forceinline__ void slice_of(uint32_t vocab, uint32_t i, uint32_t *ret_first, uint32_t *ret_end)
+{
+    const uint32_t per = CU_DIV_UP(CU_DIV_UP(vocab, CU_SLICES), 32) * 32;
+    *ret_first = min(i * per, vocab);
+    *ret_end = min(*ret_first + per, vocab);
+}
+
+/* Biases of the ids of a slice: the first entry of an id adds all of that id, in the order of the list. */
+__device__ __forceinline__ void scan_bias(const draw_row &d, uint32_t first, uint32_t end)
+{
+    const struct nib_sampling *s = d.sampling;
+    const uint32_t count = min(s->bias_count, (uint32_t)NIB_MAX_LOGIT_BIAS);
+    for (uint32_t i = threadIdx.x; i < count; i += THREADS) {
+        const uint32_t id = s->bias[i].token;
+        bool mine = id >= first && id < end;
+        for (uint32_t j = 0; mine && j < i; j++)
+            mine = s->bias[j].token != id;
+        if (!mine)
+            continue;
+        float z = __fadd_rn(d.logits[id], 0.0f);
+        for (uint32_t j = i; j < count; j++)
+            if (s->bias[j].token == id)
+                z = __fadd_rn(z, s->bias[j].bias);
+        d.logits[id] = z;
+    }
+}
+
+/* Grid: x slices, y rows that want a token. */
+KERNEL(scan, THREADS, 2)
+{
+    __shared__ struct cu_part all[THREADS / 32];
+    overlap_next();
+    overlap_wait();
+    if (blockIdx.y >= step_of(m)->want_count)
+        return;
+    const draw_row d = draw_open(m, blockIdx.y);
+    uint32_t first, end;
+    slice_of(d.vocab, blockIdx.x, &first, &end);
+    if (d.sampling->bias_count) {
+        scan_bias(d, first, end);
+        __threadfence_block();
+        __syncthreads();
+    }
+    struct cu_part p = {-INFINITY, -INFINITY, ~0u, 0};
+#pragma unroll 4
+    for (uint32_t id = first + threadIdx.x; id < end; id += THREADS) {
+        const float z = draw_z(d, id), after = draw_penalised(d, id, z);
+        p.bad |= !(z < INFINITY) || !(after < INFINITY);
+        p.max = fmaxf(p.max, z);
+        if (after > p.best) {
+            p.best = after;
+            p.id = id;
+        }
+    }
+#pragma unroll
+    for (int k = 16; k > 0; k /= 2) {
+        const float best = __shfl_xor_sync(~0u, p.best, k);
+        const uint32_t id = __shfl_xor_sync(~0u, p.id, k);
+        p.max = fmaxf(p.max, __shfl_xor_sync(~0u, p.max, k));
+        p.bad |= __shfl_xor_sync(~0u, p.bad, k);
+        if (best > p.best || (best == p.best && id < p.id)) {
+            p.best = best;
+            p.id = id;
+        }
+    }
+    if (threadIdx.x % 32 == 0)
+        all[threadIdx.x / 32] = p;
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return;
+    for (int w = 1; w < THREADS / 32; w++) {
+        p.max = fmaxf(p.max, all[w].max);
+        p.bad |= all[w].bad;
+        if (all[w].best > p.best || (all[w].best == p.best && all[w].id < p.id)) {
+            p.best = all[w].best;
+            p.id = all[w].id;
+        }
+    }
+    at<struct cu_scratch>(m->scratch)->part[d.index][blockIdx.x] = p;
+}
+
+/* What truncation keeps: keys above `key`, of that key ids up to `last`; and d >= least. */
+struct draw_cut {
+    uint32_t key, last;
+    float least;
+};
+
+__device__ __forceinline__ bool cut_keeps(const draw_row &d, const draw_cut &cut, uint32_t id, float z)
+{
+    const uint32_t key = draw_key(z);
+    return z != -INFINITY && (key > cut.key || (key == cut.key && id <= cut.last)) && draw_d(d, z) >= cut.least;
+}
+
+/* Calls seen(id, z) for the ids that `cut` keeps, of the whole row, by all threads. */
+template <class Seen> __device__ __forceinline__ void cut_walk(const draw_row &d, const draw_cut &cut, Seen seen)
+{
+    for (uint32_t id = threadIdx.x; id < d.vocab; id += THREADS) {
+        const float z = draw_penalised(d, id, draw_z(d, id));
+        if (cut_keeps(d, cut, id, z))
+            seen(id, z);
+    }
+}
+
+#define BUCKETS 2048
+
+/* The key at which the kept ids, from the largest down, reach `target` in count or mass: a radix descent, 11, 11 and 10 bits.
+ * *ret_left: what of the target is left for the ids at that key. target is 1 .. the sum. */
+__device__ __noinline__ uint32_t cut_find(const draw_row &d, const draw_cut &cut, bool mass, uint64_t target, uint64_t *ret_left)
+{
+    __shared__ unsigned long long bucket[BUCKETS];
+    __shared__ uint64_t left;
+    __shared__ uint32_t picked;
+    uint32_t key = 0;
+    if (threadIdx.x == 0)
+        left = target;
+    for (int level = 0; level < 3; level++) {
+        const uint32_t shift = level == 0 ? 21 : level == 1 ? 10 : 0, bits = level == 2 ? 10 : 11, mask = (1u << bits) - 1;
+        for (uint32_t i = threadIdx.x; i < BUCKETS; i += THREADS)
+            bucket[i] = 0;
+        __syncthreads();
+        const uint64_t above = (uint64_t)key >> (shift + bits);
+        cut_walk(d, cut, [&](uint32_t, float z) {
+            const uint32_t k = draw_key(z);
+            if ((uint64_t)k >> (shift + bits) == above)
+                atomicAdd(&bucket[k >> shift & mask], (unsigned long long)(mass ? draw_weight(d, z) : 1));
+        });
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            uint32_t b = mask;
+            for (; b > 0 && bucket[b] < left; b--)
+                left -= bucket[b];
+            picked = b;
+        }
+        __syncthreads();
+        key |= picked << shift;
+    }
+    *ret_left = left;
+    __syncthreads();
+    return key;
+}
+
+/* The id of the `ties`-th kept id with this key, in order of ids; ~0 when there are no more than that. */
+__device__ __noinline__ uint32_t cut_tie(const draw_row &d, const draw_cut &cut, uint32_t key, uint64_t ties)
+{
+    uint64_t n = 0;
+    cut_walk(d, cut, [&](uint32_t, float z) { n += draw_key(z) == key; });
+    if (draw_sum(n) <= ties)
+        return ~0u;
+    __shared__ uint32_t flags[THREADS / 32], found;
+    uint64_t before = 0;
+    for (uint32_t base = 0; base < d.vocab; base += THREADS) {
+        const uint32_t id = base + threadIdx.x;
+        bool is = false;
+        if (id < d.vocab) {
+            const float z = draw_penalised(d, id, draw_z(d, id));
+            is = draw_key(z) == key && cut_keeps(d, cut, id, z);
+        }
+        const uint32_t ballot = __ballot_sync(~0u, is);
+        if (threadIdx.x % 32 == 0)
+            flags[threadIdx.x / 32] = ballot;
+        __syncthreads();
+        uint64_t mine = before, all = before;
+        for (uint32_t w = 0; w < THREADS / 32; w++) {
+            mine += w < threadIdx.x / 32 ? __popc(flags[w]) : 0;
+            all += __popc(flags[w]);
+        }
+        mine += __popc(ballot & ((2u << threadIdx.x % 32) - 1));
+        if (is && mine == ties)
+            found = id;
+        __syncthreads();
+        if (all >= ties)
+            return found;
+        before = all;
+    }
+    return ~0u;
+}
+
+/* Step 5. Block-uniform. */
+__device__ __noinline__ draw_cut draw_truncate(const draw_row &d)
+{
+    const struct nib_sampling *s = d.sampling;
+    draw_cut cut = {0, ~0u, -INFINITY};
+    uint64_t left;
+    if (s->top_k != 0 && s->top_k < d.vocab) {
+        uint64_t n = 0;
+        cut_walk(d, cut, [&](uint32_t, float) { n++; });
+        if (draw_sum(n) > s->top_k) {
+            const uint32_t key = cut_find(d, cut, false, s->top_k, &left);
+            const uint32_t last = cut_tie(d, cut, key, left);
+            cut.key = key;
+            cut.last = last;
+        }
+    }
+    if (s->top_p < 1.0f) {
+        uint64_t n = 0;
+        cut_walk(d, cut, [&](uint32_t, float z) { n += draw_weight(d, z); });
+        const uint64_t total = draw_sum(n);
+        uint64_t target = (uint64_t)ceil((double)s->top_p * (double)total);
+        target = min(target, total);
+        const uint32_t key = cut_find(d, cut, true, target, &left);
+        const uint64_t weight = max(draw_weight(d, draw_value(key)), (uint64_t)1);
+        const uint32_t last = cut_tie(d, cut, key, (left + weight - 1) / weight);
+        cut.last = key == cut.key ? min(cut.last, last) : last;
+        cut.key = key;
+    }
+    if (s->min_p > 0.0f)
+        cut.least = (float)log((double)s->min_p);
+    return cut;
+}
+
+/* Gumbel-max over ids [first, end) that the cut keeps, four ids a thread at a time. `start` is one of the ids and its score. */
+__device__ __forceinline__ draw_best draw_range(const draw_row &d, const draw_cut *cut, uint32_t first, uint32_t end,
+                                                draw_best start)
+{
+    draw_best best = start;
+    const uint64_t seed = d.sampling->seed;
+    for (uint32_t id0 = first + threadIdx.x * 4; id0 < end; id0 += THREADS * 4) {
+        float z[4], most = -INFINITY;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            z[i] = -INFINITY;
+            if (id0 + i < end)
+                z[i] = draw_penalised(d, id0 + i, draw_z(d, id0 + i));
+            if (cut && !cut_keeps(d, *cut, id0 + i, z[i]))
+                z[i] = -INFINITY;
+            most = fmaxf(most, z[i]);
+        }
+        if (most == -INFINITY || draw_limit(draw_d(d, most), best.score) == 0)
+            continue;
+        uint32_t word[4];
+        draw_noise(seed, d.pos, id0 / 4, word);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            if (z[i] != -INFINITY && word[i] < draw_limit(draw_d(d, z[i]), best.score))
+                draw_better(best, draw_score(draw_d(d, z[i]), word[i]), id0 + i);
+    }
+    return best;
+}
+
+/* Score of the likeliest id, to begin with a high bound. */
+__device__ __forceinline__ draw_best draw_start(const draw_row &d, uint32_t id)
+{
+    uint32_t word[4];
+    draw_noise(d.sampling->seed, d.pos, id / 4, word);
+    const uint32_t w = id % 4 == 0 ? word[0] : id % 4 == 1 ? word[1] : id % 4 == 2 ? word[2] : word[3];
+    return {draw_score(0.0f, w), id};
+}
+
+/* Step 2: the alternatives and log(sum exp z), of z before the penalties. The block's threads; thread 0 writes. */
+__device__ __noinline__ double draw_report(draw_row d, float max_z, uint32_t want, struct nib_sampled *out)
+{
+    __shared__ unsigned long long top[THREADS / 32];
+    d.penalties = false;
+    d.max = max_z;
+    d.inv_t = 1.0f;
+    uint64_t mass = 0;
+    for (uint32_t id = threadIdx.x; id < d.vocab; id += THREADS) /* as the definition: -inf has exp(-80) too, weight 0 */
+        mass += draw_weight(d, draw_z(d, id));
+    const double log_sum = (double)max_z + log((double)draw_sum(mass) / (double)MASS);
+    unsigned long long bound = ~0ull; /* key, then the id from the end: below the one picked last */
+    uint32_t count = 0;
+    for (; count < want; count++) {
+        unsigned long long best = 0;
+        for (uint32_t id = threadIdx.x; id < d.vocab; id += THREADS) {
+            const float z = draw_z(d, id);
+            const unsigned long long c = (unsigned long long)draw_key(z) << 32 | (0xffffffffu - id);
+            if (z != -INFINITY && c < bound && c > best)
+                best = c;
+        }
+#pragma unroll
+        for (int k = 16; k > 0; k /= 2)
+            best = max(best, __shfl_xor_sync(~0u, best, k));
+        __syncthreads();
+        if (threadIdx.x % 32 == 0)
+            top[threadIdx.x / 32] = best;
+        __syncthreads();
+        for (int w = 0; w < THREADS / 32; w++)
+            best = max(best, top[w]);
+        if (best == 0)
+            break;
+        bound = best;
+        if (threadIdx.x == 0) {
+            out->top[count].token = 0xffffffffu - (uint32_t)best;
+            out->top[count].logprob = (float)((double)draw_value((uint32_t)(best >> 32)) - log_sum);
+        }
+    }
+    if (threadIdx.x == 0)
+        out->top_count = count;
+    return log_sum;
+}
+
+/* The step is done: what the host polls for. */
+__device__ __forceinline__ void sample_hand_over(const struct nib_gpu_machine *m, struct nib_gpu_result *out)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    const uint64_t serial = step->serial;
+    out->count = step->want_count;
+    out->fault = *(const volatile uint32_t *)&step->fault;
+    *at<uint64_t>(m->next_serial) = serial + 1;
+    __threadfence_system();
+    *(volatile uint64_t *)&out->serial = serial;
+}
+
+/* One thread: the row's result and the slot's memory of it; the last row ends the step. */
+__device__ __forceinline__ void sample_finish(const struct nib_gpu_machine *m, const draw_row &d, struct nib_gpu_result *out,
+                                              bool failed, uint32_t token, float logprob, bool reported)
+{
+    struct nib_sampled *to = &out->sampled[d.index];
+    token = failed ? 0 : token;
+    to->token = token;
+    to->slot = (uint16_t)d.slot;
+    to->failed = failed;
+    to->logprob = failed ? 0 : logprob;
+    if (failed || !reported)
+        to->top_count = 0;
+    at<uint32_t>(m->last)[d.slot] = token;
+    if (!failed)
+        at<uint32_t>(m->seen)[(uint64_t)d.slot * d.vocab + token]++;
+    struct cu_scratch *scratch = at<struct cu_scratch>(m->scratch);
+    __threadfence_system();
+    if (atomicAdd(&scratch->sampled, 1u) + 1 == step_of(m)->want_count) {
+        scratch->sampled = 0;
+        __threadfence_system();
+        sample_hand_over(m, out);
+    }
+}
+
+/* The slices' parts put together; each warp does it, a lane a slice. */
+__device__ __forceinline__ struct cu_part sample_parts(const struct nib_gpu_machine *m, uint32_t index)
+{
+    static_assert(CU_SLICES == 32, "a lane a slice");
+    struct cu_part p = at<const struct cu_scratch>(m->scratch)->part[index][threadIdx.x % 32];
+#pragma unroll
+    for (int k = 16; k > 0; k /= 2) {
+        const float best = __shfl_xor_sync(~0u, p.best, k);
+        const uint32_t id = __shfl_xor_sync(~0u, p.id, k);
+        p.max = fmaxf(p.max, __shfl_xor_sync(~0u, p.max, k));
+        p.bad |= __shfl_xor_sync(~0u, p.bad, k);
+        if (best > p.best || (best == p.best && id < p.id)) {
+            p.best = best;
+            p.id = id;
+        }
+    }
+    return p;
+}
+
+/* A row by one block: greedy, truncated, or with log-probabilities. */
+__device__ __forceinline__ void sample_alone(const struct nib_gpu_machine *m, const draw_row &d, const struct cu_part &p,
+                                             struct nib_gpu_result *out)
+{
+    const struct nib_sampling *s = d.sampling;
+    const bool report = s->logprobs || s->top_logprobs > 0;
+    double log_sum = 0;
+    if (report)
+        log_sum = draw_report(d, p.max, min(s->top_logprobs, (uint32_t)NIB_MAX_TOP_LOGPROBS), &out->sampled[d.index]);
+    uint32_t token = p.id;
+    if (s->temperature >= GREEDY_BELOW) {
+        const draw_cut cut = draw_truncate(d);
+        token = draw_reduce(draw_range(d, &cut, 0, d.vocab, draw_start(d, p.id))).id;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0)
+        sample_finish(m, d, out, false, token, report ? (float)((double)draw_z(d, token) - log_sum) : 0, report);
+}
+
+KERNEL(sample, THREADS, 1)
+{
+    __shared__ bool last;
+    overlap_next();
+    overlap_wait();
+    const struct nib_gpu_step *step = step_of(m);
+    struct nib_gpu_result *out = at<struct nib_gpu_result>(m->outbox) + step->serial % NIB_GPU_MAILBOX;
+    if (blockIdx.y >= step->want_count) {
+        if (step->want_count == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
+            sample_hand_over(m, out);
+        return;
+    }
+    draw_row d = draw_open(m, blockIdx.y);
+    const struct cu_part p = sample_parts(m, d.index);
+    const struct nib_sampling *s = d.sampling;
+    const bool failed = p.bad || p.id >= d.vocab;
+    const bool alone = failed || s->temperature < GREEDY_BELOW || s->logprobs || s->top_logprobs > 0 ||
+                       (s->top_k != 0 && s->top_k < d.vocab) || s->top_p < 1.0f || s->min_p > 0.0f;
+    if (alone && blockIdx.x > 0)
+        return;
+    if (failed) {
+        if (threadIdx.x == 0)
+            sample_finish(m, d, out, true, 0, 0, false);
+        return;
+    }
+    d.max = p.best;
+    d.inv_t = s->temperature < GREEDY_BELOW ? 1.0f : __fdiv_rn(1.0f, s->temperature);
+    if (alone) {
+        sample_alone(m, d, p, out);
+        return;
+    }
+    uint32_t first, end;
+    slice_of(d.vocab, blockIdx.x, &first, &end);
+    draw_best best = draw_reduce(draw_range(d, NULL, first, end, draw_start(d, p.id)));
+    struct cu_scratch *scratch = at<struct cu_scratch>(m->scratch);
+    if (threadIdx.x == 0) {
+        scratch->draw[d.index][blockIdx.x] = {best.score, best.id, 0};
+        __threadfence();
+        last = atomicAdd(&scratch->drawn[d.index], 1u) + 1 == gridDim.x;
+        if (last) {
+            __threadfence();
+            scratch->drawn[d.index] = 0;
+            for (uint32_t i = 0; i < gridDim.x; i++) {
+                const struct cu_draw *other = &scratch->draw[d.index][i];
+                draw_better(best, __ldcg(&other->score), __ldcg(&other->id));
+            }
+            sample_finish(m, d, out, false, best.id, 0, false);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+/* arch/gpu_abi.c: owns the names of the kernels and the sizes of what host and device exchange. Any thread. Cannot fail. */
+#include "arch/gpu_abi.h"
+
+#include "core/arith.h"
+#include "core/err.h"
+
+static const char *const symbols[NIB_GPU_OP_COUNT] = {
+    [NIB_GPU_REPACK_DENSE] = "nib_gpu_repack_dense",
+    [NIB_GPU_REPACK_MX] = "nib_gpu_repack_mx",
+    [NIB_GPU_SUM] = "nib_gpu_sum",
+    [NIB_GPU_BEGIN] = "nib_gpu_begin",
+    [NIB_GPU_EMBED] = "nib_gpu_embed",
+    [NIB_GPU_QKV] = "nib_gpu_qkv",
+    [NIB_GPU_QKV_PROMPT] = "nib_gpu_qkv_prompt",
+    [NIB_GPU_ATTN] = "nib_gpu_attn",
+    [NIB_GPU_ATTN_PROMPT] = "nib_gpu_attn_prompt",
+    [NIB_GPU_OUT] = "nib_gpu_out",
+    [NIB_GPU_OUT_PROMPT] = "nib_gpu_out_prompt",
+    [NIB_GPU_ROUTE] = "nib_gpu_route",
+    [NIB_GPU_UP] = "nib_gpu_up",
+    [NIB_GPU_UP_PROMPT] = "nib_gpu_up_prompt",
+    [NIB_GPU_DOWN] = "nib_gpu_down",
+    [NIB_GPU_DOWN_PROMPT] = "nib_gpu_down_prompt",
+    [NIB_GPU_COMBINE] = "nib_gpu_combine",
+    [NIB_GPU_HEAD] = "nib_gpu_head",
+    [NIB_GPU_SCAN] = "nib_gpu_scan",
+    [NIB_GPU_SAMPLE] = "nib_gpu_sample",
+};
+
+const char *nib_gpu_op_symbol(enum nib_gpu_op op)
+{
+    NIB_MUST((unsigned)op < NIB_GPU_OP_COUNT);
+    return symbols[op];
+}
+
+static uint64_t piece(uint64_t bytes)
+{
+    return nib_round_up(bytes, NIB_GPU_PIECE_ALIGN);
+}
+
+static uint64_t tables_bytes(uint32_t slots, uint32_t ctx_tokens)
+{
+    return (uint64_t)slots * nib_div_up(ctx_tokens, NIB_KV_PAGE_TOKENS) * sizeof(uint32_t);
+}
+
+uint64_t nib_gpu_step_bytes(uint32_t slots, uint32_t ctx_tokens)
+{
+    return piece(sizeof(struct nib_gpu_machine)) + piece(sizeof(struct nib_gpu_step)) +
+           piece(slots * sizeof(struct nib_sampling)) + piece(slots * sizeof(uint32_t)) +
+           piece(tables_bytes(slots, ctx_tokens)) + piece(sizeof(struct nib_gpu_repack)) + piece(sizeof(uint64_t));
+}
+
+uint64_t nib_gpu_mailbox_bytes(uint32_t slots, uint32_t ctx_tokens)
+{
+    return piece(NIB_GPU_MAILBOX * sizeof(struct nib_gpu_step)) +
+           piece(NIB_GPU_MAILBOX * sizeof(struct nib_gpu_result)) + piece(tables_bytes(slots, ctx_tokens)) +
+           piece(slots * sizeof(struct nib_sampling));
+}

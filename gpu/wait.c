@@ -1,0 +1,37 @@
+/* gpu/wait.c: owns the one way of waiting for the device: poll, sleep a little, give up at a deadline.
+ * Any thread with the context current. Fails with NIB_E_DEVICE. */
+#include <time.h>
+
+#include "gpu/state.h"
+
+enum { SPINS = 64 };
+#define NAP_NS 20000L
+
+uint64_t nib_gpu_now_us(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+void nib_gpu_pause(uint32_t tries)
+{
+    if (tries < SPINS)
+        return;
+    const struct timespec nap = {.tv_nsec = NAP_NS};
+    (void)nanosleep(&nap, NULL);
+}
+
+enum nib_err nib_gpu_idle(struct nib_gpu_engine *e, uint64_t us_max, struct nib_msg *msg)
+{
+    const uint64_t begin = nib_gpu_now_us();
+    for (uint32_t tries = 0;; tries++) {
+        int result = e->cuda->cuStreamQuery(e->stream);
+        if (result != NIB_CU_NOT_READY)
+            return nib_cuda_result(e->cuda, "cuStreamQuery", result, msg);
+        if (nib_gpu_now_us() - begin > us_max)
+            return nib_fail(msg, NIB_E_DEVICE, "the GPU did not end its work in %llu ms",
+                            (unsigned long long)(us_max / 1000));
+        nib_gpu_pause(tries);
+    }
+}

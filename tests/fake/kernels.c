@@ -1,0 +1,597 @@
+/* tests/fake/kernels.c: the kernels of arch/gpu_abi.h in plain C, with the arithmetic of arch/ref: sums in double, one
+ * rounding to fp32, and bf16 wherever the contract keeps bf16. Weights stay canonical in the row's room: dense [n][k]; MXFP4
+ * blocks, then scales. Worker thread. An address outside every allocation is an illegal address, as on a GPU. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "arch/ref/ref.h"
+#include "arch/rope.h"
+#include "core/mx.h"
+#include "core/sample.h"
+#include "tests/fake/fake.h"
+
+#define HEAD_PAGE ((uint64_t)NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM) /* elements of one head's keys in a page */
+
+/* A row's choice of experts; the row's own layout of the contract's `route`. */
+struct choice {
+    uint32_t expert[NIB_MAX_EXPERTS_USED];
+    float weight[NIB_MAX_EXPERTS_USED];
+};
+
+struct run {
+    const struct nib_gpu_machine *m;
+    const struct nib_gpu_layer *l;
+    const struct nib_gpu_step *step;
+    uint32_t layer;
+    uint32_t first, end; /* rows this op is for */
+    const char *name;
+    jmp_buf out; /* an illegal address ends the kernel */
+};
+
+static void *need(struct run *r, nib_gpu_ptr ptr, uint64_t bytes, size_t align, const char *what)
+{
+    void *at = fake_map(ptr, bytes);
+    if (!at) {
+        fake_violation("%s: %s: %llu bytes at %#llx are no device memory", r->name, what, (unsigned long long)bytes,
+                       (unsigned long long)ptr);
+        longjmp(r->out, 1);
+    }
+    if (ptr % align) {
+        fake_violation("%s: %s: %#llx is not aligned", r->name, what, (unsigned long long)ptr);
+        longjmp(r->out, 1);
+    }
+    return at;
+}
+#define AT(r, type, ptr, count) ((type *)need((r), (ptr), sizeof(type) * (uint64_t)(count), _Alignof(type), #ptr))
+
+static uint32_t q_dim(const struct run *r)
+{
+    return r->m->heads * NIB_HEAD_DIM;
+}
+
+static void round_row(uint16_t *to, const float *from, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        to[i] = nib_bf16_encode(from[i]);
+}
+
+static float *room(uint64_t count)
+{
+    static float *buffer;
+    static uint64_t have;
+    if (count > have) {
+        free(buffer);
+        buffer = malloc(count * sizeof *buffer);
+        have = count;
+    }
+    return buffer;
+}
+
+/* y[j] = x . W[j] + b[j] */
+static void dense_row(float *y, const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
+{
+    for (uint32_t j = 0; j < n; j++, w += k) {
+        double sum = 0;
+        for (uint32_t i = 0; i < k; i++)
+            sum += (double)nib_bf16_decode(x[i]) * (double)nib_bf16_decode(w[i]);
+        y[j] = (float)(sum + (bias ? (double)nib_bf16_decode(bias[j]) : 0));
+    }
+}
+
+static void mx_row(float *y, const uint16_t *x, const uint8_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
+{
+    const uint64_t groups = k / NIB_MX_BLOCK;
+    const uint8_t *scales = w + n * groups * NIB_MXFP4_BLOCK_BYTES;
+    for (uint32_t j = 0; j < n; j++) {
+        double sum = 0;
+        for (uint64_t g = 0; g < groups; g++, w += NIB_MXFP4_BLOCK_BYTES) {
+            float e[NIB_MX_BLOCK];
+            nib_mxfp4_decode(*scales++, w, e);
+            for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
+                sum += (double)nib_bf16_decode(x[g * NIB_MX_BLOCK + i]) * (double)e[i];
+        }
+        y[j] = (float)(sum + (double)nib_bf16_decode(bias[j]));
+    }
+}
+
+/* ---- where a matrix of experts begins: what the repack op was told ---- */
+
+#define MATRICES_MAX 65536
+static struct matrix {
+    nib_gpu_ptr at;
+    uint32_t n, k;
+} matrices[MATRICES_MAX]; /* ascending */
+static uint32_t matrices_count;
+
+static uint32_t find_matrix(nib_gpu_ptr at)
+{
+    uint32_t low = 0, high = matrices_count;
+    while (low < high) {
+        uint32_t mid = (low + high) / 2;
+        if (matrices[mid].at < at)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static void note_matrix(nib_gpu_ptr at, uint32_t n, uint32_t k)
+{
+    uint32_t i = find_matrix(at);
+    if (i == matrices_count || matrices[i].at != at) {
+        if (matrices_count == MATRICES_MAX)
+            abort();
+        memmove(&matrices[i + 1], &matrices[i], (matrices_count++ - i) * sizeof matrices[0]);
+    }
+    matrices[i] = (struct matrix){at, n, k};
+}
+
+/* Matrix `expert` of those that lie from `base` on. */
+static const uint8_t *expert_at(struct run *r, nib_gpu_ptr base, uint32_t expert, uint32_t n, uint32_t k)
+{
+    uint32_t i = find_matrix(base) + expert;
+    if (i >= matrices_count || matrices[i - expert].at != base || matrices[i].n != n || matrices[i].k != k) {
+        fake_violation("%s: expert %u of %#llx was never repacked as [%u][%u]", r->name, expert,
+                       (unsigned long long)base, n, k);
+        longjmp(r->out, 1);
+    }
+    return AT(r, uint8_t, matrices[i].at, nib_ref_mx_bytes(n, k));
+}
+
+/* ---- boot ---- */
+
+static void repack_dense(struct run *r)
+{
+    const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, r->m->repack, 1);
+    uint64_t count = (uint64_t)(p->n1 - p->n0) * p->k;
+    uint16_t *dst = AT(r, uint16_t, p->dst, (uint64_t)p->n * p->k);
+    memcpy(dst + (uint64_t)p->n0 * p->k, AT(r, uint16_t, p->src, count), count * sizeof *dst);
+}
+
+static void repack_mx(struct run *r)
+{
+    const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, r->m->repack, 1);
+    const uint64_t groups = p->k / NIB_MX_BLOCK, first = p->n0 * groups, count = (p->n1 - p->n0) * groups;
+    uint8_t *dst = AT(r, uint8_t, p->dst, nib_ref_mx_bytes(p->n, p->k));
+    note_matrix(p->dst, p->n, p->k);
+    memcpy(dst + first * NIB_MXFP4_BLOCK_BYTES, AT(r, uint8_t, p->src, count * NIB_MXFP4_BLOCK_BYTES),
+           count * NIB_MXFP4_BLOCK_BYTES);
+    memcpy(dst + p->n * groups * NIB_MXFP4_BLOCK_BYTES + first, AT(r, uint8_t, p->scales, count), count);
+}
+
+static void sum(struct run *r)
+{
+    const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, r->m->repack, 1);
+    const uint64_t *word = AT(r, uint64_t, p->src, p->sum_bytes / 8);
+    uint64_t *total = AT(r, uint64_t, p->sum, 1);
+    for (uint64_t i = 0; i < p->sum_bytes / 8; i++)
+        *total += NIB_GPU_SUM_WORD(word[i], i);
+}
+
+/* ---- a step ---- */
+
+static uint32_t *seen_of(struct run *r, uint32_t slot)
+{
+    return AT(r, uint32_t, r->m->seen, (uint64_t)r->m->slots * r->m->vocab) + (uint64_t)slot * r->m->vocab;
+}
+
+static void open_slot(struct run *r, uint32_t slot)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint64_t entries = (uint64_t)m->slots * m->ctx_pages, first = (uint64_t)slot * m->ctx_pages;
+    memcpy(AT(r, uint32_t, m->tables, entries) + first, AT(r, uint32_t, m->host_tables, entries) + first,
+           m->ctx_pages * sizeof(uint32_t));
+    AT(r, struct nib_sampling, m->sampling, m->slots)
+    [slot] = AT(r, struct nib_sampling, m->host_sampling, m->slots)[slot];
+    nib_sample_reset(seen_of(r, slot), m->vocab);
+}
+
+static bool row_possible(const struct run *r, uint32_t i)
+{
+    const struct nib_row *row = &r->step->rows[i];
+    bool decode = row->flags & NIB_ROW_DECODE, fed_back = row->flags & NIB_ROW_FEEDBACK;
+    return row->slot < r->m->slots && row->pos / NIB_KV_PAGE_TOKENS < r->m->ctx_pages &&
+           decode == (i < r->step->decode_count) && (fed_back || row->token < r->m->vocab);
+}
+
+static bool step_possible(const struct run *r, uint64_t serial)
+{
+    const struct nib_gpu_step *s = r->step;
+    if (s->serial != serial || s->rows_count == 0 || s->rows_count > r->m->step_rows_max)
+        return false;
+    if (s->decode_count > s->rows_count || s->want_count > r->m->slots || s->want_count > s->rows_count)
+        return false;
+    for (uint32_t i = 0; i < s->want_count; i++)
+        if (s->want[i] >= s->rows_count || (i > 0 && s->want[i] <= s->want[i - 1]))
+            return false;
+    for (uint32_t i = 0; i < s->rows_count; i++)
+        if (!row_possible(r, i))
+            return false;
+    return true;
+}
+
+static void begin(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint64_t *next = AT(r, uint64_t, m->next_serial, 1);
+    struct nib_gpu_step *step = AT(r, struct nib_gpu_step, m->step, 1);
+    *step = AT(r, struct nib_gpu_step, m->mailbox, NIB_GPU_MAILBOX)[*next % NIB_GPU_MAILBOX];
+    step->fault = step_possible(r, *next) ? 0 : NIB_GPU_BEGIN;
+    if (step->fault) {
+        fake_violation("step %llu, which the mailbox has as %llu, is impossible", (unsigned long long)*next,
+                       (unsigned long long)step->serial);
+        step->serial = *next;
+        return;
+    }
+    for (uint32_t i = 0; i < step->rows_count; i++)
+        if (step->rows[i].flags & NIB_ROW_FIRST)
+            open_slot(r, step->rows[i].slot);
+}
+
+/* acts = rmsnorm(x) of the op's rows */
+static void norm(struct run *r, nib_gpu_ptr weight)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden);
+    uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
+    const uint16_t *w = AT(r, uint16_t, weight, m->hidden);
+    float *y = room(m->hidden);
+    for (uint64_t i = r->first; i < r->end; i++) {
+        nib_ref_rmsnorm(y, x + i * m->hidden, w, m->hidden);
+        round_row(acts + i * m->hidden, y, m->hidden);
+    }
+}
+
+static void embed_row(struct run *r, uint32_t i, const float freq[NIB_ROPE_PAIRS])
+{
+    const struct nib_gpu_machine *m = r->m;
+    const struct nib_row *row = &r->step->rows[i];
+    uint32_t token = row->token;
+    if (row->flags & NIB_ROW_FEEDBACK)
+        token = AT(r, uint32_t, m->last, m->slots)[row->slot];
+    const uint16_t *from = AT(r, uint16_t, m->embed, (uint64_t)m->vocab * m->hidden) + (uint64_t)token * m->hidden;
+    if (token >= m->vocab) {
+        fake_violation("slot %u's last token is %u, it has none", row->slot, token);
+        AT(r, struct nib_gpu_step, m->step, 1)->fault = NIB_GPU_EMBED;
+        return;
+    }
+    if (!(row->flags & NIB_ROW_DECODE))
+        nib_sample_seen(seen_of(r, row->slot), token);
+    float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden) + (uint64_t)i * m->hidden;
+    for (uint32_t k = 0; k < m->hidden; k++)
+        x[k] = nib_bf16_decode(from[k]);
+    float *rope = AT(r, float, m->rope, (uint64_t)m->step_rows_max * 2 * NIB_ROPE_PAIRS);
+    nib_rope_table(freq, row->pos, rope + (uint64_t)i * NIB_ROPE_PAIRS,
+                   rope + (uint64_t)(m->step_rows_max + i) * NIB_ROPE_PAIRS);
+}
+
+static void embed(struct run *r)
+{
+    float freq[NIB_ROPE_PAIRS];
+    nib_rope_frequencies(freq);
+    for (uint32_t i = r->first; i < r->end; i++)
+        embed_row(r, i, freq);
+    norm(r, r->m->layer[0].attn_norm);
+}
+
+/* Page of position `pos` in this layer's cache. */
+static uint16_t *page_at(struct run *r, uint32_t slot, uint32_t pos)
+{
+    const struct nib_gpu_machine *m = r->m;
+    uint64_t page;
+    if (nib_layer_windowed(r->layer))
+        page = (uint64_t)slot * m->ring_pages + pos / NIB_KV_PAGE_TOKENS % m->ring_pages;
+    else
+        page = AT(r, uint32_t, m->tables,
+                  (uint64_t)m->slots * m->ctx_pages)[(uint64_t)slot * m->ctx_pages + pos / NIB_KV_PAGE_TOKENS];
+    if (!nib_layer_windowed(r->layer) && page >= m->kv_pages) {
+        fake_violation("%s: page %llu of position %u of slot %u, there are %u", r->name, (unsigned long long)page, pos,
+                       slot, m->kv_pages);
+        longjmp(r->out, 1);
+    }
+    return AT(r, uint16_t, r->l->kv + page * m->page_stride, 2 * m->kv_heads * HEAD_PAGE);
+}
+
+static void qkv(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint32_t n = q_dim(r) + 2 * m->kv_heads * NIB_HEAD_DIM;
+    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
+    const uint16_t *w = AT(r, uint16_t, r->l->qkv, (uint64_t)n * m->hidden);
+    const uint16_t *bias = AT(r, uint16_t, r->l->qkv_bias, n);
+    const float *rope = AT(r, float, m->rope, (uint64_t)m->step_rows_max * 2 * NIB_ROPE_PAIRS);
+    uint16_t *q = AT(r, uint16_t, m->q, (uint64_t)m->step_rows_max * q_dim(r));
+    float *y = room(n);
+    for (uint32_t i = r->first; i < r->end; i++) {
+        const struct nib_row *row = &r->step->rows[i];
+        dense_row(y, acts + (uint64_t)i * m->hidden, w, bias, n, m->hidden);
+        nib_ref_rope(y, m->heads + m->kv_heads, rope + (uint64_t)i * NIB_ROPE_PAIRS,
+                     rope + (uint64_t)(m->step_rows_max + i) * NIB_ROPE_PAIRS);
+        round_row(q + (uint64_t)i * q_dim(r), y, q_dim(r));
+        uint16_t *keys = page_at(r, row->slot, row->pos) + (uint64_t)(row->pos % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
+        for (uint32_t h = 0; h < 2 * m->kv_heads; h++)
+            round_row(keys + h * HEAD_PAGE, y + q_dim(r) + h * NIB_HEAD_DIM, NIB_HEAD_DIM);
+    }
+}
+
+static double dot64(const uint16_t *a, const uint16_t *b)
+{
+    double total = 0;
+    for (uint32_t d = 0; d < NIB_HEAD_DIM; d++)
+        total += (double)nib_bf16_decode(a[d]) * (double)nib_bf16_decode(b[d]);
+    return total;
+}
+
+/* One head of one row. */
+static void attend(struct run *r, const struct nib_row *row, uint32_t head, const uint16_t *q, float *out)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint32_t window = nib_layer_windowed(r->layer) ? m->window : 0, end = row->pos + 1;
+    const uint32_t first = window && end > window ? end - window : 0, kv_head = head / NIB_GQA_GROUP;
+    const double sink = (double)nib_bf16_decode(AT(r, uint16_t, r->l->sinks, m->heads)[head]);
+    double max = sink, total = 0, value[NIB_HEAD_DIM] = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        const uint16_t *keys = NULL;
+        for (uint32_t j = first; j < end; j++) {
+            if (!keys || j % NIB_KV_PAGE_TOKENS == 0)
+                keys = page_at(r, row->slot, j);
+            const uint16_t *key = keys + kv_head * HEAD_PAGE + (uint64_t)(j % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
+            double s = dot64(q, key) / 8.0;
+            if (pass == 0) {
+                max = s > max || isnan(s) ? s : max;
+                continue;
+            }
+            double p = exp(s - max);
+            total += p;
+            for (uint32_t d = 0; d < NIB_HEAD_DIM; d++)
+                value[d] += p * (double)nib_bf16_decode(key[m->kv_heads * HEAD_PAGE + d]);
+        }
+    }
+    total += exp(sink - max);
+    for (uint32_t d = 0; d < NIB_HEAD_DIM; d++)
+        out[d] = (float)(value[d] / total);
+}
+
+/* All keys in one split, so there is nothing left to merge. */
+static void attn(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint16_t *q = AT(r, uint16_t, m->q, (uint64_t)m->step_rows_max * q_dim(r));
+    uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * q_dim(r));
+    for (uint32_t i = r->first; i < r->end; i++) {
+        for (uint32_t h = 0; h < m->heads; h++) {
+            uint64_t at = (uint64_t)i * q_dim(r) + (uint64_t)h * NIB_HEAD_DIM;
+            float out[NIB_HEAD_DIM];
+            attend(r, &r->step->rows[i], h, q + at, out);
+            round_row(acts + at, out, NIB_HEAD_DIM);
+        }
+    }
+}
+
+static void attn_out(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * q_dim(r));
+    const uint16_t *w = AT(r, uint16_t, r->l->out, (uint64_t)m->hidden * q_dim(r));
+    const uint16_t *bias = AT(r, uint16_t, r->l->out_bias, m->hidden);
+    float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden), *y = room(m->hidden);
+    for (uint32_t i = r->first; i < r->end; i++) {
+        dense_row(y, acts + (uint64_t)i * q_dim(r), w, bias, m->hidden, q_dim(r));
+        for (uint32_t k = 0; k < m->hidden; k++)
+            x[(uint64_t)i * m->hidden + k] += y[k];
+    }
+}
+
+static void choose(const struct nib_gpu_machine *m, const float *logits, struct choice *ret)
+{
+    bool taken[NIB_MAX_EXPERTS] = {false};
+    double total = 0, weight[NIB_MAX_EXPERTS_USED] = {0};
+    for (uint32_t c = 0; c < m->experts_used; c++) {
+        uint32_t best = m->experts;
+        for (uint32_t e = 0; e < m->experts; e++)
+            if (!taken[e] && (best == m->experts || logits[e] > logits[best]))
+                best = e;
+        taken[best] = true;
+        ret->expert[c] = best;
+        weight[c] = exp((double)logits[best] - (double)logits[ret->expert[0]]);
+        total += weight[c];
+    }
+    for (uint32_t c = 0; c < m->experts_used; c++)
+        ret->weight[c] = (float)(weight[c] / total);
+}
+
+static void route(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    norm(r, r->l->mlp_norm);
+    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
+    const uint16_t *w = AT(r, uint16_t, r->l->router, (uint64_t)m->experts * m->hidden);
+    const uint16_t *bias = AT(r, uint16_t, r->l->router_bias, m->experts);
+    struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
+    float *y = room(m->experts);
+    for (uint32_t i = r->first; i < r->end; i++) {
+        dense_row(y, acts + (uint64_t)i * m->hidden, w, bias, m->experts, m->hidden);
+        choose(m, y, &choices[i]);
+    }
+}
+
+static void up(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint32_t n = 2 * m->intermediate;
+    const uint64_t places = (uint64_t)m->step_rows_max * m->experts_used;
+    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
+    const uint16_t *bias = AT(r, uint16_t, r->l->up_bias, (uint64_t)m->experts * n);
+    const struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
+    uint16_t *gated = AT(r, uint16_t, m->gated, places * m->intermediate);
+    float *y = room(n + m->intermediate), *a = y + n;
+    for (uint32_t i = r->first * m->experts_used; i < r->end * m->experts_used; i++) {
+        uint32_t row = i / m->experts_used, e = choices[row].expert[i % m->experts_used];
+        const uint8_t *w = expert_at(r, r->l->up, e, n, m->hidden);
+        mx_row(y, acts + (uint64_t)row * m->hidden, w, bias + (uint64_t)e * n, n, m->hidden);
+        nib_ref_swiglu(a, y, m->intermediate);
+        round_row(gated + (uint64_t)i * m->intermediate, a, m->intermediate);
+    }
+}
+
+static void down(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint64_t places = (uint64_t)m->step_rows_max * m->experts_used;
+    const uint16_t *gated = AT(r, uint16_t, m->gated, places * m->intermediate);
+    const uint16_t *bias = AT(r, uint16_t, r->l->down_bias, (uint64_t)m->experts * m->hidden);
+    const struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
+    float *out = AT(r, float, m->down, places * m->hidden);
+    for (uint32_t i = r->first * m->experts_used; i < r->end * m->experts_used; i++) {
+        uint32_t e = choices[i / m->experts_used].expert[i % m->experts_used];
+        mx_row(out + (uint64_t)i * m->hidden, gated + (uint64_t)i * m->intermediate,
+               expert_at(r, r->l->down, e, m->hidden, m->intermediate), bias + (uint64_t)e * m->hidden, m->hidden,
+               m->intermediate);
+    }
+}
+
+static void combine(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
+    const float *y = AT(r, float, m->down, (uint64_t)m->step_rows_max * m->experts_used * m->hidden);
+    float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden);
+    for (uint64_t i = r->first; i < r->end; i++) {
+        for (uint32_t k = 0; k < m->hidden; k++) {
+            float total = 0;
+            for (uint32_t c = 0; c < m->experts_used; c++)
+                total += choices[i].weight[c] * y[(i * m->experts_used + c) * m->hidden + k];
+            x[i * m->hidden + k] += total;
+        }
+    }
+    norm(r, r->layer + 1 < m->layers ? m->layer[r->layer + 1].attn_norm : m->final_norm);
+}
+
+static float *logits_of(struct run *r, uint32_t i)
+{
+    return AT(r, float, r->m->logits, (uint64_t)r->m->slots * r->m->vocab) + (uint64_t)i * r->m->vocab;
+}
+
+static void head(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
+    const uint16_t *w = AT(r, uint16_t, m->lm_head, (uint64_t)m->vocab * m->hidden);
+    for (uint32_t i = 0; i < r->step->want_count; i++)
+        dense_row(logits_of(r, i), acts + (uint64_t)r->step->want[i] * m->hidden, w, NULL, m->vocab, m->hidden);
+}
+
+static void scan(struct run *r)
+{
+    const struct nib_sampling *all = AT(r, struct nib_sampling, r->m->sampling, r->m->slots);
+    for (uint32_t i = 0; i < r->step->want_count; i++) {
+        const struct nib_sampling *s = &all[r->step->rows[r->step->want[i]].slot];
+        for (uint32_t b = 0; b < s->bias_count; b++)
+            logits_of(r, i)[s->bias[b].token] += s->bias[b].bias;
+    }
+}
+
+static void sample_row(struct run *r, uint32_t i, struct nib_sampled *ret)
+{
+    static void *scratch;
+    static struct nib_sampling sampling;
+    const struct nib_gpu_machine *m = r->m;
+    const struct nib_row *row = &r->step->rows[r->step->want[i]];
+    sampling = AT(r, struct nib_sampling, m->sampling, m->slots)[row->slot];
+    sampling.bias_count = 0; /* scan has added them */
+    const struct nib_sample_in in = {.logits = logits_of(r, i),
+                                     .banned = AT(r, uint32_t, m->banned, nib_sample_banned_words(m->vocab)),
+                                     .state = seen_of(r, row->slot),
+                                     .sampling = &sampling,
+                                     .vocab = m->vocab,
+                                     .pos = row->pos};
+    if (!scratch)
+        scratch = aligned_alloc(64, (nib_sample_scratch_bytes(NIB_MAX_VOCAB) + 63) / 64 * 64);
+    nib_sample(&in, scratch, ret);
+    ret->slot = row->slot;
+    AT(r, uint32_t, m->last, m->slots)[row->slot] = ret->token;
+    if (!ret->failed)
+        nib_sample_took(seen_of(r, row->slot), ret->token);
+}
+
+static void sample(struct run *r)
+{
+    const struct nib_gpu_machine *m = r->m;
+    uint64_t *next = AT(r, uint64_t, m->next_serial, 1);
+    struct nib_gpu_result *out = &AT(r, struct nib_gpu_result, m->outbox, NIB_GPU_MAILBOX)[*next % NIB_GPU_MAILBOX];
+    out->count = r->step->fault ? 0 : r->step->want_count;
+    out->fault = r->step->fault;
+    for (uint32_t i = 0; i < out->count; i++)
+        sample_row(r, i, &out->sampled[i]);
+    __atomic_add_fetch(&fake_report->tokens, out->count, __ATOMIC_SEQ_CST);
+    __atomic_add_fetch(&fake_report->steps, 1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&out->serial, r->step->serial, __ATOMIC_RELEASE);
+    ++*next;
+}
+
+enum rows { ROWS_NONE, ROWS_ALL, ROWS_DECODE, ROWS_PROMPT };
+
+static const struct {
+    void (*run)(struct run *r);
+    enum rows rows;
+} ops[NIB_GPU_OP_COUNT] = {
+    [NIB_GPU_REPACK_DENSE] = {repack_dense, ROWS_NONE},
+    [NIB_GPU_REPACK_MX] = {repack_mx, ROWS_NONE},
+    [NIB_GPU_SUM] = {sum, ROWS_NONE},
+    [NIB_GPU_BEGIN] = {begin, ROWS_NONE},
+    [NIB_GPU_EMBED] = {embed, ROWS_ALL},
+    [NIB_GPU_QKV] = {qkv, ROWS_DECODE},
+    [NIB_GPU_QKV_PROMPT] = {qkv, ROWS_PROMPT},
+    [NIB_GPU_ATTN] = {attn, ROWS_DECODE},
+    [NIB_GPU_ATTN_PROMPT] = {attn, ROWS_PROMPT},
+    [NIB_GPU_OUT] = {attn_out, ROWS_DECODE},
+    [NIB_GPU_OUT_PROMPT] = {attn_out, ROWS_PROMPT},
+    [NIB_GPU_ROUTE] = {route, ROWS_ALL},
+    [NIB_GPU_UP] = {up, ROWS_DECODE},
+    [NIB_GPU_UP_PROMPT] = {up, ROWS_PROMPT},
+    [NIB_GPU_DOWN] = {down, ROWS_DECODE},
+    [NIB_GPU_DOWN_PROMPT] = {down, ROWS_PROMPT},
+    [NIB_GPU_COMBINE] = {combine, ROWS_ALL},
+    [NIB_GPU_HEAD] = {head, ROWS_NONE},
+    [NIB_GPU_SCAN] = {scan, ROWS_NONE},
+    [NIB_GPU_SAMPLE] = {sample, ROWS_NONE},
+};
+
+static void choose_rows(struct run *r, enum rows rows)
+{
+    const struct nib_gpu_step *s = r->step;
+    r->first = rows == ROWS_PROMPT ? s->decode_count : 0;
+    r->end = rows == ROWS_NONE ? 0 : rows == ROWS_DECODE ? s->decode_count : s->rows_count;
+}
+
+int fake_kernel(const struct fake_work *w)
+{
+    int code = 0;
+    enum nib_gpu_op op = w->function->op;
+    if (fake_fault(FAKE_ANY_KERNEL, &code) == FAKE_FAIL)
+        return code;
+    if (op == NIB_GPU_OP_COUNT) {
+        fake_violation("%s is no kernel of the contract", w->function->name);
+        return NIB_CU_LAUNCH_FAILED;
+    }
+    if (fake_fault(FAKE_OPS + (int)op, &code) == FAKE_FAIL)
+        return code;
+    struct run r = {.layer = w->layer, .name = w->function->name};
+    if (setjmp(r.out))
+        return NIB_CU_ILLEGAL_ADDRESS;
+    r.m = AT(&r, struct nib_gpu_machine, w->machine, 1);
+    if (w->layer >= NIB_MAX_LAYERS)
+        return NIB_CU_ILLEGAL_ADDRESS;
+    r.l = &r.m->layer[w->layer];
+    if (op >= NIB_GPU_BEGIN) {
+        r.step = AT(&r, struct nib_gpu_step, r.m->step, 1);
+        choose_rows(&r, ops[op].rows);
+    }
+    if (op <= NIB_GPU_BEGIN || op == NIB_GPU_SAMPLE || !r.step->fault)
+        ops[op].run(&r);
+    return 0;
+}

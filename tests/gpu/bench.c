@@ -1,0 +1,334 @@
+/* tests/gpu/bench.c: each op, and whole steps, at a model's true shape with synthetic weights: time, share of the roof. One thread.
+ *
+ * Every layer has weights of its own (one random matrix, repacked to each place), so that nothing is read from the cache that
+ * a real model would not find there. An op is timed over all layers in one graph. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/arith.h"
+#include "core/mx.h"
+#include "tests/gpu/model.h"
+#include "tests/gpu/random.h"
+
+#define ROOF_BYTES 4.54e12 /* measured: plain loads */
+#define ROOF_FLOPS 790e12  /* measured: bf16 */
+
+enum { SLOTS = 64, CTX = 2304, ROWS = 2048 };
+
+static const struct nib_shape *shape;
+
+/* Random canonical weights that all layers share. */
+static nib_cu_ptr random_words(struct rig *rig, uint64_t bytes, bool bf16)
+{
+    enum { CHUNK = 8 << 20 };
+    static uint64_t seed = 3;
+    uint16_t *p = malloc(CHUNK);
+    if (!p)
+        rig_die("out of host memory");
+    for (uint64_t i = 0; i < CHUNK / 2; i++) {
+        const uint32_t r = (uint32_t)(random_next(&seed) >> 40);
+        /* bf16: sign and mantissa random, magnitude around 2^-6 */
+        p[i] = (uint16_t)(bf16 ? (r & 0x807f) | (0x78 + (r >> 8 & 3)) << 7 : r);
+    }
+    nib_cu_ptr to = rig_take(rig, bytes);
+    for (uint64_t i = 0; i < bytes; i += CHUNK)
+        rig_up(rig, to + i, p, bytes - i < CHUNK ? bytes - i : CHUNK);
+    free(p);
+    return to;
+}
+
+static void repack(struct rig *rig, enum nib_gpu_op op, struct nib_gpu_repack r)
+{
+    rig_up(rig, rig->m.repack, &r, sizeof r);
+    (void)rig_launch(rig, op, 0, (struct rig_bucket){0});
+    rig_wait(rig);
+}
+
+static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr src, uint32_t n, uint32_t k, enum nib_gpu_matrix matrix)
+{
+    nib_cu_ptr to = rig_take(rig, rig->k->dense_bytes(n, k));
+    for (uint32_t n0 = 0; n0 < n; n0 += 5120)
+        repack(rig, NIB_GPU_REPACK_DENSE,
+               (struct nib_gpu_repack){.dst = to,
+                                       .src = src,
+                                       .n = n,
+                                       .k = k,
+                                       .n0 = n0,
+                                       .n1 = n0 + 5120 < n ? n0 + 5120 : n,
+                                       .matrix = (uint32_t)matrix});
+    return to;
+}
+
+static nib_cu_ptr experts(struct rig *rig, nib_cu_ptr codes, nib_cu_ptr scales, uint32_t n, uint32_t k,
+                          enum nib_gpu_matrix matrix)
+{
+    const uint64_t bytes = rig->k->mx_bytes(n, k);
+    nib_cu_ptr to = rig_take(rig, shape->experts * bytes);
+    for (uint32_t e = 0; e < shape->experts; e++)
+        repack(rig, NIB_GPU_REPACK_MX,
+               (struct nib_gpu_repack){.dst = to + e * bytes,
+                                       .src = codes,
+                                       .scales = scales,
+                                       .n = n,
+                                       .k = k,
+                                       .n0 = 0,
+                                       .n1 = n,
+                                       .matrix = (uint32_t)matrix});
+    return to;
+}
+
+static void fill_weights(struct rig *rig)
+{
+    const struct nib_shape *s = shape;
+    const uint32_t h = s->hidden, inner = s->intermediate, q = nib_q_dim(s), qkv = nib_qkv_dim(s);
+    struct nib_gpu_machine *m = &rig->m;
+    const nib_cu_ptr words = random_words(rig, 5120ull * (q > h ? q : h) * 2, true);
+    const nib_cu_ptr codes = random_words(rig, (uint64_t)2 * inner * h / 2, false);
+    const nib_cu_ptr scales = rig_take(rig, (uint64_t)2 * inner * h / 32);
+    rig_fill(rig, scales, 118, (uint64_t)2 * inner * h / 32);
+    const nib_cu_ptr small = random_words(rig, (uint64_t)s->experts * 2 * inner * 2, true);
+    m->embed = random_words(rig, (uint64_t)s->vocab * h * 2, true);
+    m->lm_head = dense(rig, words, s->vocab, h, NIB_GPU_M_PLAIN);
+    m->final_norm = small;
+    for (uint32_t i = 0; i < s->layers; i++) {
+        struct nib_gpu_layer *l = &m->layer[i];
+        l->attn_norm = l->mlp_norm = l->qkv_bias = l->out_bias = l->sinks = l->router_bias = l->up_bias = l->down_bias =
+            small;
+        l->qkv = dense(rig, words, qkv, h, NIB_GPU_M_QKV);
+        l->out = dense(rig, words, h, q, NIB_GPU_M_PLAIN);
+        l->router = dense(rig, words + i * 64 * 1024, s->experts, h, NIB_GPU_M_PLAIN);
+        l->up = experts(rig, codes, scales, 2 * inner, h, NIB_GPU_M_UP);
+        l->down = experts(rig, codes, scales, h, inner, NIB_GPU_M_PLAIN);
+        const uint64_t pages = i % 2 ? m->kv_pages : (uint64_t)m->slots * m->ring_pages;
+        l->kv = rig_take(rig, pages * m->page_stride);
+        rig_fill(rig, l->kv, 0x3c, pages * m->page_stride);
+    }
+}
+
+static void open_machine(struct rig *rig)
+{
+    const struct nib_shape *s = shape;
+    const uint64_t experts_bytes =
+        s->experts * (rig->k->mx_bytes(2 * s->intermediate, s->hidden) + rig->k->mx_bytes(s->hidden, s->intermediate));
+    const uint64_t dense_bytes =
+        rig->k->dense_bytes(nib_qkv_dim(s), s->hidden) + rig->k->dense_bytes(s->hidden, nib_q_dim(s));
+    const uint64_t page = 2ull * s->kv_heads * 8192, pages = SLOTS * (CTX / 64) + SLOTS * (ROWS / 64 + 3);
+    const uint64_t bytes =
+        s->layers * (experts_bytes + dense_bytes) + s->layers / 2 * page * pages + (uint64_t)s->vocab * s->hidden * 4;
+    rig_arena(rig, bytes + (3ull << 30), false);
+    rig_machine(rig, s, s->layers, SLOTS, CTX, ROWS, SLOTS * CTX / 64);
+    for (uint32_t i = 0; i < SLOTS * (CTX / 64); i++)
+        rig->host_tables[i] = i;
+    rig_up(rig, rig->m.tables, rig->host_tables, SLOTS * (CTX / 64) * 4);
+    rig_up(rig, rig->m.sampling, rig->host_sampling, SLOTS * sizeof(struct nib_sampling));
+    rig_send_machine(rig);
+    fill_weights(rig);
+    rig_send_machine(rig);
+}
+
+static struct CUgraphExec_st *capture(struct rig *rig, enum nib_gpu_op op, struct rig_bucket b)
+{
+    struct CUgraph_st *graph = NULL;
+    struct CUgraphExec_st *exec = NULL;
+    RIG_CU(rig, cuStreamBeginCapture, rig->stream, NIB_CU_CAPTURE_RELAXED);
+    if (op == NIB_GPU_OP_COUNT)
+        rig_step(rig, b);
+    else
+        for (uint32_t l = 0; l < rig->m.layers; l++)
+            (void)rig_launch(rig, op, l, b);
+    RIG_CU(rig, cuStreamEndCapture, rig->stream, &graph);
+    RIG_CU(rig, cuGraphInstantiateWithFlags, &exec, graph, 0);
+    RIG_CU(rig, cuGraphDestroy, graph);
+    return exec;
+}
+
+/* Median microseconds of one launch of an op, or of a whole graph. */
+static double time_graph(struct rig *rig, struct CUgraphExec_st *exec)
+{
+    double all[7];
+    for (int i = -2; i < 7; i++) {
+        float ms = 0;
+        RIG_CU(rig, cuEventRecord, rig->event[0], rig->stream);
+        RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
+        RIG_CU(rig, cuEventRecord, rig->event[1], rig->stream);
+        rig_wait(rig);
+        RIG_CU(rig, cuEventElapsedTime, &ms, rig->event[0], rig->event[1]);
+        if (i < 0)
+            continue;
+        int j = i;
+        for (; j > 0 && all[j - 1] > (double)ms; j--)
+            all[j] = all[j - 1];
+        all[j] = (double)ms;
+    }
+    return all[3] * 1e3;
+}
+
+static double time_op(struct rig *rig, enum nib_gpu_op op, struct rig_bucket b)
+{
+    struct CUgraphExec_st *exec = capture(rig, op, b);
+    const double us = time_graph(rig, exec) / rig->m.layers;
+    RIG_CU(rig, cuGraphExecDestroy, exec);
+    return us;
+}
+
+/* Bytes of weights an op must read for one decode row, and flops for a row. */
+static double op_bytes(enum nib_gpu_op op)
+{
+    const struct nib_shape *s = shape;
+    const double h = s->hidden, q = nib_q_dim(s), i = s->intermediate, used = s->experts_used;
+    switch (op) {
+    case NIB_GPU_QKV:
+    case NIB_GPU_QKV_PROMPT:
+        return nib_qkv_dim(s) * h * 2;
+    case NIB_GPU_OUT:
+    case NIB_GPU_OUT_PROMPT:
+        return q * h * 2;
+    case NIB_GPU_ROUTE:
+        return s->experts * h * 2;
+    case NIB_GPU_UP:
+    case NIB_GPU_UP_PROMPT:
+        return used * 2 * i * h * 17 / 32;
+    case NIB_GPU_DOWN:
+    case NIB_GPU_DOWN_PROMPT:
+        return used * i * h * 17 / 32;
+    case NIB_GPU_HEAD:
+        return s->vocab * h * 2;
+    default:
+        return 0;
+    }
+}
+
+static double op_flops(enum nib_gpu_op op)
+{
+    const bool mx = op == NIB_GPU_UP || op == NIB_GPU_UP_PROMPT || op == NIB_GPU_DOWN || op == NIB_GPU_DOWN_PROMPT;
+    return mx ? op_bytes(op) * 32 / 17 * 2 : op_bytes(op);
+}
+
+static void send(struct rig *rig, struct rig_bucket b, uint32_t pos, uint64_t serial)
+{
+    struct nib_gpu_step *step = &rig->mailbox[serial % NIB_GPU_MAILBOX];
+    step->rows_count = b.decode + b.prompt;
+    step->decode_count = b.decode;
+    step->want_count = b.want;
+    step->fault = 0;
+    for (uint32_t i = 0; i < step->rows_count; i++)
+        step->rows[i] =
+            i < b.decode ? (struct nib_row){.token = 5,
+                                            .pos = pos,
+                                            .slot = (uint16_t)i,
+                                            .flags = NIB_ROW_DECODE | NIB_ROW_LOGITS | NIB_ROW_FEEDBACK}
+                         : (struct nib_row){.token = (i * 7919) % shape->vocab, .pos = i - b.decode, .slot = SLOTS - 1};
+    for (uint32_t i = 0; i < b.want; i++)
+        step->want[i] = (uint16_t)i;
+    step->serial = serial;
+}
+
+/* Steps one after another, two in flight, tokens fed back on the device; microseconds a step. */
+static double time_steps(struct rig *rig, struct rig_bucket b, uint32_t pos, uint32_t count)
+{
+    struct CUgraphExec_st *exec = capture(rig, NIB_GPU_OP_COUNT, b);
+    uint64_t first = 0;
+    double start = 0;
+    rig_down(rig, &first, rig->m.next_serial, 8);
+    RIG_CU(rig, cuGraphUpload, exec, rig->stream);
+    rig_wait(rig);
+    for (uint64_t i = 0; i < count + 2; i++) {
+        if (i < count) {
+            send(rig, b, pos + (b.prompt ? 0 : (uint32_t)i % 64), first + i);
+            RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
+        }
+        if (i < 2)
+            continue;
+        const volatile struct nib_gpu_result *out = &rig->outbox[(first + i - 2) % NIB_GPU_MAILBOX];
+        const double end = rig_now() + RIG_WAIT_S;
+        while (out->serial != first + i - 2)
+            if (rig_now() > end)
+                rig_die("a step did not end");
+        if (out->fault || out->count != b.want)
+            rig_die("a step broke");
+        if (i == 2) /* the first step has ended */
+            start = rig_now();
+    }
+    const double us = (rig_now() - start) * 1e6 / (count - 1);
+    rig_wait(rig);
+    RIG_CU(rig, cuGraphExecDestroy, exec);
+    return us;
+}
+
+static void bench_ops(struct rig *rig, struct rig_bucket b)
+{
+    const uint32_t rows = b.decode + b.prompt;
+    double sum = 0;
+    for (int op = NIB_GPU_EMBED; op <= NIB_GPU_SCAN; op++) {
+        struct nib_gpu_geometry g;
+        rig->k->geometry((enum nib_gpu_op)op, &rig->m, b.decode, b.prompt, b.want, &g);
+        if (g.grid[0] == 0)
+            continue;
+        const double us = time_op(rig, (enum nib_gpu_op)op, b);
+        const bool layered = op >= NIB_GPU_QKV && op <= NIB_GPU_COMBINE;
+        sum += layered ? us * rig->m.layers : us;
+        printf("  %-12s %8.2f us, grid %5u %3u %3u, %6u bytes", nib_gpu_op_symbol((enum nib_gpu_op)op) + 8, us,
+               g.grid[0], g.grid[1], g.grid[2], g.shared_bytes);
+        if (op_bytes((enum nib_gpu_op)op) > 0 && rows == 1)
+            printf(", %5.0f GB/s, %2.0f %%", op_bytes((enum nib_gpu_op)op) / us * 1e-3,
+                   op_bytes((enum nib_gpu_op)op) / us * 1e8 / ROOF_BYTES);
+        if (op_flops((enum nib_gpu_op)op) > 0 && b.prompt)
+            printf(", %5.1f TFLOP/s, %2.0f %%", op_flops((enum nib_gpu_op)op) * rows / us * 1e-6,
+                   op_flops((enum nib_gpu_op)op) * rows / us * 1e8 / ROOF_FLOPS);
+        printf("\n");
+    }
+    printf("  sum %.0f us\n", sum);
+}
+
+/* Blocks a multiprocessor, for the ops that stream. */
+static void bench_blocks(struct rig *rig)
+{
+    static const enum nib_gpu_op ops[] = {NIB_GPU_QKV, NIB_GPU_OUT, NIB_GPU_UP, NIB_GPU_DOWN, NIB_GPU_HEAD};
+    const struct rig_bucket b = {1, 0, 1};
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
+        printf("  %-6s blocks:", nib_gpu_op_symbol(ops[i]) + 8);
+        for (uint32_t n = 1; n <= 12; n = n < 4 ? n + 1 : n * 2 > 12 ? n + 4 : n * 2) {
+            rig->blocks[ops[i]] = n * rig->sms;
+            printf("  %u/SM %.2f", n, time_op(rig, ops[i], b));
+        }
+        rig->blocks[ops[i]] = 0;
+        printf(" us\n");
+    }
+}
+
+void rig_bench(struct rig *rig, const char *name, bool prompt)
+{
+    shape = nib_shape_find(name);
+    if (!shape)
+        rig_die("no such shape");
+    const double start = rig_now();
+    open_machine(rig);
+    printf("%s, row %s, %.1f GB, made in %.1f s\n", name, rig->k->name, (double)rig->used * 1e-9, rig_now() - start);
+    for (int overlap = 0; overlap < 2; overlap++) {
+        rig->overlap = overlap;
+        for (uint32_t pos = 1024; pos <= 2048; pos += 1024) {
+            const double us = time_steps(rig, (struct rig_bucket){1, 0, 1}, pos, 100);
+            printf("decode, batch 1, context %u, overlap %d: %.1f us a token, %.1f tokens/s\n", pos, overlap, us,
+                   1e6 / us);
+        }
+        (void)fflush(stdout);
+    }
+    printf("decode, batch 1, context 1024, op by op:\n");
+    for (int overlap = 0; overlap < 2; overlap++) {
+        rig->overlap = overlap;
+        printf(" overlap %d\n", overlap);
+        bench_ops(rig, (struct rig_bucket){1, 0, 1});
+    }
+    bench_blocks(rig);
+    (void)fflush(stdout);
+    for (uint32_t n = 8; n <= SLOTS; n *= 2) {
+        const double us = time_steps(rig, (struct rig_bucket){n, 0, n}, 1024, 20);
+        printf("decode, batch %u: %.0f us a step, %.0f tokens/s\n", n, us, n * 1e6 / us);
+    }
+    for (uint32_t n = 512; prompt && n <= ROWS; n *= 4) {
+        const double us = time_steps(rig, (struct rig_bucket){0, n, 0}, 0, 5);
+        printf("prompt, %u rows: %.0f us, %.0f tokens/s\n", n, us, n * 1e6 / us);
+        bench_ops(rig, (struct rig_bucket){0, n, 0});
+    }
+    (void)fflush(stdout);
+}

@@ -1,0 +1,75 @@
+/* tests/gpu/kernels_gpu_test.c: the kernels of every GPU row of this build against arch/ref, on the device of this machine; with
+ * --bench SHAPE their speed at a model's true shape.
+ *
+ *     kernels_gpu_test [--row NAME] [--only ops|invariance|sampler|faults] [--bench 20b|120b|...] [--no-prompt]
+ *
+ * Without a device it says so and passes. VERBOSE=1 prints every comparison. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/gpu/rig.h"
+
+extern const struct nib_gpu_kernels nib_gpu_kernels_sm90, nib_gpu_kernels_sm80;
+
+static int test_row(struct rig *rig, const char *only)
+{
+    static const struct {
+        const char *name;
+        int (*run)(struct rig *rig);
+    } tests[] = {
+        {"ops", rig_test_ops},
+        {"invariance", rig_test_invariance},
+        {"sampler", rig_test_sampler},
+        {"faults", rig_test_faults},
+    };
+    int failures = 0;
+    for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+        if (only && strcmp(only, tests[i].name) != 0)
+            continue;
+        const double start = rig_now();
+        failures += tests[i].run(rig);
+        printf("%s, %s: %.1f s\n", rig->k->name, tests[i].name, rig_now() - start);
+        (void)fflush(stdout);
+    }
+    return failures;
+}
+
+int main(int argc, char **argv)
+{
+    const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
+    const char *row = NULL, *only = NULL, *bench = NULL;
+    bool prompt = true;
+    for (int i = 1; i < argc; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(argv[i], "--no-prompt") == 0) {
+            prompt = false;
+            continue;
+        }
+        const char **to = strcmp(argv[i], "--row") == 0     ? &row
+                          : strcmp(argv[i], "--only") == 0  ? &only
+                          : strcmp(argv[i], "--bench") == 0 ? &bench
+                                                            : NULL;
+        if (!to || !value) {
+            fprintf(stderr, "usage: kernels_gpu_test [--row NAME] [--only TEST] [--bench SHAPE] [--no-prompt]\n");
+            return 2;
+        }
+        *to = value;
+        i++;
+    }
+    static struct rig rig;
+    if (!rig_open(&rig))
+        return 0;
+    int failures = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        if ((row && strcmp(row, rows[i]->name) != 0) || !rig_load(&rig, rows[i]))
+            continue;
+        if (bench)
+            rig_bench(&rig, bench, prompt);
+        else
+            failures += test_row(&rig, only);
+        rig_unload(&rig);
+    }
+    rig_close(&rig);
+    printf(failures ? "FAILED: %d\n" : "all good\n", failures);
+    return failures ? 1 : 0;
+}

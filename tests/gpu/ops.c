@@ -1,0 +1,698 @@
+/* tests/gpu/ops.c: every op of a step against arch/ref. Each op is given what the device itself had before it, so that an error is
+ * the op's own. Products are compared on ranges of outputs; that all outputs were written, everywhere. One thread. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define NIB_SM 90 /* what is used of the layout is the same in every row */
+#include "arch/cuda/layout.h"
+#include "arch/ref/ref.h"
+#include "arch/rope.h"
+#include "core/arith.h"
+#include "core/mx.h"
+#include "tests/gpu/model.h"
+
+/* `route` as the kernels left it. */
+struct route_view {
+    uint32_t groups_count, groups_prompt_count;
+    const struct cu_group *groups, *groups_prompt;
+    const float *logits;    /* [R][E] */
+    const uint32_t *expert; /* [A] */
+    const float *weight;    /* [A] */
+    const uint32_t *place;  /* [A] */
+    const uint32_t *row;    /* [A] */
+};
+
+static struct route_view route_view(const uint8_t *route, const struct nib_gpu_machine *m)
+{
+    const struct cu_route *head = (const struct cu_route *)(const void *)route;
+    const uint64_t bytes = cu_route_array(m->step_rows_max);
+    const uint8_t *arrays = route + cu_route_expert_at(m->step_rows_max, m->experts);
+    return (struct route_view){.groups_count = head->groups,
+                               .groups_prompt_count = head->groups_prompt,
+                               .groups = head->group,
+                               .groups_prompt = head->group_prompt,
+                               .logits = (const void *)(route + cu_route_logits_at()),
+                               .expert = (const void *)arrays,
+                               .weight = (const void *)(arrays + bytes),
+                               .place = (const void *)(arrays + 2 * bytes),
+                               .row = (const void *)(arrays + 3 * bytes)};
+}
+
+/* A running ||out - ref|| / ||ref||. */
+struct error {
+    double diff, norm;
+    uint64_t bad; /* not finite */
+};
+
+struct check {
+    struct rig *rig;
+    struct model *model;
+    const struct nib_gpu_step *step; /* as sent */
+    struct rig_bucket bucket;
+    uint32_t layer;
+    const char *what;
+    int failures;
+};
+
+static void add(struct error *e, double out, double ref)
+{
+    if (!isfinite(out)) {
+        e->bad++;
+        return;
+    }
+    e->diff += (out - ref) * (out - ref);
+    e->norm += ref * ref;
+}
+
+static void expect(struct check *c, const char *op, const char *of, const struct error *e, double most)
+{
+    const double relative = e->norm > 0 ? sqrt(e->diff / e->norm) : e->diff > 0 ? INFINITY : 0;
+    const bool good = e->bad == 0 && relative <= most;
+    if (!good)
+        c->failures++;
+    if (!good || getenv("VERBOSE"))
+        printf("%s %-28s layer %u %-12s %-8s error %.2e (most %.0e)%s\n", good ? "ok    " : "FAILED", c->what, c->layer,
+               op, of, relative, most, e->bad ? ", not finite" : "");
+}
+
+static void *fetch(const struct check *c, nib_gpu_ptr from, uint64_t bytes)
+{
+    void *p = malloc(bytes ? bytes : 1);
+    if (!p)
+        rig_die("out of host memory");
+    rig_down(c->rig, p, from, bytes);
+    return p;
+}
+
+static uint64_t acts_wide(const struct check *c)
+{
+    const uint32_t q = nib_q_dim(c->model->shape), h = c->model->shape->hidden;
+    return q > h ? q : h;
+}
+
+/* Rows of 16-bit floats as the ref's prepared activations. */
+static float *prepare(const uint16_t *from, uint64_t stride, uint32_t rows, uint32_t k, bool half)
+{
+    const uint64_t bytes = nib_ref_acts_bytes(k);
+    uint8_t *to = malloc(rows * bytes);
+    if (!to)
+        rig_die("out of host memory");
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t i = 0; i < k; i++)
+            ((float *)(void *)(to + r * bytes))[i] =
+                half ? nib_fp16_decode(from[r * stride + i]) : nib_bf16_decode(from[r * stride + i]);
+    return (float *)(void *)to;
+}
+
+static uint32_t rows_of(const struct check *c)
+{
+    return c->bucket.decode + c->bucket.prompt;
+}
+
+static void launch(struct check *c, enum nib_gpu_op op)
+{
+    (void)rig_launch(c->rig, op, c->layer, c->bucket);
+    rig_wait(c->rig);
+}
+
+/* The op, and its twin for prompt rows. */
+static void launch_both(struct check *c, enum nib_gpu_op op)
+{
+    launch(c, op);
+    launch(c, (enum nib_gpu_op)(op + 1));
+}
+
+/* Ranges of outputs to compare: up to three of 64. */
+static uint32_t ranges(uint32_t n, uint32_t first[3])
+{
+    first[0] = 0;
+    first[1] = n / 2 / 64 * 64;
+    first[2] = n > 64 ? (n - 1) / 64 * 64 : 0;
+    return n <= 64 ? 1 : n <= 128 ? 2 : 3;
+}
+
+static uint32_t range_end(uint32_t first, uint32_t n)
+{
+    return first + 64 < n ? first + 64 : n;
+}
+
+static void check_embed(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const uint32_t rows = rows_of(c), h = s->hidden;
+    launch(c, NIB_GPU_BEGIN);
+    launch(c, NIB_GPU_EMBED);
+    float *x = fetch(c, c->rig->m.x, (uint64_t)rows * h * 4),
+          *rope = fetch(c, c->rig->m.rope, c->rig->m.step_rows_max * 256ull);
+    uint16_t *acts = fetch(c, c->rig->m.acts, rows * acts_wide(c) * 2);
+    float *normed = malloc(h * 4ull);
+    struct error of_x = {0}, of_acts = {0}, of_rope = {0};
+    for (uint32_t r = 0; r < rows; r++) {
+        const uint16_t *from = c->model->embed + (uint64_t)c->step->rows[r].token * h;
+        float cos[NIB_ROPE_PAIRS], sin[NIB_ROPE_PAIRS], want[8192];
+        for (uint32_t i = 0; i < h; i++) {
+            want[i] = nib_bf16_decode(from[i]);
+            add(&of_x, (double)x[r * h + i], (double)want[i]);
+        }
+        nib_ref_rmsnorm(normed, want, c->model->layer.attn_norm, h);
+        for (uint32_t i = 0; i < h; i++)
+            add(&of_acts, (double)nib_bf16_decode(acts[r * acts_wide(c) + i]), (double)normed[i]);
+        nib_rope_table(c->rig->m.rope_freq, c->step->rows[r].pos, cos, sin);
+        for (uint32_t i = 0; i < NIB_ROPE_PAIRS; i++) {
+            add(&of_rope, (double)rope[r * 32 + i], (double)cos[i]);
+            add(&of_rope, (double)rope[(c->rig->m.step_rows_max + r) * 32 + i], (double)sin[i]);
+        }
+    }
+    expect(c, "embed", "x", &of_x, 0);
+    expect(c, "embed", "acts", &of_acts, 3e-3);
+    expect(c, "embed", "rope", &of_rope, 2e-7);
+    free(x);
+    free(rope);
+    free(acts);
+    free(normed);
+}
+
+/* Page of a position as the kernels find it. */
+static uint64_t page_of(const struct check *c, uint32_t slot, uint32_t pos)
+{
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t page = pos / NIB_KV_PAGE_TOKENS;
+    return nib_layer_windowed(c->layer) ? slot * m->ring_pages + page % m->ring_pages
+                                        : c->rig->host_tables[slot * m->ctx_pages + page];
+}
+
+static uint64_t layer_pages(const struct check *c)
+{
+    const struct nib_gpu_machine *m = &c->rig->m;
+    return nib_layer_windowed(c->layer) ? (uint64_t)m->slots * m->ring_pages : m->kv_pages;
+}
+
+static void check_qkv(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), n = nib_qkv_dim(s), q_dim = nib_q_dim(s), kv_dim = nib_kv_dim(s);
+    uint16_t *acts = fetch(c, m->acts, rows * acts_wide(c) * 2);
+    rig_fill(c->rig, m->q, 0xff, (uint64_t)rows * q_dim * 2);
+    launch_both(c, NIB_GPU_QKV);
+    uint16_t *q = fetch(c, m->q, (uint64_t)rows * q_dim * 2);
+    uint16_t *kv = fetch(c, m->layer[c->layer].kv, layer_pages(c) * m->page_stride);
+    float *x = prepare(acts, acts_wide(c), rows, s->hidden, false), *y = malloc((uint64_t)rows * n * 4);
+    float *rope = fetch(c, m->rope, m->step_rows_max * 256ull);
+    struct error e[2] = {{.bad = 0}, {.bad = 0}}, of_kv = {0};
+    uint32_t first[3], heads[3] = {0, s->heads + s->kv_heads - 1, s->heads + 2 * s->kv_heads - 1};
+    (void)ranges(n, first);
+    for (int i = 0; i < 3; i++) {
+        const struct nib_matmul mm = {.w = c->model->layer.qkv,
+                                      .x = x,
+                                      .bias = c->model->layer.qkv_bias,
+                                      .y = y,
+                                      .ldy = n,
+                                      .m = rows,
+                                      .n = n,
+                                      .k = s->hidden,
+                                      .n0 = heads[i] * 64,
+                                      .n1 = heads[i] * 64 + 64};
+        nib_ref_dense_gemv(&mm);
+        for (uint32_t r = 0; r < rows; r++) {
+            float *v = y + (uint64_t)r * n + heads[i] * 64;
+            const struct nib_row *row = &c->step->rows[r];
+            if (i < 2)
+                nib_ref_rope(v, 1, rope + r * 32, rope + (m->step_rows_max + r) * 32);
+            const uint16_t *out = q + (uint64_t)r * q_dim + heads[i] * 64;
+            if (i > 0)
+                out = kv + page_of(c, row->slot, row->pos) * m->page_stride / 2 +
+                      ((uint64_t)(i - 1) * kv_dim + (s->kv_heads - 1) * 64) * NIB_KV_PAGE_TOKENS +
+                      row->pos % NIB_KV_PAGE_TOKENS * 64;
+            for (uint32_t d = 0; d < 64; d++)
+                add(i == 0 ? &e[r >= c->bucket.decode] : &of_kv, (double)nib_bf16_decode(out[d]), (double)v[d]);
+        }
+    }
+    for (uint64_t i = 0; i < (uint64_t)rows * q_dim; i++)
+        of_kv.bad += !isfinite(nib_bf16_decode(q[i])) ? 1 : 0;
+    expect(c, "qkv", "decode", &e[0], 3e-3);
+    expect(c, "qkv", "prompt", &e[1], 3e-3);
+    expect(c, "qkv", "k, v", &of_kv, 3e-3);
+    free(acts);
+    free(q);
+    free(kv);
+    free(x);
+    free(y);
+    free(rope);
+}
+
+/* One row of attention by the ref, over fp32 copies of the pages it sees. */
+static void ref_attention(const struct check *c, const uint16_t *kv, const uint16_t *q, uint32_t r, float *out)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_row *row = &c->step->rows[r];
+    const uint64_t page_bytes = nib_ref_kv_page_bytes(s->kv_heads);
+    const uint32_t window = nib_layer_windowed(c->layer) ? s->window : 0, end = row->pos + 1;
+    const uint32_t first = (window && end > window ? end - window : 0) / 64, count = (end + 63) / 64 - first;
+    float *pages = malloc(count * page_bytes), *qf = malloc(nib_q_dim(s) * 4ull);
+    uint32_t *ids = malloc((first + count) * 4ull);
+    void *scratch = malloc(nib_ref_attn_scratch_bytes(end));
+    for (uint32_t p = 0; p < first; p++)
+        ids[p] = 0; /* not seen */
+    for (uint32_t p = 0; p < count; p++) {
+        const uint16_t *from = kv + page_of(c, row->slot, (first + p) * 64) * c->rig->m.page_stride / 2;
+        ids[first + p] = p;
+        for (uint64_t i = 0; i < page_bytes / 4; i++)
+            pages[p * page_bytes / 4 + i] = nib_bf16_decode(from[i]);
+    }
+    for (uint32_t i = 0; i < nib_q_dim(s); i++)
+        qf[i] = nib_bf16_decode(q[i]);
+    const struct nib_attn a = {.q = qf,
+                               .out = out,
+                               .kv = (const uint8_t *)pages,
+                               .pages = ids,
+                               .sinks = c->model->layer.sinks,
+                               .scratch = scratch,
+                               .page_stride = page_bytes,
+                               .ldq = nib_q_dim(s),
+                               .ldo = nib_q_dim(s),
+                               .pages_count = first + count,
+                               .rows = 1,
+                               .pos0 = row->pos,
+                               .window = window,
+                               .kv_heads = s->kv_heads,
+                               .h0 = 0,
+                               .h1 = s->kv_heads};
+    nib_ref_attn(&a);
+    free(pages);
+    free(qf);
+    free(ids);
+    free(scratch);
+}
+
+static void check_attn(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), q_dim = nib_q_dim(s);
+    uint16_t *q = fetch(c, m->q, (uint64_t)rows * q_dim * 2);
+    uint16_t *kv = fetch(c, m->layer[c->layer].kv, layer_pages(c) * m->page_stride);
+    rig_fill(c->rig, m->acts, 0xff, rows * acts_wide(c) * 2);
+    rig_fill(c->rig, m->partial, 0xff, 4096);
+    launch_both(c, NIB_GPU_ATTN);
+    uint16_t *acts = fetch(c, m->acts, rows * acts_wide(c) * 2);
+    float *want = malloc(q_dim * 4ull);
+    struct error e[2] = {{.bad = 0}, {.bad = 0}};
+    const uint32_t skip = rows > 80 ? rows / 40 : 1;
+    for (uint32_t r = 0; r < rows; r++) {
+        struct error *to = &e[r >= c->bucket.decode];
+        const bool compared = r % skip == 0 || r + 1 == rows || r < c->bucket.decode;
+        if (compared)
+            ref_attention(c, kv, q + (uint64_t)r * q_dim, r, want);
+        for (uint32_t i = 0; i < q_dim; i++) {
+            const double out = (double)nib_bf16_decode(acts[r * acts_wide(c) + i]);
+            if (compared)
+                add(to, out, (double)want[i]);
+            else
+                to->bad += !isfinite(out) ? 1 : 0;
+        }
+    }
+    expect(c, "attn", "decode", &e[0], 5e-3);
+    expect(c, "attn", "prompt", &e[1], 5e-3);
+    free(q);
+    free(kv);
+    free(acts);
+    free(want);
+}
+
+static void check_out(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), h = s->hidden, k = nib_q_dim(s);
+    uint16_t *acts = fetch(c, m->acts, rows * acts_wide(c) * 2);
+    float *before = fetch(c, m->x, (uint64_t)rows * h * 4);
+    launch_both(c, NIB_GPU_OUT);
+    float *after = fetch(c, m->x, (uint64_t)rows * h * 4), *x = prepare(acts, acts_wide(c), rows, k, false);
+    float *y = malloc((uint64_t)rows * h * 4);
+    struct error e[2] = {{.bad = 0}, {.bad = 0}};
+    uint32_t first[3];
+    const uint32_t count = ranges(h, first);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t end = range_end(first[i], h);
+        const struct nib_matmul mm = {.w = c->model->layer.out,
+                                      .x = x,
+                                      .bias = c->model->layer.out_bias,
+                                      .y = y,
+                                      .ldy = h,
+                                      .m = rows,
+                                      .n = h,
+                                      .k = k,
+                                      .n0 = first[i],
+                                      .n1 = end};
+        nib_ref_dense_gemv(&mm);
+        for (uint32_t r = 0; r < rows; r++)
+            for (uint32_t j = first[i]; j < end; j++)
+                add(&e[r >= c->bucket.decode], (double)after[r * h + j],
+                    (double)before[r * h + j] + (double)y[(uint64_t)r * h + j]);
+    }
+    for (uint64_t i = 0; i < (uint64_t)rows * h; i++)
+        e[0].bad += !isfinite(after[i]) ? 1 : 0;
+    expect(c, "out", "decode", &e[0], 2e-5);
+    expect(c, "out", "prompt", &e[1], 2e-5);
+    free(acts);
+    free(before);
+    free(after);
+    free(x);
+    free(y);
+}
+
+/* Choices, weights and grouping, from the device's own logits. */
+static void check_grouping(struct check *c, const float *logits)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), used = s->experts_used, picks = rows * used;
+    uint8_t *route = fetch(c, m->route, c->rig->k->route_bytes(m->step_rows_max, s->experts));
+    const struct route_view v = route_view(route, m);
+    struct error weights = {0};
+    uint32_t wrong = 0, next = 0;
+    uint8_t *seen = calloc(picks, 1);
+    for (uint32_t r = 0; r < rows; r++) {
+        bool taken[NIB_MAX_EXPERTS] = {false};
+        double w[NIB_MAX_EXPERTS_USED], sum = 0;
+        for (uint32_t k = 0; k < used; k++) {
+            uint32_t best = s->experts;
+            for (uint32_t e = 0; e < s->experts; e++)
+                if (!taken[e] && (best == s->experts || logits[r * s->experts + e] > logits[r * s->experts + best]))
+                    best = e;
+            taken[best] = true;
+            wrong += v.expert[r * used + k] != best;
+            w[k] = exp((double)logits[r * s->experts + best] - (double)logits[r * s->experts + v.expert[r * used]]);
+            sum += w[k];
+        }
+        for (uint32_t k = 0; k < used; k++)
+            add(&weights, (double)v.weight[r * used + k], w[k] / sum);
+    }
+    /* the lists: experts ascending, decode before prompt within an expert, rows ascending, every place once */
+    uint32_t i = 0, j = 0;
+    for (uint32_t e = 0; e < s->experts && wrong == 0; e++)
+        for (int prompt = 0; prompt < 2; prompt++) {
+            uint32_t *list = prompt ? &j : &i;
+            const uint32_t lists = prompt ? v.groups_prompt_count : v.groups_count;
+            const struct cu_group *groups = prompt ? v.groups_prompt : v.groups;
+            uint32_t last_row = 0;
+            for (; *list < lists && groups[*list].expert == e; ++*list) {
+                wrong += groups[*list].place != next || groups[*list].count == 0;
+                for (uint32_t p = 0; p < groups[*list].count && next < picks; p++, next++) {
+                    const uint32_t row = v.row[next];
+                    uint32_t k = 0;
+                    while (k < used && row < rows && v.expert[row * used + k] != e)
+                        k++;
+                    wrong += row >= rows || k == used || row < last_row || (row >= c->bucket.decode) != prompt ||
+                             v.place[row * used + k] != next;
+                    last_row = row;
+                }
+            }
+        }
+    wrong += next != picks;
+    weights.bad += wrong;
+    expect(c, "route", "grouping", &weights, 1e-6);
+    free(seen);
+    free(route);
+}
+
+static void check_route(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), h = s->hidden;
+    float *x = fetch(c, m->x, (uint64_t)rows * h * 4);
+    rig_fill(c->rig, m->acts, 0xff, rows * acts_wide(c) * 2);
+    launch(c, NIB_GPU_ROUTE);
+    uint16_t *acts = fetch(c, m->acts, rows * acts_wide(c) * 2);
+    uint8_t *route = fetch(c, m->route, c->rig->k->route_bytes(m->step_rows_max, s->experts));
+    const struct route_view v = route_view(route, m);
+    float *normed = malloc((uint64_t)rows * nib_ref_acts_bytes(h)), *y = malloc((uint64_t)rows * s->experts * 4);
+    struct error of_acts = {0}, of_logits = {0};
+    for (uint32_t r = 0; r < rows; r++) {
+        float *to = (float *)(void *)((uint8_t *)normed + r * nib_ref_acts_bytes(h));
+        nib_ref_rmsnorm(to, x + (uint64_t)r * h, c->model->layer.mlp_norm, h);
+        for (uint32_t i = 0; i < h; i++) {
+            add(&of_acts, (double)nib_fp16_decode(acts[r * acts_wide(c) + i]), (double)to[i]);
+            to[i] = nib_bf16_decode(nib_bf16_encode(to[i]));
+        }
+    }
+    const struct nib_matmul mm = {.w = c->model->layer.router,
+                                  .x = normed,
+                                  .bias = c->model->layer.router_bias,
+                                  .y = y,
+                                  .ldy = s->experts,
+                                  .m = rows,
+                                  .n = s->experts,
+                                  .k = h,
+                                  .n0 = 0,
+                                  .n1 = s->experts};
+    nib_ref_dense_gemv(&mm);
+    for (uint64_t i = 0; i < (uint64_t)rows * s->experts; i++)
+        add(&of_logits, (double)v.logits[i], (double)y[i]);
+    expect(c, "route", "acts", &of_acts, 4e-4);
+    expect(c, "route", "logits", &of_logits,
+           3e-4); /* a norm next to the edge of two bf16 numbers may fall either way */
+    check_grouping(c, v.logits);
+    free(x);
+    free(acts);
+    free(route);
+    free(normed);
+    free(y);
+}
+
+/* Expert products: `up` or down, place by place, on ranges. */
+static void check_experts(struct check *c, bool up)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), picks = rows * s->experts_used, inner = s->intermediate, h = s->hidden;
+    const uint32_t n = up ? 2 * inner : h, k = up ? h : inner, out_n = up ? inner : h;
+    const uint64_t in_stride = up ? acts_wide(c) : inner;
+    uint8_t *route = fetch(c, m->route, c->rig->k->route_bytes(m->step_rows_max, s->experts));
+    const struct route_view v = route_view(route, m);
+    uint16_t *in = fetch(c, up ? m->acts : m->gated, (up ? rows : picks) * in_stride * 2);
+    rig_fill(c->rig, up ? m->gated : m->down, 0xff, (uint64_t)picks * out_n * (up ? 2 : 4));
+    launch_both(c, up ? NIB_GPU_UP : NIB_GPU_DOWN);
+    void *out = fetch(c, up ? m->gated : m->down, (uint64_t)picks * out_n * (up ? 2 : 4));
+    float *x = prepare(in, in_stride, up ? rows : picks, k, true), *y = malloc(n * 4ull), *a = malloc(n * 4ull);
+    struct error e[2] = {{.bad = 0}, {.bad = 0}};
+    uint32_t first[3];
+    const uint32_t count = ranges(n, first), skip = picks > 300 ? picks / 100 : 1;
+    for (uint32_t p = 0; p < picks; p += skip) {
+        const uint32_t row = v.row[p];
+        uint32_t choice = 0;
+        while (choice + 1 < s->experts_used && v.place[row * s->experts_used + choice] != p)
+            choice++;
+        const uint64_t expert = v.expert[row * s->experts_used + choice];
+        for (uint32_t i = 0; i < count; i++) {
+            const uint32_t end = range_end(first[i], n), index = up ? row : p;
+            const struct nib_matmul mm = {.w = up ? c->model->layer.up + expert * c->model->up_bytes
+                                                  : c->model->layer.down + expert * c->model->down_bytes,
+                                          .x = x,
+                                          .rows = &index,
+                                          .bias =
+                                              (up ? c->model->layer.up_bias : c->model->layer.down_bias) + expert * n,
+                                          .y = y,
+                                          .ldy = n,
+                                          .m = 1,
+                                          .n = n,
+                                          .k = k,
+                                          .n0 = first[i],
+                                          .n1 = end};
+            nib_ref_mx_gemv(&mm);
+            if (up)
+                nib_ref_swiglu(a, y + first[i], (end - first[i]) / 2);
+            for (uint32_t j = first[i]; j < end; j += up ? 2 : 1) {
+                const uint64_t place = (uint64_t)p * out_n + (up ? j / 2 : j);
+                add(&e[row >= c->bucket.decode],
+                    up ? (double)nib_fp16_decode(((uint16_t *)out)[place]) : (double)((float *)out)[place],
+                    up ? (double)a[(j - first[i]) / 2] : (double)y[j]);
+            }
+        }
+    }
+    for (uint64_t i = 0; i < (uint64_t)picks * out_n; i++)
+        e[0].bad += isfinite(up ? nib_fp16_decode(((uint16_t *)out)[i]) : ((float *)out)[i]) ? 0 : 1;
+    expect(c, up ? "up" : "down", "decode", &e[0], up ? 5e-4 : 2e-5);
+    expect(c, up ? "up" : "down", "prompt", &e[1], up ? 5e-4 : 2e-5);
+    free(route);
+    free(in);
+    free(out);
+    free(x);
+    free(y);
+    free(a);
+}
+
+static void check_combine(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), used = s->experts_used, h = s->hidden;
+    uint8_t *route = fetch(c, m->route, c->rig->k->route_bytes(m->step_rows_max, s->experts));
+    const struct route_view v = route_view(route, m);
+    float *before = fetch(c, m->x, (uint64_t)rows * h * 4), *down = fetch(c, m->down, (uint64_t)rows * used * h * 4);
+    launch(c, NIB_GPU_COMBINE);
+    float *after = fetch(c, m->x, (uint64_t)rows * h * 4), *normed = malloc(h * 4ull);
+    uint16_t *acts = fetch(c, m->acts, rows * acts_wide(c) * 2);
+    struct error of_x = {0}, of_acts = {0};
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t i = 0; i < h; i++) {
+            double sum = 0;
+            for (uint32_t k = 0; k < used; k++)
+                sum += (double)v.weight[r * used + k] * (double)down[(uint64_t)v.place[r * used + k] * h + i];
+            add(&of_x, (double)after[(uint64_t)r * h + i], (double)before[(uint64_t)r * h + i] + sum);
+        }
+        nib_ref_rmsnorm(normed, after + (uint64_t)r * h, c->layer ? c->model->final_norm : c->model->layer.attn_norm,
+                        h);
+        for (uint32_t i = 0; i < h; i++)
+            add(&of_acts, (double)nib_bf16_decode(acts[r * acts_wide(c) + i]), (double)normed[i]);
+    }
+    expect(c, "combine", "x", &of_x, 1e-6);
+    expect(c, "combine", "acts", &of_acts, 3e-3);
+    free(route);
+    free(before);
+    free(down);
+    free(after);
+    free(normed);
+    free(acts);
+}
+
+static void check_head(struct check *c)
+{
+    const struct nib_shape *s = c->model->shape;
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = rows_of(c), want = c->bucket.want;
+    uint16_t *acts = fetch(c, m->acts, rows * acts_wide(c) * 2);
+    rig_fill(c->rig, m->logits, 0xff, (uint64_t)want * s->vocab * 4);
+    launch(c, NIB_GPU_HEAD);
+    float *logits = fetch(c, m->logits, (uint64_t)want * s->vocab * 4),
+          *x = prepare(acts, acts_wide(c), rows, s->hidden, false);
+    float *y = malloc((uint64_t)want * s->vocab * 4);
+    uint32_t *index = malloc(want * 4ull), first[3];
+    struct error e = {0};
+    for (uint32_t i = 0; i < want; i++)
+        index[i] = c->step->want[i];
+    const uint32_t count = ranges(s->vocab, first);
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t end = range_end(first[i], s->vocab);
+        const struct nib_matmul mm = {.w = c->model->lm_head,
+                                      .x = x,
+                                      .rows = index,
+                                      .y = y,
+                                      .ldy = s->vocab,
+                                      .m = want,
+                                      .n = s->vocab,
+                                      .k = s->hidden,
+                                      .n0 = first[i],
+                                      .n1 = end};
+        nib_ref_dense_gemv(&mm);
+        for (uint32_t r = 0; r < want; r++)
+            for (uint32_t j = first[i]; j < end; j++)
+                add(&e, (double)logits[(uint64_t)r * s->vocab + j], (double)y[(uint64_t)r * s->vocab + j]);
+    }
+    for (uint64_t i = 0; i < (uint64_t)want * s->vocab; i++)
+        e.bad += !isfinite(logits[i]) ? 1 : 0;
+    expect(c, "head", "logits", &e, 2e-5);
+    /* greedy: the largest logit, the outbox complete */
+    const uint64_t serial = c->step->serial;
+    launch(c, NIB_GPU_SCAN);
+    launch(c, NIB_GPU_SAMPLE);
+    const struct nib_gpu_result *out = &c->rig->outbox[serial % NIB_GPU_MAILBOX];
+    struct error of_token = {.bad = out->serial != serial || out->count != want || out->fault};
+    for (uint32_t r = 0; r < want && !of_token.bad; r++) {
+        uint32_t best = 0;
+        for (uint32_t j = 1; j < s->vocab; j++)
+            best = logits[(uint64_t)r * s->vocab + j] > logits[(uint64_t)r * s->vocab + best] ? j : best;
+        of_token.bad += out->sampled[r].token != best || out->sampled[r].failed ||
+                        out->sampled[r].slot != c->step->rows[c->step->want[r]].slot;
+    }
+    expect(c, "sample", "greedy", &of_token, 0);
+    free(acts);
+    free(logits);
+    free(x);
+    free(y);
+    free(index);
+}
+
+static int check_step(struct rig *rig, struct model *model, const char *what, const struct model_run *runs,
+                      uint32_t count)
+{
+    struct check c = {.rig = rig, .model = model, .what = what};
+    uint64_t serial = 0;
+    rig_down(rig, &serial, rig->m.next_serial, 8);
+    c.bucket = model_send(rig, model, runs, count);
+    c.step = &rig->mailbox[serial % NIB_GPU_MAILBOX];
+    check_embed(&c);
+    for (c.layer = 0; c.layer < 2; c.layer++) {
+        check_qkv(&c);
+        check_attn(&c);
+        check_out(&c);
+        check_route(&c);
+        check_experts(&c, true);
+        check_experts(&c, false);
+        check_combine(&c);
+    }
+    c.layer = 0;
+    check_head(&c);
+    printf("%s %s: %u decode rows, %u prompt rows\n", c.failures ? "FAILED" : "ok    ", what, c.bucket.decode,
+           c.bucket.prompt);
+    (void)fflush(stdout);
+    return c.failures;
+}
+
+/* `count` decode rows at positions around every boundary of pages, windows and splits. */
+static uint32_t decode_runs(struct model_run *runs, uint32_t count, uint32_t ctx)
+{
+    static const uint32_t at[] = {0, 1, 63, 64, 127, 128, 129, 255, 256, 257, 300, 511, 1023, 1500, 2000, 90, 191};
+    for (uint32_t i = 0; i < count; i++)
+        runs[i] = (struct model_run){.slot = i,
+                                     .pos = i == 0             ? ctx - 1
+                                            : at[i % 17] < ctx ? at[i % 17]
+                                                               : i,
+                                     .count = 1,
+                                     .decode = true};
+    return count;
+}
+
+static int test_shape(struct rig *rig, const char *shape, uint32_t long_ctx, uint32_t rows)
+{
+    enum { SLOTS = 20 };
+    struct model model;
+    uint32_t ctx[SLOTS];
+    int failures = 0;
+    printf("shape %s\n", shape);
+    for (uint32_t i = 0; i < SLOTS; i++)
+        ctx[i] = i == 0 ? long_ctx : 2048;
+    rig_arena(rig, 2ull << 30, true);
+    model_open(rig, &model, shape, SLOTS, long_ctx, rows, long_ctx / 64 + SLOTS * 32, 7);
+    model_tables(rig, &model, ctx, SLOTS);
+    struct model_run runs[SLOTS + 4];
+    static const uint32_t decode[] = {1, 2, 7, 9, 17};
+    for (size_t i = 0; i < sizeof decode / sizeof decode[0]; i++)
+        failures += check_step(rig, &model, shape, runs, decode_runs(runs, decode[i], long_ctx));
+    static const uint32_t prompt[][2] = {{0, 1}, {0, 65}, {100, 64}, {1000, 300}};
+    for (size_t i = 0; i < sizeof prompt / sizeof prompt[0]; i++) {
+        if (prompt[i][1] > rows)
+            continue;
+        runs[0] = (struct model_run){.slot = 3, .pos = prompt[i][0], .count = prompt[i][1], .fresh = prompt[i][0] == 0};
+        failures += check_step(rig, &model, shape, runs, 1);
+    }
+    uint32_t n = decode_runs(runs, 7, long_ctx);
+    runs[n++] = (struct model_run){.slot = 10, .pos = 0, .count = 7, .fresh = true};
+    runs[n++] = (struct model_run){.slot = 11, .pos = 120, .count = 30};
+    runs[n++] = (struct model_run){.slot = 12, .pos = 0, .count = 1, .fresh = true};
+    failures += check_step(rig, &model, shape, runs, n);
+    n = decode_runs(runs, 2, long_ctx);
+    runs[n++] = (struct model_run){.slot = 10, .pos = 62, .count = 3};
+    failures += check_step(rig, &model, shape, runs, n);
+    model_close(&model);
+    return failures;
+}
+
+int rig_test_ops(struct rig *rig)
+{
+    return test_shape(rig, "tiny", 4096, 320) + test_shape(rig, "nano", 2048, 128) +
+           test_shape(rig, "20b-slice", 20480, 320);
+}

@@ -1,0 +1,66 @@
+"""The daemon on a GPU: on the stand-in for libcuda, with the rows that this build has."""
+
+import shutil
+
+import pytest
+
+import daemon as d
+
+FAKE = d.BUILD / "tests" / "fake" / "libcuda.so"
+H200 = {"NIBBLED_LIBCUDA": str(FAKE), "NIBBLED_FAKE_PROFILE": str(d.ROOT / "etc" / "profiles" / "h200.json")}
+NONE = {"NIBBLED_LIBCUDA": "/nowhere/libcuda.so.1"}
+SMALL = {"limit_mib": 512}
+needs_rows = pytest.mark.skipif(not FAKE.exists() or shutil.which("nvcc") is None,
+                                reason="no nvcc: this build has no GPU rows")
+
+
+@needs_rows
+def test_answers_are_those_of_the_reference(start):
+    gpu = start(env=H200, engine={"device": "gpu"}, memory=SMALL)
+    cpu = start(engine={"device": "cpu", "row": "ref"})
+    same = 0
+    for prompt in ("hello", "the quick brown fox", "1 2 3 4", "a\nb\nc", "zebra"):
+        answers = [n.complete(prompt, temperature=0, max_tokens=12).json["choices"][0]["text"] for n in (gpu, cpu)]
+        same += answers[0] == answers[1]
+    assert same >= 4  # bf16 may turn a near tie
+    assert "NVIDIA H200" in gpu.log.read_text() and "row sm90" in gpu.log.read_text()
+    gpu.stop()
+    cpu.stop()
+
+
+@needs_rows
+def test_auto_takes_the_gpu_and_a_named_row_runs(start):
+    gpu = start(env=H200, memory=SMALL)
+    assert "row sm90" in gpu.log.read_text()
+    named = start(env=H200, engine={"row": "sm80"}, memory=SMALL)
+    assert "row sm80" in named.log.read_text()
+    assert named.complete("hello").status == 200
+
+
+def test_auto_without_a_gpu_says_so(start):
+    cpu = start(env=NONE)
+    assert "no GPU, so the CPU runs the model" in cpu.log.read_text()
+    assert "/nowhere" in cpu.log.read_text()
+    assert cpu.complete("hello").status == 200
+
+
+def test_gpu_without_a_gpu_is_an_error(start):
+    daemon = start(env=NONE, engine={"device": "gpu"}, wait=False)
+    assert daemon.process.wait(d.HANG_S) != 0
+    assert "no GPU driver" in daemon.log.read_text()
+
+
+@needs_rows
+@pytest.mark.parametrize("fault", ["cuGraphLaunch:30:700", "nib_gpu_attn:40:700", "nib_gpu_down:t60:214"])
+def test_a_lost_gpu_ends_in_an_error_and_an_exit(start, fault):
+    daemon = start(env={**H200, "NIBBLED_FAKE_FAULT": fault}, engine={"device": "gpu"}, memory=SMALL, wait=False)
+    daemon.wait_ready()
+    statuses = []
+    try:
+        for _ in range(20):
+            statuses.append(daemon.complete("hello", max_tokens=12).status)
+    except OSError:
+        pass  # it has gone
+    assert daemon.process.wait(d.HANG_S) == 70
+    assert set(statuses) <= {200, 500, 503}
+    assert "CUDA_ERROR" in daemon.log.read_text()
