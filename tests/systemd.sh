@@ -13,6 +13,7 @@ done
 root=${1:-$(mktemp -d)}
 [ $# -gt 0 ] || trap 'rm -rf "$root"' EXIT
 mkdir -p "$root"
+chmod 755 "$root" # the services in it are not root
 if [ ! -e "$root/etc/debian_version" ]; then
     mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | head -n 1)}
     debootstrap --variant=minbase --include="$packages" bookworm "$root" "$mirror" >"$root.log" 2>&1 ||
