@@ -13,7 +13,7 @@
 
 #define RULES_MAX 16
 
-enum what { WHAT_CODE, WHAT_HANG, WHAT_LATE, WHAT_FLIP, WHAT_MISSING, WHAT_OLD };
+enum what { WHAT_CODE, WHAT_HANG, WHAT_LATE, WHAT_FLIP, WHAT_WRONG, WHAT_MISSING, WHAT_OLD };
 
 struct rule {
     char site[40];
@@ -53,11 +53,8 @@ static bool known_site(const char *name)
 
 static bool parse_what(struct rule *r, const char *text)
 {
-    static const char *const words[] = {[WHAT_HANG] = "hang",
-                                        [WHAT_LATE] = "late",
-                                        [WHAT_FLIP] = "flip",
-                                        [WHAT_MISSING] = "missing",
-                                        [WHAT_OLD] = "old"};
+    static const char *const words[] = {[WHAT_HANG] = "hang",   [WHAT_LATE] = "late",       [WHAT_FLIP] = "flip",
+                                        [WHAT_WRONG] = "wrong", [WHAT_MISSING] = "missing", [WHAT_OLD] = "old"};
     for (int w = WHAT_HANG; w <= WHAT_OLD; w++) {
         if (strcmp(words[w], text) == 0) {
             r->what = (enum what)w;
@@ -183,7 +180,9 @@ enum fake_act fake_fault(int site, int *ret_code)
         __atomic_add_fetch(&fake_report->fired, 1, __ATOMIC_SEQ_CST);
         if (rules[i].what == WHAT_HANG)
             hang(site);
-        if (rules[i].what == WHAT_LATE) {
+        if (rules[i].what == WHAT_WRONG) {
+            act = FAKE_WRONG;
+        } else if (rules[i].what == WHAT_LATE) {
             sleep_ms(rules[i].delay_ms);
         } else if (rules[i].what == WHAT_FLIP) {
             act = FAKE_FLIP;

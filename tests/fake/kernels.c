@@ -568,6 +568,45 @@ static void choose_rows(struct run *r, enum rows rows)
     r->end = rows == ROWS_NONE ? 0 : rows == ROWS_DECODE ? s->decode_count : s->rows_count;
 }
 
+/* A kernel that computes nonsense: every seventh value of what it wrote is off. */
+static void spoil(struct run *r, enum nib_gpu_op op)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint64_t rows = r->end > r->first ? r->end - r->first : 1, place = r->first * m->experts_used;
+    nib_gpu_ptr at = m->x + (uint64_t)r->first * m->hidden * 4;
+    uint64_t words = rows * m->hidden;
+    if (op == NIB_GPU_QKV || op == NIB_GPU_QKV_PROMPT) {
+        at = m->q + (uint64_t)r->first * q_dim(r) * 2;
+        words = rows * q_dim(r) / 2;
+    } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT) {
+        at = m->acts + (uint64_t)r->first * q_dim(r) * 2;
+        words = rows * q_dim(r) / 2;
+    } else if (op == NIB_GPU_ROUTE) {
+        at = m->acts;
+        words = rows * m->hidden / 2;
+    } else if (op == NIB_GPU_UP || op == NIB_GPU_UP_PROMPT) {
+        at = m->gated + place * m->intermediate * 2;
+        words = rows * m->experts_used * m->intermediate / 2;
+    } else if (op == NIB_GPU_DOWN || op == NIB_GPU_DOWN_PROMPT) {
+        at = m->down + place * m->hidden * 4;
+        words = rows * m->experts_used * m->hidden;
+    } else if (op == NIB_GPU_SAMPLE) {
+        struct nib_gpu_result *out = AT(r, struct nib_gpu_result, m->outbox, NIB_GPU_MAILBOX);
+        out[r->step->serial % NIB_GPU_MAILBOX].sampled[0].token ^= 1;
+        return;
+    } else if (op >= NIB_GPU_HEAD) {
+        at = m->logits;
+        words = m->vocab;
+    } else if (op < NIB_GPU_BEGIN) {
+        const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, m->repack, 1);
+        at = op == NIB_GPU_SUM ? p->sum : p->dst;
+        words = op == NIB_GPU_SUM ? 2 : 64;
+    }
+    uint32_t *word = AT(r, uint32_t, at, words);
+    for (uint64_t i = 0; i < words; i += 7)
+        word[i] ^= 0x00800080; /* one bit of the exponent, of a float and of two bf16 */
+}
+
 int fake_kernel(const struct fake_work *w)
 {
     int code = 0;
@@ -578,7 +617,8 @@ int fake_kernel(const struct fake_work *w)
         fake_violation("%s is no kernel of the contract", w->function->name);
         return NIB_CU_LAUNCH_FAILED;
     }
-    if (fake_fault(FAKE_OPS + (int)op, &code) == FAKE_FAIL)
+    const enum fake_act act = fake_fault(FAKE_OPS + (int)op, &code);
+    if (act == FAKE_FAIL)
         return code;
     struct run r = {.layer = w->layer, .name = w->function->name};
     if (setjmp(r.out))
@@ -593,5 +633,7 @@ int fake_kernel(const struct fake_work *w)
     }
     if (op <= NIB_GPU_BEGIN || op == NIB_GPU_SAMPLE || !r.step->fault)
         ops[op].run(&r);
+    if (act == FAKE_WRONG)
+        spoil(&r, op);
     return 0;
 }

@@ -133,6 +133,17 @@ START_TEST(a_flipped_bit_shows_in_the_sum)
 }
 END_TEST
 
+START_TEST(a_spoilt_kernel_is_wrong)
+{
+    struct sum s;
+    start("h200", "nib_gpu_sum:1:wrong");
+    sum_open(&s);
+    FINE(sum_launch(&s));
+    ck_assert_uint_ne(sum_read(&s), sum_wanted(&s));
+    ck_assert_uint_eq(fake_env_report()->violations, 0);
+}
+END_TEST
+
 START_TEST(memory_starts_as_poison_and_is_out_of_reach)
 {
     nib_cu_ptr at;
@@ -259,6 +270,7 @@ int main(void)
     tcase_add_test(fine, work_runs_in_order_and_later);
     tcase_add_test(fine, graphs_replay);
     tcase_add_test(fine, a_flipped_bit_shows_in_the_sum);
+    tcase_add_test(fine, a_spoilt_kernel_is_wrong);
     tcase_add_test(fine, memory_starts_as_poison_and_is_out_of_reach);
     tcase_add_test(fine, an_illegal_address_is_sticky);
     tcase_add_test(fine, injected_codes_poison_or_not);
