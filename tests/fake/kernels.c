@@ -27,6 +27,7 @@ struct run {
     const struct nib_gpu_step *step;
     uint32_t layer;
     uint32_t first, end; /* rows this op is for */
+    bool spoilt;         /* the result is to be wrong */
     const char *name;
     jmp_buf out; /* an illegal address ends the kernel */
 };
@@ -527,6 +528,7 @@ static void sample(struct run *r)
     out->fault = r->step->fault;
     for (uint32_t i = 0; i < out->count; i++)
         sample_row(r, i, &out->sampled[i]);
+    out->sampled[0].token ^= r->spoilt;
     __atomic_add_fetch(&fake_report->tokens, out->count, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&fake_report->steps, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&out->serial, r->step->serial, __ATOMIC_RELEASE);
@@ -591,9 +593,7 @@ static void spoil(struct run *r, enum nib_gpu_op op)
         at = m->down + place * m->hidden * 4;
         words = rows * m->experts_used * m->hidden;
     } else if (op == NIB_GPU_SAMPLE) {
-        struct nib_gpu_result *out = AT(r, struct nib_gpu_result, m->outbox, NIB_GPU_MAILBOX);
-        out[r->step->serial % NIB_GPU_MAILBOX].sampled[0].token ^= 1;
-        return;
+        return; /* has spoilt its token before it published it */
     } else if (op >= NIB_GPU_HEAD) {
         at = m->logits;
         words = m->vocab;
@@ -620,7 +620,7 @@ int fake_kernel(const struct fake_work *w)
     const enum fake_act act = fake_fault(FAKE_OPS + (int)op, &code);
     if (act == FAKE_FAIL)
         return code;
-    struct run r = {.layer = w->layer, .name = w->function->name};
+    struct run r = {.layer = w->layer, .name = w->function->name, .spoilt = act == FAKE_WRONG};
     if (setjmp(r.out))
         return NIB_CU_ILLEGAL_ADDRESS;
     r.m = AT(&r, struct nib_gpu_machine, w->machine, 1);
@@ -633,7 +633,7 @@ int fake_kernel(const struct fake_work *w)
     }
     if (op <= NIB_GPU_BEGIN || op == NIB_GPU_SAMPLE || !r.step->fault)
         ops[op].run(&r);
-    if (act == FAKE_WRONG)
+    if (r.spoilt)
         spoil(&r, op);
     return 0;
 }
