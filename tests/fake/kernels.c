@@ -574,7 +574,7 @@ static void choose_rows(struct run *r, enum rows rows)
 static void spoil(struct run *r, enum nib_gpu_op op)
 {
     const struct nib_gpu_machine *m = r->m;
-    const uint64_t rows = r->end > r->first ? r->end - r->first : 1, place = r->first * m->experts_used;
+    const uint64_t rows = r->end - r->first, place = (uint64_t)r->first * m->experts_used;
     nib_gpu_ptr at = m->x + (uint64_t)r->first * m->hidden * 4;
     uint64_t words = rows * m->hidden;
     if (op == NIB_GPU_QKV || op == NIB_GPU_QKV_PROMPT) {
@@ -601,7 +601,12 @@ static void spoil(struct run *r, enum nib_gpu_op op)
         const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, m->repack, 1);
         at = op == NIB_GPU_SUM ? p->sum : p->dst;
         words = op == NIB_GPU_SUM ? 2 : 64;
+    } else if (op == NIB_GPU_BEGIN) {
+        at = m->rope;
+        words = (uint64_t)r->step->rows_count * NIB_ROPE_PAIRS;
     }
+    if (words == 0)
+        return; /* had no rows */
     uint32_t *word = AT(r, uint32_t, at, words);
     for (uint64_t i = 0; i < words; i += 7)
         word[i] ^= 0x00800080; /* one bit of the exponent, of a float and of two bf16 */
