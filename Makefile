@@ -100,6 +100,11 @@ $(B)/places: FORCE
 	@mkdir -p $(dir $@)
 	@echo '$(PREFIX) $(SYSCONFDIR)' | cmp -s - $@ || echo '$(PREFIX) $(SYSCONFDIR)' >$@
 
+# made again when the rows that this machine can build change
+$(B)/arch/table.o: build/gpu/with
+build/gpu/with: FORCE
+	@mkdir -p $(dir $@)
+	@echo '$(GPU_WITH)' | cmp -s - $@ || echo '$(GPU_WITH)' >$@
 $(B)/%.o: %.c
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CC  $@"; $(CC) $(CFLAGS_ALL) $(ISA) -c -o $@ $<

@@ -167,6 +167,7 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
     struct sizing sizing = {b, s};
     struct nib_machine_options o = {.image = c->image_path,
                                     .key = c->image_key[0] ? key : NULL,
+                                    .step_ms_max = (uint32_t)c->step_ms_max,
                                     .row = c->row[0] ? c->row : NULL,
                                     .device = (enum nib_device)c->device,
                                     .ask = {.ctx_tokens = (uint32_t)c->ctx_tokens,
@@ -212,6 +213,8 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
     if ((err = nib_machine_load(m, progress, s, msg)) != NIB_OK || (err = init_sched(b, s, msg)) != NIB_OK)
         return err;
     s->engine = m->engine;
+    /* a turn may wait for two steps, an idle one sleeps a second; what takes longer sits in the driver */
+    s->stall_ms_max = m->row->gpu ? 2 * b->config->step_ms_max + 3000 : 0;
     return lock_memory(b, msg);
 }
 

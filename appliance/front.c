@@ -125,6 +125,8 @@ static void read_stepper(struct nib_front *front)
     uint64_t count;
     ssize_t n = read(front->stepper->wake_front, &count, sizeof count);
     (void)n;
+    if (front->stuck)
+        return; /* its jobs were ended without it */
     int state = atomic_load(&front->stepper->state);
     if (state == NIB_STATE_READY && !front->attached && !front->draining)
         attach(front);
@@ -157,6 +159,39 @@ static void watch_stepper(struct nib_front *front, uint64_t now)
     if (alive != front->moved_alive || front->jobs_active == 0)
         front->moved_ms = now;
     front->moved_alive = alive;
+}
+
+/* The requests of a stepper that is stuck get their error from here. */
+static void end_jobs(struct nib_front *front)
+{
+    for (uint32_t i = 0; front->attached && i < front->mem.jobs_count; i++)
+        if (front->mem.jobs[i].used && !front->mem.jobs[i].ended)
+            nib_generate_event(front, &(struct nib_job_event){.job = i, .end = NIB_END_FAILED});
+}
+
+/* Steps have their own deadline. What nothing bounds is a call of the GPU's driver that does not return: then the stepper
+ * moves no more, and is given up together with the process. */
+static void check_stuck(struct nib_front *front, uint64_t now)
+{
+    struct nib_stepper *s = front->stepper;
+    const bool loading = atomic_load(&s->state) == NIB_STATE_LOADING;
+    const uint64_t ms_max = loading ? front->config->load_ms_max : s->stall_ms_max;
+    const uint64_t alive = atomic_load(&s->alive), done = atomic_load(&s->boot_done);
+    const bool moved = alive != front->still_alive || done != front->still_done || front->still_ms == 0;
+    if (front->failed || moved || ms_max == 0) {
+        front->still_ms = now;
+        front->still_alive = alive;
+        front->still_done = done;
+        return;
+    }
+    if (now - front->still_ms < ms_max)
+        return;
+    front->stuck = true;
+    s->failure_err = NIB_E_DEVICE;
+    (void)nib_fail(&s->failure, NIB_E_DEVICE, "%s has not moved for %llu ms: the GPU's driver does not return",
+                   loading ? "loading" : "the engine", (unsigned long long)(now - front->still_ms));
+    atomic_store(&s->state, NIB_STATE_FAILED);
+    end_jobs(front);
 }
 
 /* The watchdog is fed only when the stepper moved since the last time. */
@@ -249,6 +284,7 @@ static void serve(struct nib_front *front)
     for (;;) {
         wait(front);
         read_stepper(front);
+        check_stuck(front, nib_now_ms());
         check_failure(front);
         (void)MHD_run(front->mhd);
         uint64_t now = nib_now_ms();

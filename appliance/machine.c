@@ -139,6 +139,7 @@ static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_op
 enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
     m->source = o->made_up_source;
+    m->step_ms_max = o->step_ms_max;
     enum nib_err err =
         o->made_up ? nib_image_layout(o->made_up, "made up", 1, 1, &m->image, msg) : map_image(m, o, msg);
     if (!err)
@@ -240,6 +241,7 @@ static enum nib_err load_gpu(struct nib_machine *m, const uint32_t *banned, prog
                                              .image = &m->image,
                                              .source = m->file_open ? file : m->source,
                                              .banned = banned,
+                                             .step_ms_max = m->step_ms_max,
                                              .progress = progress,
                                              .progress_arg = arg};
     return nib_gpu_engine_open(&open, &m->engine, msg);

@@ -33,6 +33,7 @@ struct nib_machine_options {
     /* GPU only: no image at all but weights of this shape from a source, for measurements; there is no tokenizer then */
     const struct nib_shape *made_up;
     struct nib_gpu_source made_up_source;
+    uint32_t step_ms_max; /* GPU: a step that takes longer is a lost device; 0 = NIB_MAX_STEP_MS */
     /* what the front thread needs besides, given the dimensions; NULL: nothing */
     uint64_t (*front_bytes)(void *arg, const struct nib_engine_dims *dims);
     void *front_arg;
@@ -51,6 +52,7 @@ struct nib_machine {
     const struct nib_tokenizer *tokenizer; /* NULL for made-up weights */
     struct nib_engine *engine;
     struct nib_gpu gpu; /* when the row is one */
+    uint32_t step_ms_max;
     bool gpu_open;
     bool file_open;
     struct nib_gpu_source source; /* of made-up weights */

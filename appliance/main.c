@@ -103,21 +103,19 @@ static int serve(void)
         (void)fail(&msg, code);
     } else {
         code = nib_front_run(&front);
-        bool loading = atomic_load(&stepper.state) == NIB_STATE_LOADING;
         if (own)
             nib_listen_close(&config);
-        if (loading)
-            _exit(code); /* a load cannot be interrupted; it ends with the process, at once */
-        nib_stepper_stop(&stepper);
+        /* a load cannot be interrupted, nor what is stuck in the driver: they end with the process, at once; and the
+         * driver's own clean-up could wait for a GPU that never answers */
+        const bool loading = atomic_load(&stepper.state) == NIB_STATE_LOADING;
+        if (loading || front.stuck || !nib_stepper_stop(&stepper) || nib_machine_lost(&boot.machine)) {
+            (void)fflush(NULL);
+            _exit(code);
+        }
         return code;
     }
     if (own)
         nib_listen_close(&config);
-    if (nib_machine_lost(&boot.machine)) {
-        /* the driver's own clean-up could wait for a GPU that never answers */
-        (void)fflush(NULL);
-        _exit(code);
-    }
     return code;
 }
 

@@ -315,9 +315,14 @@ void nib_stepper_command(struct nib_stepper *s, enum nib_cmd_type type, uint32_t
     wake(s->wake_stepper);
 }
 
-void nib_stepper_stop(struct nib_stepper *s)
+bool nib_stepper_stop(struct nib_stepper *s)
 {
     atomic_store(&s->quit, true);
     wake(s->wake_stepper);
-    (void)pthread_join(s->thread, NULL);
+    if (s->stall_ms_max == 0)
+        return pthread_join(s->thread, NULL) == 0;
+    struct timespec until;
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += (time_t)(s->stall_ms_max / 1000 + 1);
+    return pthread_clockjoin_np(s->thread, NULL, CLOCK_MONOTONIC, &until) == 0;
 }

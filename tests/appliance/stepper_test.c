@@ -215,7 +215,7 @@ START_TEST(test_requests)
             ck_assert_uint_eq(seen[j].tokens, 3 + j);
             ck_assert_int_eq(seen[j].end, NIB_END_LENGTH);
         }
-        nib_stepper_stop(&stepper);
+        ck_assert(nib_stepper_stop(&stepper));
         ck_assert(fake.closed);
         ck_assert(nib_sched_check(stepper.sched));
         ck_assert_uint_eq(gauge(NIB_G_FINISHED), gauge(NIB_G_SUBMITTED));
@@ -236,7 +236,7 @@ START_TEST(test_refusals)
     submit(1, 5, 5);
     collect_ends(1);
     ck_assert_int_eq(seen[1].end, NIB_END_DRAINING);
-    nib_stepper_stop(&stepper);
+    ck_assert(nib_stepper_stop(&stepper));
 }
 END_TEST
 
@@ -258,7 +258,7 @@ START_TEST(test_cancel)
     submit(3, 10, 2);
     collect_ends(1);
     ck_assert_int_eq(seen[3].end, NIB_END_LENGTH);
-    nib_stepper_stop(&stepper);
+    ck_assert(nib_stepper_stop(&stepper));
     ck_assert(nib_sched_check(stepper.sched));
 }
 END_TEST
@@ -287,7 +287,7 @@ START_TEST(test_engine_breaks)
         ck_assert_int_eq(atomic_load(&stepper.state), NIB_STATE_FAILED);
         ck_assert_int_eq(stepper.failure_err, NIB_E_DEVICE);
         ck_assert_ptr_nonnull(strstr(stepper.failure.text, "broke"));
-        nib_stepper_stop(&stepper);
+        ck_assert(nib_stepper_stop(&stepper));
         ck_assert(nib_sched_check(stepper.sched));
     }
 }
@@ -308,7 +308,7 @@ START_TEST(test_unusable_values)
     collect_ends(1);
     ck_assert_int_eq(seen[1].end, NIB_END_LENGTH);
     ck_assert_int_eq(atomic_load(&stepper.state), NIB_STATE_READY);
-    nib_stepper_stop(&stepper);
+    ck_assert(nib_stepper_stop(&stepper));
 }
 END_TEST
 
@@ -319,7 +319,7 @@ START_TEST(test_boot_failures)
     start(1);
     ck_assert_int_eq(wait_state(), NIB_STATE_FAILED);
     ck_assert_int_eq(stepper.failure_err, NIB_E_FORMAT);
-    nib_stepper_stop(&stepper);
+    ck_assert(nib_stepper_stop(&stepper));
     boot_fails = false;
     const uint64_t at[] = {0, 3};
     for (int i = 0; i < 2; i++) { /* no READY without a token from the engine */
@@ -327,13 +327,13 @@ START_TEST(test_boot_failures)
         fake.fail_submit_at = at[i];
         start(1);
         ck_assert_int_eq(wait_state(), NIB_STATE_FAILED);
-        nib_stepper_stop(&stepper);
+        ck_assert(nib_stepper_stop(&stepper));
     }
     defaults();
     fake.unusable_at = 5;
     start(1);
     ck_assert_int_eq(wait_state(), NIB_STATE_FAILED);
-    nib_stepper_stop(&stepper);
+    ck_assert(nib_stepper_stop(&stepper));
 }
 END_TEST
 
@@ -348,7 +348,7 @@ START_TEST(test_self_test_notices_a_change)
         (void)usleep(1000);
     ck_assert_ptr_nonnull(strstr(stepper.failure.text, "differ"));
     ck_assert_uint_ge(gauge(NIB_G_CANARIES), 2);
-    nib_stepper_stop(&stepper);
+    ck_assert(nib_stepper_stop(&stepper));
 }
 END_TEST
 
