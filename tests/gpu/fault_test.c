@@ -197,6 +197,8 @@ static bool fits(const struct injection *in, enum outcome outcome)
         return in->life->err == NIB_E_DEVICE;
     if (strstr(in->rule, ":flip"))
         return outcome == REFUSED;
+    if (in->life->report.violations)
+        return false;
     return outcome <= REFUSED;
 }
 

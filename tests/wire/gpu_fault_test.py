@@ -113,6 +113,7 @@ class Life:
             assert bad not in self.log, self.log
         assert self.wrong == 0, (self.fault, self.log)
         assert self.code != "hung", (self.fault, self.log)
+        assert self.report.violations == 0 or ":flip" in self.fault, (self.fault, self.log)
         if not self.ready:
             sentence = self.log.strip().split("\n")[-2:]
             assert self.code in (66, 70, 71, 78), (self.fault, self.code, self.log)
@@ -257,6 +258,27 @@ def test_a_boot_that_never_moves_ends(tmp_path, image):
     daemon = d.Daemon(folder, image, env=fake_env(folder, fault="cuModuleLoadDataEx:1:hang"), wait=False, **SMALL)
     assert daemon.process.wait(d.HANG_S) == 71
     assert "loading has not moved" in daemon.log.read_text()
+
+
+@pytest.mark.parametrize("fault, code", [("", 0), ("nib_gpu_down:t120:719", 70), ("cuGraphLaunch:t120:2", 70)])
+def test_draining(tmp_path, image, endless, fault, code):
+    """SIGTERM with a stream under way: it ends by itself, or with an error when the GPU fails meanwhile."""
+    folder = tmp_path / "n"
+    daemon = d.Daemon(folder, image, env=fake_env(folder, fault=fault), wait=False, **SMALL)
+    try:
+        daemon.wait_ready()
+        stream = daemon.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 300, "stream": True,
+                                                        "logit_bias": endless})
+        got = stream.recv(65536)
+        daemon.process.send_signal(signal.SIGTERM)
+        while chunk := stream.recv(65536):
+            got += chunk
+        log = daemon.stop(code)
+    finally:
+        daemon.kill()
+    assert (b"[DONE]" in got) == (code == 0), got[-300:]
+    assert (b'"error"' in got) == (code != 0), got[-300:]
+    assert "draining" in log
 
 
 def test_after_a_lost_gpu_a_restart_is_ready(tmp_path, image, golden):
