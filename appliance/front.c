@@ -139,17 +139,19 @@ static void read_stepper(struct nib_front *front)
 
 static void check_failure(struct nib_front *front)
 {
-    if (front->failed || atomic_load(&front->stepper->state) != NIB_STATE_FAILED)
+    const struct nib_stepper *s = front->stepper;
+    if (front->failed || (!front->stuck && atomic_load(&s->state) != NIB_STATE_FAILED))
         return;
+    /* a stuck stepper may yet come back and write its own */
+    const struct nib_msg *why = front->stuck ? &front->stuck_why : &s->failure;
     front->failed = true;
     stop_accepting(front);
     resume_waiting(front);
-    const struct nib_stepper *s = front->stepper;
     front->exit_code = EX_SOFTWARE;
     if (!front->attached)
-        front->exit_code = nib_boot_exit_code(s->failure_err);
-    nib_log(NIB_LOG_ERR, "%s", s->failure.text);
-    nib_notify_status(false, "failed: %s", s->failure.text);
+        front->exit_code = nib_boot_exit_code(front->stuck ? NIB_E_DEVICE : s->failure_err);
+    nib_log(NIB_LOG_ERR, "%s", why->text);
+    nib_notify_status(false, "failed: %s", why->text);
     front->drain_until_ms = nib_now_ms() + 1000; /* for the last answers to go out */
 }
 
@@ -173,7 +175,7 @@ static void end_jobs(struct nib_front *front)
  * moves no more, and is given up together with the process. */
 static void check_stuck(struct nib_front *front, uint64_t now)
 {
-    struct nib_stepper *s = front->stepper;
+    const struct nib_stepper *s = front->stepper;
     const bool loading = atomic_load(&s->state) == NIB_STATE_LOADING;
     const uint64_t ms_max = loading ? front->config->load_ms_max : s->stall_ms_max;
     const uint64_t alive = atomic_load(&s->alive), done = atomic_load(&s->boot_done);
@@ -187,10 +189,8 @@ static void check_stuck(struct nib_front *front, uint64_t now)
     if (now - front->still_ms < ms_max)
         return;
     front->stuck = true;
-    s->failure_err = NIB_E_DEVICE;
-    (void)nib_fail(&s->failure, NIB_E_DEVICE, "%s has not moved for %llu ms: the GPU's driver does not return",
+    (void)nib_fail(&front->stuck_why, NIB_E_DEVICE, "%s has not moved for %llu ms: the GPU's driver does not return",
                    loading ? "loading" : "the engine", (unsigned long long)(now - front->still_ms));
-    atomic_store(&s->state, NIB_STATE_FAILED);
     end_jobs(front);
 }
 

@@ -105,6 +105,7 @@ struct nib_front {
     uint64_t moved_alive, moved_ms;             /* the stepper's last sign of life, and when it was seen */
     uint64_t still_ms, still_alive, still_done; /* since when it has not moved, and where it is */
     bool stuck;                                 /* it moves no more: leave it alone, end the process without it */
+    struct nib_msg stuck_why;
     int exit_code;
 };
 

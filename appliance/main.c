@@ -77,6 +77,29 @@ static void block_signals(void)
     (void)signal(SIGPIPE, SIG_IGN);
 }
 
+/* After the front. A load cannot be interrupted, nor what is stuck in the driver: they end with the process, at once; and
+ * the driver's own clean-up could wait for a GPU that never answers. */
+static int end_stepper(int code)
+{
+    struct nib_msg msg;
+    bool at_once = front.stuck || atomic_load(&stepper.state) == NIB_STATE_LOADING;
+    if (!at_once && !nib_stepper_stop(&stepper)) {
+        at_once = true;
+        (void)nib_fail(&msg, NIB_E_DEVICE, "the engine did not end in %d ms: the GPU's driver does not return",
+                       NIB_STOP_MS);
+        code = fail(&msg, EX_SOFTWARE);
+    } else if (!at_once) {
+        at_once = nib_machine_lost(&boot.machine);
+        if (code == EX_OK && atomic_load(&stepper.state) == NIB_STATE_FAILED) /* after the last answer */
+            code = fail(&stepper.failure, EX_SOFTWARE);
+    }
+    if (at_once) {
+        (void)fflush(NULL);
+        _exit(code);
+    }
+    return code;
+}
+
 static int serve(void)
 {
     struct nib_msg msg;
@@ -105,14 +128,7 @@ static int serve(void)
         code = nib_front_run(&front);
         if (own)
             nib_listen_close(&config);
-        /* a load cannot be interrupted, nor what is stuck in the driver: they end with the process, at once; and the
-         * driver's own clean-up could wait for a GPU that never answers */
-        const bool loading = atomic_load(&stepper.state) == NIB_STATE_LOADING;
-        if (loading || front.stuck || !nib_stepper_stop(&stepper) || nib_machine_lost(&boot.machine)) {
-            (void)fflush(NULL);
-            _exit(code);
-        }
-        return code;
+        return end_stepper(code);
     }
     if (own)
         nib_listen_close(&config);

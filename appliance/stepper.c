@@ -161,8 +161,8 @@ static void lose(struct nib_stepper *s, enum nib_err err, const struct nib_msg *
     nib_sched_abort(s->sched, s->sched_events, &count);
     s->in_flight = 0;
     publish(s);
+    fail(s, err, msg); /* first: a front that is draining leaves with the last end */
     forward(s, count);
-    fail(s, err, msg);
 }
 
 /* Begins a step if there is one and collects one if it must. False: nothing to do. */
@@ -230,6 +230,7 @@ static enum nib_err canary(struct nib_stepper *s, struct nib_msg *msg)
             err = s->engine->ops->collect(s->engine, s->out, msg);
         if (!err)
             err = nib_sched_finish_step(s->sched, nib_now_ms(), s->out, s->sched_events, &count);
+        atomic_fetch_add(&s->alive, 1);
         for (uint32_t i = 0; !err && i < count; i++)
             if (s->sched_events[i].finish == NIB_FINISH_FAILED)
                 err = nib_fail(msg, NIB_E_DEVICE, "the self-test gave no usable value");
@@ -245,7 +246,6 @@ static enum nib_err canary(struct nib_stepper *s, struct nib_msg *msg)
     memcpy(s->golden, tokens, sizeof tokens);
     s->golden_set = true;
     atomic_fetch_add(&s->gauges[NIB_G_CANARIES], 1);
-    atomic_fetch_add(&s->alive, 1);
     return NIB_OK;
 }
 
@@ -323,6 +323,6 @@ bool nib_stepper_stop(struct nib_stepper *s)
         return pthread_join(s->thread, NULL) == 0;
     struct timespec until;
     (void)clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += (time_t)(s->stall_ms_max / 1000 + 1);
+    until.tv_sec += NIB_STOP_MS / 1000;
     return pthread_clockjoin_np(s->thread, NULL, CLOCK_MONOTONIC, &until) == 0;
 }

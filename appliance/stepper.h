@@ -55,11 +55,10 @@ struct nib_stepper {
     struct nib_sched_event *sched_events; /* [nib_sched_events_max] */
     struct nib_step *step;
     struct nib_step_out *out;
-    uint64_t
-        stall_ms_max; /* `alive` rests no longer than this, unless a call of the driver does not return; 0: no bound */
+    uint64_t stall_ms_max; /* `alive` rests longer only when a call of the driver does not return; 0: no bound */
 
     /* shared */
-    atomic_int state;    /* enum nib_state; the stepper leaves LOADING; the front sets FAILED when it is stuck */
+    atomic_int state;    /* enum nib_state; set by the stepper: FAILED before any request's failed end */
     atomic_bool quit;    /* set by the front */
     atomic_ullong alive; /* grows with every finished step, and every idle turn */
     atomic_ullong boot_done, boot_total; /* bytes of the image */
@@ -84,7 +83,9 @@ enum nib_err nib_stepper_start(struct nib_stepper *stepper, struct nib_msg *msg)
 /* Front: pushes a command and wakes the thread. The ring has room for every job's two commands. */
 void nib_stepper_command(struct nib_stepper *stepper, enum nib_cmd_type type, uint32_t job);
 
-/* Asks the thread to end and waits for it. False: it is stuck in a call of the driver, and only the process' end ends it. */
+/* Asks the thread to end and waits for it. False: it did not within NIB_STOP_MS, stuck in a call of the driver, and only the
+ * process' end ends it; without stall_ms_max the wait has no bound. */
+#define NIB_STOP_MS 4000
 bool nib_stepper_stop(struct nib_stepper *stepper) NIB_CHECKED;
 
 uint64_t nib_now_ms(void);

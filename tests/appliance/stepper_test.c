@@ -185,6 +185,8 @@ static void collect_ends(uint32_t count)
             ck_assert_int_eq(e.started, s->tokens == 0);
             s->tokens++;
         }
+        if (e.end == NIB_END_FAILED && fake.unusable_at == NOTHING) /* who sees it knows that the engine is lost */
+            ck_assert_int_eq(atomic_load(&stepper.state), NIB_STATE_FAILED);
         s->end = (enum nib_end)e.end;
         ended += e.end != NIB_END_NONE;
     }

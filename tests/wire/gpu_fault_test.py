@@ -260,14 +260,23 @@ def test_a_boot_that_never_moves_ends(tmp_path, image):
     assert "loading has not moved" in daemon.log.read_text()
 
 
+def test_an_engine_that_never_ends_is_left(tmp_path, image, golden):
+    """All answers are out, and the driver hangs when the graphs are freed."""
+    life = Life(tmp_path / "n", image, "cuGraphExecDestroy:1:hang", golden["texts"])
+    assert life.right == 16 and life.code == 70
+    assert "the engine did not end in" in life.log
+
+
 @pytest.mark.parametrize("fault, code", [("", 0), ("nib_gpu_down:t120:719", 70), ("cuGraphLaunch:t120:2", 70)])
 def test_draining(tmp_path, image, endless, fault, code):
     """SIGTERM with a stream under way: it ends by itself, or with an error when the GPU fails meanwhile."""
     folder = tmp_path / "n"
-    daemon = d.Daemon(folder, image, env=fake_env(folder, fault=fault), wait=False, **SMALL)
+    slow = "nib_gpu_begin:1+:late:4"  # the signal comes before the fault
+    env = fake_env(folder, fault=f"{fault},{slow}" if fault else slow)
+    daemon = d.Daemon(folder, image, env=env, wait=False, **SMALL)
     try:
         daemon.wait_ready()
-        stream = daemon.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 300, "stream": True,
+        stream = daemon.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 200, "stream": True,
                                                         "logit_bias": endless})
         got = stream.recv(65536)
         daemon.process.send_signal(signal.SIGTERM)
