@@ -136,14 +136,22 @@ FAKE_OBJ := $(patsubst %.c,$(B)/fake/%.o,$(FAKE_SRC))
 tests: $(B)/tests/fake/libcuda.so
 $(B)/fake/%.o: %.c
 	@mkdir -p $(dir $@)
-	$(Q)$(CC) $(filter-out -fPIE,$(BASE)) -O2 -g -fPIC -fvisibility=hidden -c -o $@ $<
+	$(Q)$(CC) $(filter-out -fPIE,$(BASE)) $(ISA) -O2 -g -fPIC -fvisibility=hidden -c -o $@ $<
 $(B)/tests/fake/libcuda.so: $(FAKE_OBJ)
 	@mkdir -p $(dir $@)
 	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs,-z,nodelete -o $@ $^ -lm -lpthread
 
+# a libcuda that hands everything to the real one and makes trouble once: tests/gpu/trouble.py
+tests: $(B)/tests/gpu/libtrouble.so
+$(B)/fake/tests/gpu/trouble.o: ISA := -DNIB_IMAGE='"tests/gpu/trouble.ptx"'
+$(B)/fake/tests/gpu/trouble.o: tests/gpu/trouble.ptx
+$(B)/tests/gpu/libtrouble.so: $(B)/fake/tests/gpu/trouble.o
+	@mkdir -p $(dir $@)
+	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs -o $@ $^ -ldl
+
 # What runs on a machine with a GPU and nothing installed: the programs, and beside them in lib/ the libraries they need but
 # the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
-TRAVEL := nibbled nibble $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
+TRAVEL := nibbled nibble tests/gpu/libtrouble.so $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
 travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@rm -rf build/travel/lib && mkdir -p build/travel/lib
 	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
@@ -151,10 +159,11 @@ travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@du -sh build/travel
 build/travel/nibbled: $(B)/nibbled
 build/travel/nibble: $(B)/nibble
+build/travel/tests/gpu/libtrouble.so: $(B)/tests/gpu/libtrouble.so
 build/travel/%_gpu_test: $(B)/tests/gpu/%_gpu_test
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
-build/travel/nibbled build/travel/nibble:
+build/travel/nibbled build/travel/nibble build/travel/tests/gpu/libtrouble.so:
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 
@@ -219,4 +228,4 @@ format:
 clean:
 	rm -rf build
 
--include $(FAKE_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)
+-include $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)

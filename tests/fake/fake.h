@@ -162,6 +162,8 @@ bool fake_read_profile(struct nib_profile *ret_profile);
 enum fake_act { FAKE_GO_ON, FAKE_FAIL, FAKE_FLIP, FAKE_WRONG };
 /* Counts an occurrence of the site and does what the environment asks: waits, hangs, or says what to return. */
 enum fake_act fake_fault(int site, int *ret_code);
+/* For ever. A kernel's hang leaves the host free; a call's does not. */
+_Noreturn void fake_hang(void);
 bool fake_missing(const char *name, const char *what);
 void fake_violation(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *fake_site_name(int site);

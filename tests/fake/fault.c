@@ -151,12 +151,9 @@ static bool due(struct rule *r, int site, uint64_t count)
     return hit;
 }
 
-/* A kernel's hang leaves the host free; a call's does not. */
-static _Noreturn void hang(int site)
+void fake_hang(void)
 {
     __atomic_store_n(&fake.hung, true, __ATOMIC_SEQ_CST);
-    if (site < FAKE_CALLS)
-        __atomic_store_n(&fake_report->stuck, 1, __ATOMIC_SEQ_CST);
     for (;;)
         pause();
 }
@@ -178,8 +175,10 @@ enum fake_act fake_fault(int site, int *ret_code)
         if (!hit || rules[i].what == WHAT_MISSING || rules[i].what == WHAT_OLD)
             continue;
         __atomic_add_fetch(&fake_report->fired, 1, __ATOMIC_SEQ_CST);
+        if (rules[i].what == WHAT_HANG && site < FAKE_CALLS)
+            __atomic_store_n(&fake_report->stuck, 1, __ATOMIC_SEQ_CST);
         if (rules[i].what == WHAT_HANG)
-            hang(site);
+            fake_hang();
         if (rules[i].what == WHAT_WRONG) {
             act = FAKE_WRONG;
         } else if (rules[i].what == WHAT_LATE) {

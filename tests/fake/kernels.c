@@ -612,16 +612,31 @@ static void spoil(struct run *r, enum nib_gpu_op op)
         word[i] ^= 0x00800080; /* one bit of the exponent, of a float and of two bf16 */
 }
 
+/* The kernels of tests/gpu/trouble.ptx. */
+static int run_trouble(const struct fake_work *w)
+{
+    const struct timespec ns = {.tv_sec = (time_t)(w->machine / 1000000000),
+                                .tv_nsec = (long)(w->machine % 1000000000)};
+    if (strcmp(w->function->name, "trouble_illegal") == 0)
+        return NIB_CU_ILLEGAL_ADDRESS;
+    if (strcmp(w->function->name, "trouble_spin") == 0)
+        fake_hang();
+    if (strcmp(w->function->name, "trouble_slow") != 0) {
+        fake_violation("%s is no kernel of the contract", w->function->name);
+        return NIB_CU_LAUNCH_FAILED;
+    }
+    (void)nanosleep(&ns, NULL);
+    return 0;
+}
+
 int fake_kernel(const struct fake_work *w)
 {
     int code = 0;
     enum nib_gpu_op op = w->function->op;
     if (fake_fault(FAKE_ANY_KERNEL, &code) == FAKE_FAIL)
         return code;
-    if (op == NIB_GPU_OP_COUNT) {
-        fake_violation("%s is no kernel of the contract", w->function->name);
-        return NIB_CU_LAUNCH_FAILED;
-    }
+    if (op == NIB_GPU_OP_COUNT)
+        return run_trouble(w);
     const enum fake_act act = fake_fault(FAKE_OPS + (int)op, &code);
     if (act == FAKE_FAIL)
         return code;
