@@ -117,7 +117,6 @@ _Static_assert(sizeof(struct nib_cu_launch_config) == 56, "CUlaunchConfig");
     X(cuDeviceGetCount, 2000, (int *count)) \
     X(cuDeviceGet, 2000, (int *device, int ordinal)) \
     X(cuDeviceGetName, 2000, (char *name, int bytes, int device)) \
-    X(cuDeviceTotalMem, 3020, (size_t *bytes, int device)) \
     X(cuDeviceGetAttribute, 2000, (int *value, int attribute, int device)) \
     X(cuDeviceGetPCIBusId, 4010, (char *id, int bytes, int device)) \
     X(cuDevicePrimaryCtxSetFlags, 11000, (int device, unsigned flags)) \

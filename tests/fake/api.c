@@ -135,15 +135,6 @@ FAKE_EXPORT int cuDeviceGetName(char *name, int bytes, int device)
     return 0;
 }
 
-FAKE_EXPORT int cuDeviceTotalMem(size_t *bytes, int device)
-{
-    ENTER(cuDeviceTotalMem);
-    if (device != 0)
-        return NIB_CU_INVALID_VALUE;
-    *bytes = fake.profile.memory_bytes;
-    return 0;
-}
-
 FAKE_EXPORT int cuDeviceGetPCIBusId(char *id, int bytes, int device)
 {
     ENTER(cuDeviceGetPCIBusId);

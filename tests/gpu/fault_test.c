@@ -3,8 +3,8 @@
  * Each injection runs a whole life in a child: probe, plan, memory, weights, graphs, prompts of two sequences, a batch with
  * tokens fed back and two steps under way, close. The outcome must be one of: the right tokens; a boot that ends with one
  * sentence; a step that ends with one, after tokens that were all right. A call that itself never returns is what systemd's
- * watchdog is for. NIB_FAULTS=all runs every occurrence up to the 50th with every result; otherwise a sample is run, chosen
- * by NIB_TEST_SEED. */
+ * watchdog is for. NIB_FAULTS=all runs every occurrence up to the 400th with every result; otherwise a sample is run, chosen
+ * by NIB_TEST_SEED, with each result at least once at each call. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -12,7 +12,7 @@
 
 #include "tests/gpu/gpu_fixture.h"
 
-enum { ANSWER = 10, PROMPT = 40, LIFE_TOKENS = 2 * ANSWER, CHILDREN = 12, OCCURRENCES_MAX = 50 };
+enum { ANSWER = 10, PROMPT = 40, LIFE_TOKENS = 2 * ANSWER, CHILDREN = 12, OCCURRENCES_MAX = 400 };
 enum { STEP_MS_MAX = 1500, LIFE_MS_MAX = 60000 };
 
 enum outcome { RIGHT, REFUSED, LOST, STUCK_IN_CALL, WRONG, MUTE, HUNG, CRASHED, OUTCOMES };
@@ -190,7 +190,7 @@ static enum outcome judge(const struct injection *in, bool exited)
 /* What must not be called a success: the outcome does not fit what was injected. */
 static bool fits(const struct injection *in, enum outcome outcome)
 {
-    bool hang = strstr(in->rule, ":hang") != NULL, call = strncmp(in->rule, "cu", 2) == 0;
+    bool hang = strstr(in->rule, ":hang") != NULL, call = strstr(in->rule, "cu") != NULL;
     if (outcome == STUCK_IN_CALL)
         return hang && call;
     if (outcome == LOST)
@@ -254,12 +254,19 @@ static void finish_all(void)
             nanosleep(&nap, NULL);
 }
 
-static void inject(const char *site, const char *when, const char *what)
+static void inject_rule(const char *rule)
 {
     struct injection *in = free_place();
     *in = (struct injection){0};
-    snprintf(in->rule, sizeof in->rule, "%s:%s:%s", site, when, what);
+    snprintf(in->rule, sizeof in->rule, "%s", rule);
     spawn(in);
+}
+
+static void inject(const char *site, const char *when, const char *what)
+{
+    char rule[96];
+    snprintf(rule, sizeof rule, "%s:%s:%s", site, when, what);
+    inject_rule(rule);
 }
 
 static void run_golden(void)
@@ -288,13 +295,13 @@ static bool for_all(void)
     return s && strcmp(s, "all") == 0;
 }
 
-/* In a sample: the first and last occurrences, and a few others. */
-static bool chosen(uint64_t n, uint64_t count, uint64_t *state)
+/* In a sample: one occurrence in any case, the first and last more often than others. */
+static bool chosen(uint64_t n, uint64_t count, uint64_t sure, uint64_t *state)
 {
     uint64_t r = nib_test_rand(state);
-    if (for_all())
+    if (for_all() || n == sure)
         return true;
-    return n == 1 || n == count ? r % 3 == 0 : r % (count < 12 ? 8 : count) == 0;
+    return n == 1 || n == count ? r % 4 == 0 : r % (count < 12 ? 12 : 2 * count) == 0;
 }
 
 static void inject_site(uint32_t site, uint64_t *state)
@@ -304,14 +311,15 @@ static void inject_site(uint32_t site, uint64_t *state)
     uint64_t last = count < OCCURRENCES_MAX ? count : OCCURRENCES_MAX;
     char when[24];
     for (uint32_t w = 0; w < WHATS; w++) {
+        const uint64_t sure = 1 + nib_test_rand(state) % last;
         for (uint64_t n = 1; n <= last; n++) {
             snprintf(when, sizeof when, "%llu", (unsigned long long)n);
-            if (chosen(n, last, state))
+            if (chosen(n, last, sure, state))
                 inject(name, when, whats[w]);
         }
         for (uint32_t tokens = 1; tokens < LIFE_TOKENS; tokens += for_all() ? 3 : 9) {
             snprintf(when, sizeof when, "t%u", tokens);
-            if (chosen(tokens, LIFE_TOKENS, state))
+            if (chosen(tokens, LIFE_TOKENS, 0, state))
                 inject(name, when, whats[w]);
         }
     }
@@ -364,6 +372,25 @@ START_TEST(every_call_fails_for_ever)
 }
 END_TEST
 
+/* Saying what failed fails too, or never returns. */
+START_TEST(every_name_of_an_error_fails)
+{
+    static const char *const firsts[] = {"cuDeviceGetName:1:999", "cuMemAlloc:1:2",     "cuMemcpyHtoDAsync:9:700",
+                                         "cuGraphUpload:2:719",   "cuGraphLaunch:3:2",  "cuGraphLaunch:t3:700",
+                                         "cuStreamQuery:t5:214",  "nib_gpu_attn:9:700", "nib_gpu_sample:t9:719"};
+    static const char *const seconds[] = {"1", "700", "hang", "late:100"};
+    char rule[96];
+    run_golden();
+    for (size_t i = 0; i < sizeof firsts / sizeof firsts[0]; i++)
+        for (size_t w = 0; w < sizeof seconds / sizeof seconds[0]; w++) {
+            snprintf(rule, sizeof rule, "%s,cuGetErrorName:1:%s", firsts[i], seconds[w]);
+            inject_rule(rule);
+        }
+    print_tally("names of errors");
+    ck_assert_uint_eq(tally[RIGHT], 0);
+}
+END_TEST
+
 /* One bit of a copy to the device: weights, and what tells the kernels where they lie. */
 START_TEST(every_flipped_bit_is_seen)
 {
@@ -393,6 +420,7 @@ int main(void)
     } else {
         tcase_add_test(tcase, every_call_fails_in_every_way);
         tcase_add_test(tcase, every_call_fails_for_ever);
+        tcase_add_test(tcase, every_name_of_an_error_fails);
         tcase_add_test(tcase, every_flipped_bit_is_seen);
     }
     suite_add_tcase(suite, tcase);
