@@ -1,6 +1,6 @@
 #!/bin/bash
 # The engine on this machine's GPU, from build/travel (make travel): the table, small models beside the CPU's reference, speed at
-# true shapes, and with NIB_RUN_FILE=1 loading 20b from a file. usage: tests/gpu/run.sh [FOLDER for files]
+# true shapes, trouble made on purpose, and with NIB_RUN_FILE=1 loading 20b from a file. usage: tests/gpu/run.sh [FOLDER for files]
 # Every wait is bounded; the last line counts failures.
 set -u
 cd "$(dirname "$0")/../.."
@@ -63,6 +63,8 @@ cmp -s "$dir/cpu.txt" "$dir/gpu.txt" && echo "answers: the same" || echo "answer
 for batch in 1 8 64; do try 120 $bin/nibble bench --device gpu --shape 20b --prompt 1024 --tokens 128 --batch $batch; done
 try 120 $bin/nibble bench --device gpu --shape 20b --prompt 1024 --tokens 128 --mask sm90
 try 180 $bin/nibble bench --device gpu --shape 120b --prompt 1024 --tokens 128
+
+NIB_BUILD=$bin try 200 python3 tests/gpu/trouble.py
 
 if [ -n "${NIB_RUN_FILE:-}" ]; then
     try 200 $bin/nibble synth 20b "$dir/20b.nib" --vocab etc/o200k/o200k_base.tiktoken
