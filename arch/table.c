@@ -72,57 +72,98 @@ extern const struct nib_gpu_kernels nib_gpu_kernels_sm80;
 #define SM80 NULL
 #endif
 
+/* Shared memory a block may have: of every compute capability that a row is for, the least. */
+#define SHARED_75 (64u << 10)
+#define SHARED_86 (99u << 10) /* 8.6, 8.9, 12.0, 12.1; 8.0 and 8.7 allow 163 KiB */
+#define SHARED_90 (227u << 10)
+
 static const struct nib_arch_row rows[] = {
     {.name = "sm120",
-     .numbers = "fp4 block-scaled mma, bf16",
+     .numbers = "native FP4, bf16",
+     .features = "block-scaled FP4 mma",
+     .layout = "as the FP4 mma reads it",
+     .tiles = "-",
      .fallback = "sm80",
      .gpu = true,
      .cc_min = 120,
-     .cc_max = 121},
+     .cc_max = 121,
+     .shared_bytes = SHARED_86},
     {.name = "sm100",
-     .numbers = "fp4 block-scaled tcgen05, bf16",
+     .numbers = "native FP4, bf16",
+     .features = "tcgen05, tensor memory",
+     .layout = "as tcgen05 reads it",
+     .tiles = "-",
      .fallback = "sm80",
      .gpu = true,
      .cc_min = 100,
-     .cc_max = 103},
+     .cc_max = 103,
+     .shared_bytes = SHARED_90},
     {.name = "sm90",
      .numbers = "bf16 mma, experts decoded to fp16",
+     .features = "bf16 mma, cp.async, programmatic dependent launch, 227 KiB of shared memory",
+     .layout = "mma.m16n8k16 fragments; experts as codes and scales",
+     .tiles = "decode 16 x 16 rows, prompt 128 x 128",
+     .module = "cubin sm_90a",
      .fallback = "sm80",
      .gpu = true,
      .cc_min = 90,
      .cc_max = 90,
+     .shared_bytes = SHARED_90,
      .gpu_kernels = SM90},
     {.name = "sm80",
      .numbers = "bf16 mma, experts decoded to fp16",
+     .features = "bf16 mma, cp.async; 8.0, 8.6, 8.7, 8.9 and what came later",
+     .layout = "mma.m16n8k16 fragments; experts as codes and scales",
+     .tiles = "decode 16 x 4 rows, prompt 128 x 128",
+     .module = "PTX compute_80",
      .fallback = "sm75",
      .gpu = true,
      .cc_min = 80,
      .cc_max = 121,
+     .shared_bytes = SHARED_86,
      .gpu_kernels = SM80},
     {.name = "sm75",
      .numbers = "fp16 mma, experts decoded to fp16",
+     .features = "fp16 mma of 8 inputs; there is no bf16 and no cp.async",
+     .layout = "mma.m16n8k8 fragments",
+     .tiles = "-",
      .fallback = NULL,
      .gpu = true,
      .cc_min = 75,
-     .cc_max = 121},
+     .cc_max = 121,
+     .shared_bytes = SHARED_75},
 #if defined(__x86_64__)
     {.name = "amx",
      .numbers = "decode fp32, experts 16-bit integers; prefill bf16 tiles, activations in two parts",
+     .features = "AVX-512, VNNI, BF16, AMX",
+     .layout = "16 outputs interleaved; experts as codes and scales",
+     .tiles = "decode 16 x 8 rows (experts 4), prompt 32 x 32",
      .fallback = "avx512",
      .cpu_features = NIB_CPU_AVX512 | NIB_CPU_AVX512_VNNI | NIB_CPU_AVX512_BF16 | NIB_CPU_AMX_BF16,
      .kernels = &nib_kernels_amx},
     {.name = "avx512",
      .numbers = "fp32, experts in decode 16-bit integers",
+     .features = "AVX-512, VNNI",
+     .layout = "16 outputs interleaved; experts as codes and scales",
+     .tiles = "decode 16 x 8 rows (experts 4), prompt 32 x 12",
      .fallback = "avx2",
      .cpu_features = NIB_CPU_AVX512 | NIB_CPU_AVX512_VNNI,
      .kernels = &nib_kernels_avx512},
     {.name = "avx2",
      .numbers = "fp32, experts in decode 16-bit integers",
+     .features = "AVX2, FMA, F16C",
+     .layout = "16 outputs interleaved; experts as codes and scales",
+     .tiles = "decode 16 x 2 rows (experts 4), prompt 16 x 6",
      .fallback = "ref",
      .cpu_features = NIB_CPU_AVX2,
      .kernels = &nib_kernels_avx2},
 #endif
-    {.name = "ref", .numbers = "fp32, plain C", .kernels = &nib_kernels_ref},
+    {.name = "ref",
+     .numbers = "fp32, plain C",
+     .features = "none",
+     .layout = "canonical",
+     .tiles = "none",
+     .kernels = &nib_kernels_ref},
 };
 enum { ROW_COUNT = sizeof rows / sizeof rows[0] };
 _Static_assert(ROW_COUNT <= NIB_MAX_ARCH_ROWS, "table is larger than its mask");
@@ -166,13 +207,17 @@ struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
 const char *nib_arch_refusal(const struct nib_arch_row *row, const struct nib_profile *profile, uint32_t mask)
 {
     if (mask >> (row - rows) & 1)
-        return row->kernels || row->gpu_kernels ? "masked" : "this build has no kernels for it";
+        return row->kernels || row->gpu_kernels ? "masked"
+               : row->module                    ? "this build has no kernels for it"
+                                                : "its kernels are not written";
     if (row->gpu != profile->gpu)
         return row->gpu ? "needs a GPU" : "for CPUs";
     if (row->gpu && profile->compute_capability < row->cc_min)
         return "needs a newer compute capability";
     if (row->gpu && profile->compute_capability > row->cc_max)
         return "for older compute capabilities";
+    if (row->gpu && profile->shared_bytes < row->shared_bytes)
+        return "needs more shared memory a block";
     if (row->cpu_features & ~profile->cpu_features)
         return "needs CPU features this machine lacks";
     return NULL;

@@ -20,9 +20,14 @@
 struct nib_arch_row {
     const char *name;
     const char *numbers;  /* number strategy, for people */
-    const char *fallback; /* next row of the chain, or NULL */
+    const char *features; /* what it uses of the machine, for people */
+    const char *layout;   /* of the weights, for people */
+    const char *tiles;    /* of the products, for people */
+    const char *module;   /* GPU rows: the form of its kernels; NULL: nobody has written them */
+    const char *fallback; /* next row of the chain, or NULL: after a GPU's last row comes the CPU */
     bool gpu;
     uint32_t cc_min, cc_max;           /* compute capability, inclusive (GPU rows) */
+    uint32_t shared_bytes;             /* shared memory that a block must be allowed (GPU rows) */
     uint32_t cpu_features;             /* all of these (CPU rows): enum nib_cpu_feature */
     const struct nib_kernels *kernels; /* CPU rows; NULL on a GPU row */
     const struct nib_gpu_kernels

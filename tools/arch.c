@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "arch/table.h"
-#include "gpu/gpu.h"
 #include "tools/commands.h"
+#include "tools/here.h"
 #include "tools/profiles.h"
 
 struct options {
@@ -33,46 +33,47 @@ static bool parse_args(int argc, char **argv, struct options *o)
         else
             return false;
     }
-    const bool known = !strcmp(o->device, "auto") || !strcmp(o->device, "cpu") || !strcmp(o->device, "gpu");
-    if (!known)
-        (void)fprintf(stderr, "nibble arch: '%s' is no device; allowed are auto, cpu and gpu\n", o->device);
-    return known && optind == argc;
+    return nib_here_device("nibble arch", o->device) && optind == argc;
 }
 
-/* Of this machine: its GPU, or its CPU when there is none or it is asked for. */
-static enum nib_err probe(const struct options *o, struct nib_profile *ret_profile, struct nib_msg *msg)
+/* "avx2 avx512", or "none". */
+static void print_features(uint32_t features, char *to, size_t bytes)
 {
-    static struct nib_gpu gpu;
-    struct nib_profile host;
-    enum nib_err err = nib_arch_probe_cpu(&host, msg);
-    if (err)
-        return err;
-    *ret_profile = host;
-    if (!strcmp(o->device, "cpu"))
-        return NIB_OK;
-    err = nib_gpu_open(&gpu, msg);
-    if (err == NIB_E_UNSUPPORTED && !strcmp(o->device, "auto")) {
-        (void)printf("no GPU: %s\n", msg->text);
-        return NIB_OK;
+    static const struct {
+        uint32_t bit;
+        const char *name;
+    } names[] = {{NIB_CPU_AVX2, "avx2"},
+                 {NIB_CPU_AVX512, "avx512"},
+                 {NIB_CPU_AVX512_VNNI, "vnni"},
+                 {NIB_CPU_AVX512_BF16, "bf16"},
+                 {NIB_CPU_AMX_BF16, "amx"}};
+    (void)snprintf(to, bytes, "%s", features ? "" : "none");
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const size_t used = strlen(to);
+        if (features & names[i].bit)
+            (void)snprintf(to + used, bytes - used, "%s%s", used ? " " : "", names[i].name);
     }
-    if (err)
-        return err;
-    err = nib_gpu_probe(&gpu, &host, ret_profile, msg);
-    nib_gpu_close(&gpu);
-    return err;
 }
 
 static void print_row(const struct nib_arch_row *row, const char *state)
 {
-    char needs[64] = "";
+    char needs[64];
     if (row->gpu && row->cc_min == row->cc_max)
-        (void)snprintf(needs, sizeof needs, "sm_%u", row->cc_min);
+        (void)snprintf(needs, sizeof needs, "sm_%u, %u KiB shared", row->cc_min, row->shared_bytes >> 10);
     else if (row->gpu)
-        (void)snprintf(needs, sizeof needs, "sm_%u..%u", row->cc_min, row->cc_max);
+        (void)snprintf(needs, sizeof needs, "sm_%u..%u, %u KiB shared", row->cc_min, row->cc_max,
+                       row->shared_bytes >> 10);
     else
-        (void)snprintf(needs, sizeof needs, "features %#x", row->cpu_features);
-    (void)printf("  %-7s %-14s %-7s %-5s %-62s %s\n", row->name, needs, row->fallback ? row->fallback : "-",
-                 row->kernels || row->gpu_kernels ? "yes" : "no", row->numbers, state);
+        print_features(row->cpu_features, needs, sizeof needs);
+    (void)printf("  %-7s %s\n", row->name, state);
+    (void)printf("          needs     %s\n", needs);
+    (void)printf("          uses      %s\n", row->features);
+    (void)printf("          numbers   %s\n", row->numbers);
+    (void)printf("          weights   %s\n", row->layout);
+    (void)printf("          tiles     %s\n", row->tiles);
+    (void)printf("          kernels   %s%s\n", row->gpu ? row->module ? row->module : "none written" : "C",
+                 row->module && !row->gpu_kernels ? ", not in this build" : "");
+    (void)printf("          falls to  %s\n", row->fallback ? row->fallback : row->gpu ? "the CPU's rows" : "-");
 }
 
 static enum nib_err print_table(const struct nib_profile *profile, uint32_t mask, struct nib_msg *msg)
@@ -80,6 +81,8 @@ static enum nib_err print_table(const struct nib_profile *profile, uint32_t mask
     size_t count;
     const struct nib_arch_row *rows = nib_arch_rows(&count), *taken = NULL;
     enum nib_err err = nib_arch_select(profile, mask | nib_arch_unbuilt_mask(), &taken, msg);
+    char features[64];
+    print_features(profile->cpu_features, features, sizeof features);
     (void)printf("%s: ", profile->name);
     if (profile->gpu)
         (void)printf("compute capability %u.%u, %u multiprocessors, %.1f GiB, %llu KiB shared memory a block\n",
@@ -87,14 +90,30 @@ static enum nib_err print_table(const struct nib_profile *profile, uint32_t mask
                      (double)profile->memory_bytes / (double)(1ull << 30),
                      (unsigned long long)profile->shared_bytes >> 10);
     else
-        (void)printf("%u cores, %.1f GiB, features %#x\n", profile->sms,
-                     (double)profile->memory_bytes / (double)(1ull << 30), profile->cpu_features);
-    (void)printf("  %-7s %-14s %-7s %-5s %-62s %s\n", "row", "needs", "falls", "built", "numbers", "here");
+        (void)printf("%u cores, %.1f GiB, features %s\n", profile->sms,
+                     (double)profile->memory_bytes / (double)(1ull << 30), features);
     for (size_t i = 0; i < count; i++) {
         const char *why = nib_arch_refusal(&rows[i], profile, mask | nib_arch_unbuilt_mask());
         print_row(&rows[i], why ? why : &rows[i] == taken ? "taken" : "a better row was taken");
     }
     return err;
+}
+
+/* Of this machine; of its CPU too when the daemon would leave its GPU to it. */
+static enum nib_err print_here(const char *device, uint32_t mask, struct nib_msg *msg)
+{
+    struct nib_profile profile, host;
+    struct nib_msg note;
+    enum nib_err err = nib_here_probe(device, &profile, &host, &note, msg);
+    if (err)
+        return err;
+    if (note.text[0])
+        (void)printf("no GPU: %s\n", note.text);
+    err = print_table(&profile, mask, msg);
+    if (err != NIB_E_UNSUPPORTED || !profile.gpu || strcmp(device, "auto") != 0)
+        return err;
+    (void)printf("%s; the CPU runs the model\n", msg->text);
+    return print_table(&host, mask, msg);
 }
 
 int nib_cmd_arch(int argc, char **argv)
@@ -106,10 +125,10 @@ int nib_cmd_arch(int argc, char **argv)
     if (!parse_args(argc, argv, &o))
         return NIB_EXIT_USAGE;
     enum nib_err err = o.mask ? nib_arch_mask_parse(o.mask, &mask, &msg) : NIB_OK;
+    if (!err && o.profile)
+        err = nib_profile_load(o.profile, &profile, &msg);
     if (!err)
-        err = o.profile ? nib_profile_load(o.profile, &profile, &msg) : probe(&o, &profile, &msg);
-    if (!err)
-        err = print_table(&profile, mask, &msg);
+        err = o.profile ? print_table(&profile, mask, &msg) : print_here(o.device, mask, &msg);
     if (err)
         (void)fprintf(stderr, "nibble arch: %s\n", msg.text);
     return err ? NIB_EXIT_FAILED : NIB_EXIT_OK;

@@ -29,7 +29,8 @@ static const struct command commands[] = {
      "    --vocab FILE   a .tiktoken file in place of the source's own tokenizer\n",
      nib_cmd_pack},
     {"plan", "[SHAPE | --all] [options]", "print the memory plan of a shape for this machine or any profile",
-     "    --profile NAME      a name in etc/profiles, or a JSON file (default: this machine's CPU)\n"
+     "    --profile NAME      a name in etc/profiles, or a JSON file (default: this machine)\n"
+     "    --device DEVICE     of this machine: auto, cpu or gpu (default auto)\n"
      "    --all               a line each for 20b and 120b on every profile\n"
      "    --context N         longest sequence, tokens (default: the largest that fits)\n"
      "    --slots N           sequences at once (default: the row's)\n"

@@ -4,7 +4,7 @@ _nibble_options() {
     case $1 in
     synth) echo "--seed --format --vocab" ;;
     pack) echo "--key --vocab" ;;
-    plan) echo "--profile --all --context --slots --threads --memory-limit --mask --json" ;;
+    plan) echo "--profile --device --all --context --slots --threads --memory-limit --mask --json" ;;
     arch) echo "--profile --mask --device" ;;
     bench) echo "--prompt --tokens --batch --rows --threads --device --shape --mask --memory-limit --format" ;;
     chat) echo "--socket --effort --system --max-tokens --no-color --quiet" ;;

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -112,11 +113,64 @@ def test_all():
 
 @pytest.mark.parametrize("shape", ["nano", "tiny", "small", "20b-slice"])
 def test_this_machine(shape):
-    p = plan(shape, "--memory-limit", "8G", "--context", "4096", "--slots", "2", "--threads", "1")
+    p = plan(shape, "--device", "cpu", "--memory-limit", "8G", "--context", "4096", "--slots", "2", "--threads", "1")
     check_plan(p)
     assert set(r["space"] for r in p["regions"]) == {"host"}
     assert (p["context_tokens"], p["slots"]) == (4096, 2)
     assert p["arenas"]["host"]["budget_bytes"] <= 8 << 30
+
+
+FAKE = NIBBLE.parent / "tests" / "fake" / "libcuda.so"
+needs_rows = pytest.mark.skipif(not FAKE.exists() or shutil.which("nvcc") is None,
+                                reason="no nvcc: this build has no GPU rows")
+
+
+def card(profile):
+    return {"NIBBLED_LIBCUDA": str(FAKE), "NIBBLED_FAKE_PROFILE": str(ROOT / f"etc/profiles/{profile}.json")}
+
+
+@needs_rows
+@pytest.mark.parametrize("profile, row", [("h200", "sm90"), ("b200", "sm80"), ("rtx4090", "sm80"), ("orin64", "sm80")])
+def test_this_machines_gpu_is_planned_as_the_daemon_would(profile, row):
+    done = nibble("plan", "tiny", "--json", "--memory-limit", "1G", env=card(profile))
+    p = json.loads(done.stdout)
+    check_plan(p)
+    assert (p["row"], p["profile"], done.stderr) == (row, PROFILES[profile]["name"], "")
+    assert {"device", "pinned"} <= {r["space"] for r in p["regions"]}
+    cpu = nibble("plan", "tiny", "--json", "--memory-limit", "1G", "--device", "cpu", env=card(profile))
+    assert {r["space"] for r in json.loads(cpu.stdout)["regions"]} == {"host"}
+    assert row in nibble("arch", env=card(profile)).stdout
+
+
+@needs_rows
+def test_a_mask_gives_the_portable_row():
+    done = nibble("plan", "tiny", "--mask", "sm90", "--memory-limit", "1G", env=card("h200"))
+    assert done.stdout.startswith("tiny on NVIDIA H200, row sm80\n") and "no GPU" not in done.stdout
+    assert re.search(r"^  sm80 +taken$", nibble("arch", "--mask", "sm90", env=card("h200")).stdout, re.M)
+
+
+@needs_rows
+def test_a_gpu_without_a_row_leaves_it_to_the_cpu():
+    done = nibble("plan", "tiny", "--memory-limit", "1G", env=card("t4"))
+    assert done.returncode == 0 and re.match(r"tiny on this CPU, row \w+\n", done.stdout)
+    assert re.search(r"^  no GPU: no row of the capability table fits NVIDIA T4 ", done.stdout, re.M)
+    only = nibble("plan", "tiny", "--device", "gpu", env=card("t4"))
+    assert (only.returncode, only.stdout) == (1, "") and "fits NVIDIA T4" in only.stderr
+    arch = nibble("arch", env=card("t4"))
+    assert arch.returncode == 0 and arch.stdout.count("taken\n") >= 1 and "; the CPU runs the model\n" in arch.stdout
+    other = nibble("plan", "20b", "--profile", "t4")
+    assert other.returncode == 0 and "this build has no kernels for the row sm75" in other.stdout
+
+
+def test_no_gpu_is_said():
+    none = {"NIBBLED_LIBCUDA": "/nowhere/libcuda.so.1"}
+    done = nibble("plan", "tiny", "--memory-limit", "1G", env=none)
+    assert done.returncode == 0 and done.stdout.startswith("tiny on this CPU, row ")
+    assert re.search(r"^  no GPU: .*/nowhere", done.stdout, re.M)
+    only = nibble("plan", "tiny", "--device", "gpu", env=none)
+    assert (only.returncode, only.stdout) == (1, "") and "/nowhere" in only.stderr
+    assert nibble("plan", "tiny", "--device", "abacus").stderr.startswith(
+        "nibble plan: 'abacus' is no device; allowed are auto, cpu and gpu\n")
 
 
 def test_options_change_the_plan():
@@ -130,11 +184,11 @@ def test_options_change_the_plan():
     tight = plan("20b", "--profile", "h100", "--memory-limit", "10G")
     check_plan(tight)
     assert tight["spilled_layers"] > 0 and tight["arenas"]["device"]["budget_bytes"] <= 10 << 30
-    one, three = (next(r["bytes"] for r in plan("tiny", "--threads", n)["regions"] if r["name"] == "thread scratch")
+    one, three = (next(r["bytes"] for r in plan("tiny", "--device", "cpu", "--threads", n)["regions"] if r["name"] == "thread scratch")
                   for n in ("1", "3"))
     assert three == 3 * one
     for a, b in (("1.5G", str(3 << 29)), ("4096M", "4G"), ("4194304K", "4G")):
-        one, other = (plan("small", "--memory-limit", x) for x in (a, b))
+        one, other = (plan("small", "--device", "cpu", "--memory-limit", x) for x in (a, b))
         assert one == other
 
 
