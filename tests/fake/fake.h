@@ -10,8 +10,9 @@
  *                         ("cuMemAlloc"), a kernel ("nib_gpu_attn") or "kernel" for any. `occurrence` is n (the n-th,
  *                         from 1), n+ (it and all later ones) or tK (the first once K tokens were sampled). `what` is a
  *                         CUresult, "hang", "late", "flip" (copies to the device: one bit; the last number picks it),
- *                         "wrong" (kernels: the result is spoilt), "missing" (the entry point is not there), "old"
- *                         (cuDriverGetVersion: a driver before CUDA 12)
+ *                         "wrong" (kernels: the result is spoilt; nib_gpu_sample with the last number 1 to 6: it is
+ *                         one that cannot be), "missing" (the entry point is not there), "old" (cuDriverGetVersion: a
+ *                         driver before CUDA 12)
  *   NIBBLED_FAKE_FILL_MIB how much of a large allocation's ends is filled with 0xff
  *   NIBBLED_FAKE_REPORT   a file that holds, at any time, how often each call was made (struct fake_report)
  *

@@ -181,6 +181,7 @@ enum fake_act fake_fault(int site, int *ret_code)
             fake_hang();
         if (rules[i].what == WHAT_WRONG) {
             act = FAKE_WRONG;
+            *ret_code = (int)rules[i].delay_ms;
         } else if (rules[i].what == WHAT_LATE) {
             sleep_ms(rules[i].delay_ms);
         } else if (rules[i].what == WHAT_FLIP) {

@@ -28,6 +28,7 @@ struct run {
     uint32_t layer;
     uint32_t first, end; /* rows this op is for */
     bool spoilt;         /* the result is to be wrong */
+    int spoilt_how;      /* sample: see spoil_result */
     const char *name;
     jmp_buf out; /* an illegal address ends the kernel */
 };
@@ -519,6 +520,24 @@ static void sample_row(struct run *r, uint32_t i, struct nib_sampled *ret)
         nib_sample_took(seen_of(r, row->slot), ret->token);
 }
 
+/* 1 to 6: a result that cannot be; else another token. */
+static void spoil_result(const struct run *r, struct nib_gpu_result *out)
+{
+    struct nib_sampled *s = &out->sampled[0];
+    if (r->spoilt_how == 1)
+        out->count++;
+    else if (r->spoilt_how == 2)
+        s->slot++;
+    else if (r->spoilt_how == 3)
+        s->token = r->m->vocab;
+    else if (r->spoilt_how == 4)
+        s->top_count = NIB_MAX_TOP_LOGPROBS + 1;
+    else if (r->spoilt_how <= 6)
+        out->fault = r->spoilt_how == 5 ? NIB_GPU_ROUTE : NIB_GPU_OP_COUNT;
+    else
+        s->token ^= 1;
+}
+
 static void sample(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
@@ -528,7 +547,8 @@ static void sample(struct run *r)
     out->fault = r->step->fault;
     for (uint32_t i = 0; i < out->count; i++)
         sample_row(r, i, &out->sampled[i]);
-    out->sampled[0].token ^= r->spoilt;
+    if (r->spoilt)
+        spoil_result(r, out);
     __atomic_add_fetch(&fake_report->tokens, out->count, __ATOMIC_SEQ_CST);
     __atomic_add_fetch(&fake_report->steps, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&out->serial, r->step->serial, __ATOMIC_RELEASE);
@@ -640,7 +660,7 @@ int fake_kernel(const struct fake_work *w)
     const enum fake_act act = fake_fault(FAKE_OPS + (int)op, &code);
     if (act == FAKE_FAIL)
         return code;
-    struct run r = {.layer = w->layer, .name = w->function->name, .spoilt = act == FAKE_WRONG};
+    struct run r = {.layer = w->layer, .name = w->function->name, .spoilt = act == FAKE_WRONG, .spoilt_how = code};
     if (setjmp(r.out))
         return NIB_CU_ILLEGAL_ADDRESS;
     r.m = AT(&r, struct nib_gpu_machine, w->machine, 1);

@@ -391,6 +391,23 @@ START_TEST(every_name_of_an_error_fails)
 }
 END_TEST
 
+/* A result that cannot be is a lost device, whoever it was that spoilt it. */
+START_TEST(no_impossible_result_is_a_token)
+{
+    char when[24], what[24];
+    run_golden();
+    for (unsigned tokens = 2; tokens < LIFE_TOKENS; tokens += 4) { /* the prompts' own tokens come first */
+        for (unsigned how = 1; how <= 6; how++) {
+            snprintf(when, sizeof when, "t%u", tokens);
+            snprintf(what, sizeof what, "wrong:%u", how);
+            inject("nib_gpu_sample", when, what);
+        }
+    }
+    print_tally("impossible results");
+    ck_assert_uint_eq(tally[LOST], runs);
+}
+END_TEST
+
 /* One bit of a copy to the device: weights, and what tells the kernels where they lie. */
 START_TEST(every_flipped_bit_is_seen)
 {
@@ -421,6 +438,7 @@ int main(void)
         tcase_add_test(tcase, every_call_fails_in_every_way);
         tcase_add_test(tcase, every_call_fails_for_ever);
         tcase_add_test(tcase, every_name_of_an_error_fails);
+        tcase_add_test(tcase, no_impossible_result_is_a_token);
         tcase_add_test(tcase, every_flipped_bit_is_seen);
     }
     suite_add_tcase(suite, tcase);
