@@ -249,15 +249,26 @@ def test_a_hanging_kernel_ends_the_process(tmp_path, image, golden, site):
 
 @pytest.mark.parametrize("call", ["cuGraphLaunch", "cuStreamQuery"])
 def test_a_call_that_never_returns_ends_the_process(tmp_path, image, golden, call):
-    """Also without systemd's watchdog, whose feeding stops at once."""
-    notify = Notify(tmp_path)
+    """Also without systemd's watchdog, whose feeding stops at once: nothing comes for longer than the watchdog waits."""
+    notify, fed = Notify(tmp_path), []
+
+    def watch():
+        while True:
+            data = notify.socket.recv(4096).decode()
+            if "WATCHDOG=1" in data:
+                fed.append(time.monotonic())
+            if "STATUS=failed" in data:
+                return time.monotonic()
     folder = tmp_path / call
     env = {**fake_env(folder, fault=f"{call}:t30:hang"), **notify.env, "WATCHDOG_USEC": "400000"}
     daemon = d.Daemon(folder, image, env=env, wait=False, **SMALL)
     try:
-        daemon.wait_ready()
-        answers = [ask(daemon, p) for _ in range(6) for p in PROMPTS]
-        assert daemon.process.wait(d.HANG_S) == 70
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            failed = pool.submit(watch)
+            daemon.wait_ready()
+            answers = [ask(daemon, p) for _ in range(6) for p in PROMPTS]
+            assert daemon.process.wait(d.HANG_S) == 70
+            assert fed and failed.result() - fed[-1] > 4
     finally:
         daemon.kill()
     assert set(answers) <= {*golden["texts"].values(), 500, 503, None}
@@ -271,6 +282,31 @@ def test_a_boot_that_never_moves_ends(tmp_path, image):
     daemon = d.Daemon(folder, image, env=fake_env(folder, fault="cuModuleLoadDataEx:1:hang"), wait=False, **SMALL)
     assert daemon.process.wait(d.HANG_S) == 71
     assert "loading has not moved" in daemon.log.read_text()
+
+
+@pytest.mark.parametrize("fault", ["cuGraphLaunch:t40:hang", "nib_gpu_attn:t40:hang"])
+def test_a_stop_while_the_gpu_hangs(tmp_path, image, endless, fault):
+    """SIGTERM, and no time to drain: the process ends, the answer does not look whole, and the exit code says why."""
+    folder = tmp_path / "n"
+    more = {**SMALL, "time": {**SMALL["time"], "drain_ms_max": 0}}
+    daemon = d.Daemon(folder, image, env=fake_env(folder, fault=fault), wait=False, **more)
+    try:
+        daemon.wait_ready()
+        stream = daemon.open_stream("/v1/completions", {"prompt": "x", "max_tokens": 200, "stream": True,
+                                                        "logit_bias": endless})
+        got = stream.recv(65536)
+        while not Report(folder / "report").fired:
+            time.sleep(0.01)
+        daemon.process.send_signal(signal.SIGTERM)
+        try:
+            while chunk := stream.recv(65536):
+                got += chunk
+        except ConnectionResetError:
+            pass
+        daemon.stop(70)
+    finally:
+        daemon.kill()
+    assert b"[DONE]" not in got and got.startswith(b"HTTP/1.1 200"), got[-300:]
 
 
 def test_an_engine_that_never_ends_is_left(tmp_path, image, golden):
