@@ -105,8 +105,9 @@ static enum nib_err check_version(struct nib_cuda *cuda, struct nib_msg *msg)
     int (*get_version)(int *) = NULL;
     void *entry = dlsym(cuda->library, "cuDriverGetVersion");
     memcpy(&get_version, &entry, sizeof entry);
-    if (!get_version || get_version(&cuda->version) != NIB_CU_SUCCESS)
-        return nib_fail(msg, NIB_E_UNSUPPORTED, "libcuda does not say its version");
+    const int result = get_version ? get_version(&cuda->version) : NIB_CU_NOT_FOUND;
+    if (result != NIB_CU_SUCCESS)
+        return nib_fail(msg, NIB_E_UNSUPPORTED, "libcuda does not say its version (%d)", result);
     if (cuda->version < NIB_CUDA_VERSION_MIN)
         return nib_fail(msg, NIB_E_UNSUPPORTED, "the GPU driver speaks CUDA %d.%d, allowed is %d.%d or later",
                         cuda->version / 1000, cuda->version % 1000 / 10, NIB_CUDA_VERSION_MIN / 1000,

@@ -187,9 +187,29 @@ static enum outcome judge(const struct injection *in, bool exited)
     return life->booted ? LOST : REFUSED;
 }
 
+/* What an error that was returned comes to: never to nothing, but where things are given back; and the sentence names it. */
+static bool fits_code(const struct injection *in, enum outcome outcome)
+{
+    static const char *const at_the_end[] = {"cuEventDestroy",           "cuGraphExecDestroy", "cuModuleUnload",
+                                             "cuStreamDestroy",          "cuMemFree",          "cuMemFreeHost",
+                                             "cuDevicePrimaryCtxRelease"};
+    char site[64] = "", code[16] = "", named[32];
+    if (sscanf(in->rule, "%63[^:]:%*[^:]:%15[0-9]", site, code) != 2 || !in->life->report.fired)
+        return true;
+    snprintf(named, sizeof named, "(%s)", code);
+    if (outcome != RIGHT)
+        return outcome == STUCK_IN_CALL || strstr(in->life->msg.text, named) != NULL;
+    for (size_t i = 0; i < sizeof at_the_end / sizeof at_the_end[0]; i++)
+        if (strcmp(site, at_the_end[i]) == 0)
+            return true;
+    return false;
+}
+
 /* What must not be called a success: the outcome does not fit what was injected. */
 static bool fits(const struct injection *in, enum outcome outcome)
 {
+    if (!fits_code(in, outcome))
+        return false;
     bool hang = strstr(in->rule, ":hang") != NULL, call = strstr(in->rule, "cu") != NULL;
     if (outcome == STUCK_IN_CALL)
         return hang && call;
