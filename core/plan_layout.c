@@ -11,7 +11,7 @@
 
 enum { REGION_ALIGN = 4096, PHASE_LAST = NIB_PHASE_COUNT - 1 };
 
-#define STAGING_BYTES (64ull << 20) /* 16 slots of 4 MiB: see gpu/upload.c */
+#define STAGING_BYTES (64ull << 20) /* 32 slots of 2 MiB: see gpu/upload.h */
 #define ENGINE_BYTES  (2ull << 20)  /* the engine's own structs: step, outputs, lists */
 
 struct builder {

@@ -12,6 +12,8 @@
 
 #include "core/arith.h"
 
+#define SPARE_CPU_FROM 4
+
 /* What is on its way to the device, in the order it was sent. */
 struct sender {
     struct nib_gpu_loader *l;
@@ -119,8 +121,8 @@ static enum nib_err reap(struct sender *s, struct nib_msg *msg)
         const int result = cuda->cuEventQuery(slot->event);
         const uint64_t now = nib_gpu_now_us();
         if (result == NIB_CU_NOT_READY && now - s->oldest_us > s->l->e->step_us_max)
-            return nib_fail(msg, NIB_E_DEVICE, "the GPU did not take 4 MiB of weights in %llu ms",
-                            (unsigned long long)(s->l->e->step_us_max / 1000));
+            return nib_fail(msg, NIB_E_DEVICE, "the GPU did not take %u MiB of weights in %llu ms",
+                            NIB_GPU_SLOT_BYTES >> 20, (unsigned long long)(s->l->e->step_us_max / 1000));
         if (result == NIB_CU_NOT_READY)
             return NIB_OK;
         enum nib_err err = nib_cuda_result(cuda, "cuEventQuery", result, msg);
@@ -182,21 +184,24 @@ static void stop_readers(struct nib_gpu_loader *l)
     pthread_mutex_lock(&l->lock);
     l->stop = true;
     pthread_cond_broadcast(&l->freed);
+    pthread_cond_broadcast(&l->turned);
     pthread_mutex_unlock(&l->lock);
 }
 
+/* One a CPU, but where there are several the boot thread has its own: it must never wait for one to send what is filled. */
 static uint32_t readers_wanted(const struct nib_gpu_loader *l)
 {
     long cpus = l->open->readers ? (long)l->open->readers : sysconf(_SC_NPROCESSORS_ONLN);
+    if (!l->open->readers && cpus > SPARE_CPU_FROM)
+        cpus--;
     if (cpus < 1)
         cpus = 1;
     return cpus < NIB_MAX_READERS ? (uint32_t)cpus : NIB_MAX_READERS;
 }
 
-static enum nib_err run(struct nib_gpu_loader *l, struct nib_msg *msg)
+static enum nib_err run(struct nib_gpu_loader *l, uint32_t wanted, struct nib_msg *msg)
 {
     pthread_t threads[NIB_MAX_READERS];
-    const uint32_t wanted = readers_wanted(l);
     uint32_t started = 0;
     enum nib_err err = NIB_OK;
     for (; started < wanted && !err; started += !err) {
@@ -239,22 +244,26 @@ enum nib_err nib_gpu_upload(struct nib_gpu_engine *e, const struct nib_gpu_engin
     static struct nib_gpu_loader loader; /* one load at a time in a process */
     loader = (struct nib_gpu_loader){.e = e, .open = open};
     loader.lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    loader.freed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    loader.freed = loader.turned = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
     pthread_condattr_t attr;
     int rc = pthread_condattr_init(&attr);
     NIB_MUST(rc == 0 && pthread_condattr_setclock(&attr, CLOCK_MONOTONIC) == 0);
     NIB_MUST(pthread_cond_init(&loader.came, &attr) == 0);
     (void)pthread_condattr_destroy(&attr);
-    nib_gpu_jobs_list(&loader);
+    const uint32_t readers = readers_wanted(&loader);
+    nib_gpu_jobs_list(&loader, readers);
     enum nib_err err = allow_repack(e, msg);
     if (!err)
         err = open_ring(&loader, msg);
     if (!err)
-        err = run(&loader, msg);
+        err = run(&loader, readers, msg);
+    nib_gpu_jobs_drop(&loader);
     if (err == NIB_E_DEVICE)
         e->gpu->lost = true;
     close_ring(&loader);
     if (!err && open->progress)
         open->progress(open->progress_arg, loader.total_bytes, loader.total_bytes);
+    if (open->times)
+        open->times->weights_bytes = loader.total_bytes;
     return err;
 }

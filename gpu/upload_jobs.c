@@ -1,12 +1,31 @@
-/* gpu/upload_jobs.c: owns the list of what is loaded where: every tensor of the image but its two blobs.
- * Largest first, so that readers end together. Boot thread. Cannot fail. */
+/* gpu/upload_jobs.c: owns the list of what is loaded where, every tensor of the image but its two blobs, and who reads what.
+ * Largest first, so that readers end together. Limits: NIB_GPU_SHARERS readers of a job. The list is made by the boot thread;
+ * readers take from it under the loader's lock. Cannot fail. */
 #include <stdlib.h>
 
+#include "core/arith.h"
 #include "gpu/upload.h"
 
 static const struct nib_tensor *tensor(const struct nib_gpu_loader *l, enum nib_tensor_id id, uint32_t layer)
 {
     return nib_image_tensor(l->open->image, id, layer);
+}
+
+uint32_t nib_gpu_job_rows(uint64_t bytes)
+{
+    const uint64_t rows = NIB_GPU_SLOT_DATA / bytes / NIB_GPU_CHUNK_ROWS * NIB_GPU_CHUNK_ROWS;
+    NIB_MUST(rows > 0);
+    return (uint32_t)rows;
+}
+
+static uint32_t chunks_of(const struct nib_gpu_job *job)
+{
+    const struct nib_tensor *t = job->tensor;
+    if (job->kind == NIB_GPU_JOB_PLAIN)
+        return (uint32_t)nib_div_up(t->bytes, NIB_GPU_SLOT_DATA);
+    if (job->kind == NIB_GPU_JOB_DENSE)
+        return (uint32_t)nib_div_up(t->dims[0], nib_gpu_job_rows(t->dims[1] * 2));
+    return (uint32_t)(t->dims[0] * nib_div_up(t->dims[1], nib_gpu_job_rows(NIB_GPU_MX_ROW(t->dims[2] * NIB_MX_BLOCK))));
 }
 
 static struct nib_gpu_job *add(struct nib_gpu_loader *l, enum nib_gpu_job_kind kind, enum nib_tensor_id id,
@@ -15,6 +34,7 @@ static struct nib_gpu_job *add(struct nib_gpu_loader *l, enum nib_gpu_job_kind k
     NIB_MUST(l->jobs_count < NIB_GPU_MAX_JOBS);
     struct nib_gpu_job *job = &l->jobs[l->jobs_count++];
     *job = (struct nib_gpu_job){.kind = kind, .tensor = tensor(l, id, layer), .to = to};
+    job->chunks = chunks_of(job);
     l->total_bytes += job->tensor->bytes;
     return job;
 }
@@ -55,7 +75,7 @@ static int larger_first(const void *a, const void *b)
     return x->tensor->offset < y->tensor->offset ? -1 : 1; /* then in the file's order */
 }
 
-void nib_gpu_jobs_list(struct nib_gpu_loader *l)
+void nib_gpu_jobs_list(struct nib_gpu_loader *l, uint32_t readers)
 {
     const struct nib_gpu_engine *e = l->e;
     const struct nib_gpu_machine *m = &e->machine;
@@ -67,4 +87,54 @@ void nib_gpu_jobs_list(struct nib_gpu_loader *l)
     for (uint32_t i = 0; i < e->base.shape->layers; i++)
         add_layer(l, i);
     qsort(l->jobs, l->jobs_count, sizeof l->jobs[0], larger_first);
+    l->share_bytes = l->total_bytes / readers / 2; /* alone, its reader would be among the last */
+    if (l->open->source.hashed)
+        for (uint32_t i = 0; i < l->jobs_count; i++) {
+            nib_sha256_begin(&l->jobs[i].hash);
+            nib_sha256_begin(&l->jobs[i].hash_scales);
+        }
+}
+
+void nib_gpu_jobs_drop(struct nib_gpu_loader *l)
+{
+    for (uint32_t i = 0; i < l->jobs_count; i++) {
+        nib_sha256_drop(&l->jobs[i].hash);
+        nib_sha256_drop(&l->jobs[i].hash_scales);
+    }
+}
+
+/* A job that can use one more reader, the largest first. `wanted`: readers it may have by now. */
+static struct nib_gpu_job *find(struct nib_gpu_loader *l, bool help)
+{
+    for (uint32_t i = 0; i < l->jobs_count; i++) {
+        struct nib_gpu_job *job = &l->jobs[i];
+        const bool share = l->open->source.hashed && (help || job->tensor->bytes > l->share_bytes);
+        if (job->chunks > job->next + job->readers && job->readers < (share ? NIB_GPU_SHARERS : 1))
+            return job;
+    }
+    return NULL;
+}
+
+struct nib_gpu_job *nib_gpu_job_take(struct nib_gpu_loader *l)
+{
+    pthread_mutex_lock(&l->lock);
+    struct nib_gpu_job *job = l->stop ? NULL : find(l, false);
+    if (!job && !l->stop)
+        job = find(l, true); /* every tensor has its reader: help with the largest */
+    if (job)
+        job->readers++;
+    pthread_mutex_unlock(&l->lock);
+    return job;
+}
+
+bool nib_gpu_job_chunk(struct nib_gpu_loader *l, struct nib_gpu_job *job, uint32_t *ret_chunk)
+{
+    pthread_mutex_lock(&l->lock);
+    const bool left = job->next < job->chunks && !l->stop;
+    if (left)
+        *ret_chunk = job->next++;
+    else
+        job->readers--;
+    pthread_mutex_unlock(&l->lock);
+    return left;
 }

@@ -1,14 +1,28 @@
-/* gpu/upload_read.c: owns one reader: tensors from the source into slots of the ring, hashed in order on the way.
+/* gpu/upload_read.c: owns one reader: chunks of tensors from the source into slots of the ring, hashed in order on the way.
  * Limits: the ring. Reader threads, boot only; libcrypto takes heap for a hash. The first failure stops all readers. */
 #include <string.h>
 
 #include "core/arith.h"
 #include "gpu/upload.h"
 
+#define PIECE_BYTES (256u << 10) /* read, hashed and added up while the second-level cache still holds it */
+
 struct reader {
     struct nib_gpu_loader *loader;
-    struct nib_sha256 hash, hash_scales;
+    struct nib_gpu_job *job;
+    uint32_t chunk;
+    bool turn;     /* the hash waits for this chunk */
+    uint8_t *slot; /* where the sum of words begins; NULL: no sum is wanted */
+    uint64_t sum;  /* of the words so far */
     struct nib_msg msg;
+};
+
+/* Bytes of one tensor in a chunk. */
+struct part {
+    const struct nib_tensor *tensor;
+    struct nib_sha256 *hash;
+    uint64_t at, bytes;
+    uint8_t *to;
 };
 
 /* A free slot, or NULL when loading stops. */
@@ -31,25 +45,35 @@ static struct nib_gpu_slot *take_slot(struct nib_gpu_loader *l)
     return slot;
 }
 
-/* Words of the slot added up as the device will. */
-static uint64_t sum_of(const struct nib_gpu_slot *slot)
+static void leave_slot(struct nib_gpu_loader *l, struct nib_gpu_slot *slot)
 {
-    const uint64_t *word = (const uint64_t *)(const void *)slot->host;
-    uint64_t sum = 0;
-    for (uint64_t i = 0; i < slot->bytes / 8; i++)
-        sum += NIB_GPU_SUM_WORD(word[i], i);
-    return sum;
+    pthread_mutex_lock(&l->lock);
+    slot->state = NIB_GPU_SLOT_FREE;
+    pthread_cond_signal(&l->freed);
+    pthread_mutex_unlock(&l->lock);
 }
 
-/* Hands a slot that holds `bytes` bytes for `job` to the boot thread. */
-static void pass_on(struct nib_gpu_loader *l, struct nib_gpu_slot *slot, const struct nib_gpu_job *job, uint64_t bytes,
-                    const struct nib_gpu_repack *repack)
+/* Words of the slot added up as the device will. */
+static void add_up(struct reader *r, const uint8_t *from, uint64_t bytes)
 {
-    slot->job = job;
+    if (!r->slot)
+        return;
+    const uint64_t *word = (const uint64_t *)(const void *)from;
+    const uint64_t first = (uint64_t)(from - r->slot) / 8;
+    for (uint64_t i = 0; i < bytes / 8; i++)
+        r->sum += NIB_GPU_SUM_WORD(word[i], first + i);
+}
+
+/* Hands a slot that holds `bytes` bytes to the boot thread. */
+static void pass_on(struct reader *r, struct nib_gpu_slot *slot, uint64_t bytes, const struct nib_gpu_repack *repack)
+{
+    struct nib_gpu_loader *l = r->loader;
+    slot->job = r->job;
     slot->bytes = nib_round_up(bytes, 8);
     memset(slot->host + bytes, 0, slot->bytes - bytes);
+    add_up(r, slot->host + bytes / 8 * 8, slot->bytes - bytes / 8 * 8);
     memset(slot->letter, 0, sizeof *slot->letter); /* padding too: it is compared */
-    slot->letter->sum_wanted = sum_of(slot);
+    slot->letter->sum_wanted = r->sum;
     slot->letter->sent.repack = *repack;
     slot->letter->sent.repack.sum_bytes = slot->bytes;
     slot->letter->sent.repack.sum = l->e->machine.repack + offsetof(struct nib_gpu_note, sum);
@@ -60,105 +84,133 @@ static void pass_on(struct nib_gpu_loader *l, struct nib_gpu_slot *slot, const s
     pthread_mutex_unlock(&l->lock);
 }
 
-static enum nib_err fetch(struct reader *r, struct nib_sha256 *hash, const struct nib_tensor *t, uint64_t at, void *to,
-                          uint64_t n)
+/* True once all chunks before this one are hashed; false when loading stops. */
+static bool await_turn(struct reader *r, bool wait)
 {
-    const struct nib_gpu_source *source = &r->loader->open->source;
-    enum nib_err err = source->read(source->arg, t, at, to, n, &r->msg);
-    if (!err && source->hashed)
-        nib_sha256_add(hash, to, n);
-    return err;
+    struct nib_gpu_loader *l = r->loader;
+    pthread_mutex_lock(&l->lock);
+    while (wait && r->job->hashed != r->chunk && !l->stop)
+        pthread_cond_wait(&l->turned, &l->lock);
+    r->turn = r->job->hashed == r->chunk;
+    pthread_mutex_unlock(&l->lock);
+    return r->turn;
 }
 
-static enum nib_err finish(struct reader *r, struct nib_sha256 *hash, const struct nib_tensor *t)
+static void pass_turn(struct reader *r)
+{
+    struct nib_gpu_loader *l = r->loader;
+    pthread_mutex_lock(&l->lock);
+    r->job->hashed++;
+    if (r->job->readers > 1)
+        pthread_cond_broadcast(&l->turned);
+    pthread_mutex_unlock(&l->lock);
+}
+
+static enum nib_err check_hash(struct reader *r, struct nib_sha256 *hash, const struct nib_tensor *t)
 {
     uint8_t digest[NIB_SHA256_BYTES];
     nib_sha256_end(hash, digest);
-    return r->loader->open->source.hashed ? nib_image_check_digest(t, digest, &r->msg) : NIB_OK;
+    return nib_image_check_digest(t, digest, &r->msg);
 }
 
-/* Into pinned memory where it stays. */
-static enum nib_err read_in_place(struct reader *r, const struct nib_gpu_job *job)
+/* Reads a part; hashes it too when the turn has come already. */
+static enum nib_err read_part(struct reader *r, const struct part *p)
 {
-    const struct nib_tensor *t = job->tensor;
-    enum nib_err err = NIB_OK;
-    nib_sha256_begin(&r->hash);
-    for (uint64_t at = 0; at < t->bytes && !err; at += NIB_GPU_SLOT_DATA) {
-        const uint64_t n = nib_min_u64(NIB_GPU_SLOT_DATA, t->bytes - at);
-        err = fetch(r, &r->hash, t, at, job->host_to + at, n);
-        atomic_fetch_add(&r->loader->in_place_bytes, n);
-    }
-    return err ? err : finish(r, &r->hash, t);
-}
-
-/* NIB_E_FULL: loading stops. */
-static enum nib_err read_plain(struct reader *r, const struct nib_gpu_job *job)
-{
-    const struct nib_tensor *t = job->tensor;
-    nib_sha256_begin(&r->hash);
-    for (uint64_t at = 0; at < t->bytes; at += NIB_GPU_SLOT_DATA) {
-        struct nib_gpu_slot *slot = take_slot(r->loader);
-        if (!slot)
-            return NIB_E_FULL;
-        const uint64_t n = nib_min_u64(NIB_GPU_SLOT_DATA, t->bytes - at);
-        enum nib_err err = fetch(r, &r->hash, t, at, slot->host, n);
+    const struct nib_gpu_source *source = &r->loader->open->source;
+    for (uint64_t done = 0; done < p->bytes;) {
+        const uint64_t n = nib_min_u64(PIECE_BYTES, p->bytes - done);
+        enum nib_err err = source->read(source->arg, p->tensor, p->at + done, p->to + done, n, &r->msg);
         if (err)
             return err;
-        slot->counts = n;
-        pass_on(r->loader, slot, job, n, &(struct nib_gpu_repack){.dst = job->to + at, .src = job->to + at});
+        if (source->hashed && r->turn)
+            nib_sha256_add(p->hash, p->to + done, n);
+        add_up(r, p->to + done, n);
+        done += n;
     }
-    return finish(r, &r->hash, t);
+    return NIB_OK;
 }
 
-/* Rows of a chunk whose rows have `bytes` bytes each. */
-static uint32_t chunk_rows(uint64_t bytes)
+/* The parts of a chunk, read and hashed; the tensor's hash is compared after its last. NIB_E_FULL: loading stops. */
+static enum nib_err read_parts(struct reader *r, const struct part *parts, uint32_t count)
 {
-    const uint64_t rows = NIB_GPU_SLOT_DATA / bytes / NIB_GPU_CHUNK_ROWS * NIB_GPU_CHUNK_ROWS;
-    NIB_MUST(rows > 0);
-    return (uint32_t)rows;
+    const bool hashed = r->loader->open->source.hashed;
+    (void)await_turn(r, false);
+    const bool at_once = r->turn;
+    for (uint32_t i = 0; i < count; i++) {
+        enum nib_err err = read_part(r, &parts[i]);
+        if (err)
+            return err;
+    }
+    if (!hashed)
+        return NIB_OK;
+    if (!at_once && !await_turn(r, true))
+        return NIB_E_FULL;
+    for (uint32_t i = 0; i < count && !at_once; i++)
+        nib_sha256_add(parts[i].hash, parts[i].to, parts[i].bytes);
+    enum nib_err err = NIB_OK;
+    for (uint32_t i = 0; i < count && !err && r->chunk + 1 == r->job->chunks; i++)
+        err = check_hash(r, parts[i].hash, parts[i].tensor);
+    pass_turn(r);
+    return err;
 }
 
-static enum nib_err read_dense(struct reader *r, const struct nib_gpu_job *job)
+/* A slice of the tensor as it is, to where it stays: by way of a slot, or read in place into pinned memory. */
+static enum nib_err read_plain(struct reader *r, struct nib_gpu_slot *slot)
 {
+    const struct nib_gpu_job *job = r->job;
+    const uint64_t at = (uint64_t)r->chunk * NIB_GPU_SLOT_DATA;
+    const uint64_t n = nib_min_u64(NIB_GPU_SLOT_DATA, job->tensor->bytes - at);
+    const struct part part = {job->tensor, &r->job->hash, at, n, slot ? slot->host : job->host_to + at};
+    enum nib_err err = read_parts(r, &part, 1);
+    if (err)
+        return err;
+    if (!slot) {
+        atomic_fetch_add(&r->loader->in_place_bytes, n);
+        return NIB_OK;
+    }
+    slot->counts = n;
+    pass_on(r, slot, n, &(struct nib_gpu_repack){.dst = job->to + at, .src = job->to + at});
+    return NIB_OK;
+}
+
+static enum nib_err read_dense(struct reader *r, struct nib_gpu_slot *slot)
+{
+    const struct nib_gpu_job *job = r->job;
     const struct nib_tensor *t = job->tensor;
     const uint32_t n = (uint32_t)t->dims[0], k = (uint32_t)t->dims[1];
     const uint64_t row_bytes = (uint64_t)k * 2;
-    const uint32_t step = chunk_rows(row_bytes);
-    nib_sha256_begin(&r->hash);
-    for (uint32_t n0 = 0; n0 < n; n0 += step) {
-        struct nib_gpu_slot *slot = take_slot(r->loader);
-        if (!slot)
-            return NIB_E_FULL;
-        const uint32_t n1 = (uint32_t)nib_min_u64(n, (uint64_t)n0 + step);
-        enum nib_err err = fetch(r, &r->hash, t, n0 * row_bytes, slot->host, (n1 - n0) * row_bytes);
-        if (err)
-            return err;
-        slot->counts = (n1 - n0) * row_bytes;
-        const struct nib_gpu_repack repack = {
-            .dst = job->to, .src = slot->device, .n = n, .k = k, .n0 = n0, .n1 = n1, .matrix = job->matrix};
-        pass_on(r->loader, slot, job, slot->counts, &repack);
-    }
-    return finish(r, &r->hash, t);
-}
-
-/* Blocks of rows n0.. of an expert, then their scales, into one slot. */
-static enum nib_err read_mx_chunk(struct reader *r, const struct nib_gpu_job *job, uint32_t expert, uint32_t n0,
-                                  uint32_t n1)
-{
-    const struct nib_tensor *t = job->tensor, *ts = job->scales;
-    const uint32_t n = (uint32_t)t->dims[1], k = (uint32_t)t->dims[2] * NIB_MX_BLOCK;
-    const uint64_t row_bytes = k / 2, row_scales = k / NIB_MX_BLOCK;
-    const uint64_t row = (uint64_t)expert * n + n0, rows = n1 - n0;
-    const uint64_t scales_at = nib_round_up(rows * row_bytes, NIB_GPU_PIECE_ALIGN);
-    struct nib_gpu_slot *slot = take_slot(r->loader);
-    if (!slot)
-        return NIB_E_FULL;
-    enum nib_err err = fetch(r, &r->hash, t, row * row_bytes, slot->host, rows * row_bytes);
-    if (!err)
-        err = fetch(r, &r->hash_scales, ts, row * row_scales, slot->host + scales_at, rows * row_scales);
+    const uint32_t step = nib_gpu_job_rows(row_bytes), n0 = r->chunk * step;
+    const uint32_t n1 = (uint32_t)nib_min_u64(n, (uint64_t)n0 + step);
+    const struct part part = {t, &r->job->hash, n0 * row_bytes, (n1 - n0) * row_bytes, slot->host};
+    enum nib_err err = read_parts(r, &part, 1);
     if (err)
         return err;
-    memset(slot->host + rows * row_bytes, 0, scales_at - rows * row_bytes);
+    slot->counts = part.bytes;
+    const struct nib_gpu_repack repack = {
+        .dst = job->to, .src = slot->device, .n = n, .k = k, .n0 = n0, .n1 = n1, .matrix = job->matrix};
+    pass_on(r, slot, slot->counts, &repack);
+    return NIB_OK;
+}
+
+/* Blocks of some rows of an expert, then their scales. */
+static enum nib_err read_mx(struct reader *r, struct nib_gpu_slot *slot)
+{
+    const struct nib_gpu_job *job = r->job;
+    const struct nib_tensor *t = job->tensor;
+    const uint32_t n = (uint32_t)t->dims[1], k = (uint32_t)t->dims[2] * NIB_MX_BLOCK;
+    const uint64_t row_bytes = k / 2, row_scales = k / NIB_MX_BLOCK;
+    const uint32_t step = nib_gpu_job_rows(NIB_GPU_MX_ROW(k));
+    const uint32_t in_expert = (uint32_t)nib_div_up(n, step), expert = r->chunk / in_expert;
+    const uint32_t n0 = r->chunk % in_expert * step, n1 = (uint32_t)nib_min_u64(n, (uint64_t)n0 + step);
+    const uint64_t row = (uint64_t)expert * n + n0, rows = n1 - n0, blocks = rows * row_bytes;
+    const uint64_t scales_at = nib_round_up(blocks, NIB_GPU_PIECE_ALIGN);
+    const struct part parts[] = {
+        {t, &r->job->hash, row * row_bytes, blocks, slot->host},
+        {job->scales, &r->job->hash_scales, row * row_scales, rows * row_scales, slot->host + scales_at}};
+    memset(slot->host + blocks, 0, scales_at - blocks);
+    enum nib_err err = read_parts(r, parts, 2);
+    if (err)
+        return err;
     slot->counts = rows * (row_bytes + row_scales);
     const struct nib_gpu_repack repack = {.dst = job->to + expert * job->stride,
                                           .src = slot->device,
@@ -168,44 +220,41 @@ static enum nib_err read_mx_chunk(struct reader *r, const struct nib_gpu_job *jo
                                           .n0 = n0,
                                           .n1 = n1,
                                           .matrix = job->matrix};
-    pass_on(r->loader, slot, job, scales_at + rows * row_scales, &repack);
+    pass_on(r, slot, scales_at + rows * row_scales, &repack);
     return NIB_OK;
 }
 
-static enum nib_err read_mx(struct reader *r, const struct nib_gpu_job *job)
+static enum nib_err read_chunk(struct reader *r, struct nib_gpu_slot *slot)
 {
-    const uint32_t experts = (uint32_t)job->tensor->dims[0], n = (uint32_t)job->tensor->dims[1];
-    const uint64_t k = job->tensor->dims[2] * NIB_MX_BLOCK;
-    const uint32_t step = chunk_rows(k / 2 + k / NIB_MX_BLOCK + 1); /* and what the scales' alignment costs */
-    enum nib_err err = NIB_OK;
-    nib_sha256_begin(&r->hash);
-    nib_sha256_begin(&r->hash_scales);
-    for (uint32_t expert = 0; expert < experts && !err; expert++)
-        for (uint32_t n0 = 0; n0 < n && !err; n0 += step)
-            err = read_mx_chunk(r, job, expert, n0, (uint32_t)nib_min_u64(n, (uint64_t)n0 + step));
-    if (!err)
-        err = finish(r, &r->hash, job->tensor);
-    return err ? err : finish(r, &r->hash_scales, job->scales);
-}
-
-static enum nib_err run_job(struct reader *r, const struct nib_gpu_job *job)
-{
-    switch (job->kind) {
+    r->slot = slot ? slot->host : NULL;
+    r->sum = 0;
+    switch (r->job->kind) {
     case NIB_GPU_JOB_PLAIN:
-        return job->host_to ? read_in_place(r, job) : read_plain(r, job);
+        return read_plain(r, slot);
     case NIB_GPU_JOB_DENSE:
-        return read_dense(r, job);
+        return read_dense(r, slot);
     default:
-        return read_mx(r, job);
+        return read_mx(r, slot);
     }
 }
 
-static const struct nib_gpu_job *take_job(struct nib_gpu_loader *l)
+/* Chunks of the job until none is left. The slot comes first: who holds the chunk that others wait for never waits for one. */
+static enum nib_err run_job(struct reader *r)
 {
-    pthread_mutex_lock(&l->lock);
-    const struct nib_gpu_job *job = !l->stop && l->next_job < l->jobs_count ? &l->jobs[l->next_job++] : NULL;
-    pthread_mutex_unlock(&l->lock);
-    return job;
+    struct nib_gpu_loader *l = r->loader;
+    for (;;) {
+        struct nib_gpu_slot *slot = r->job->host_to ? NULL : take_slot(l);
+        if (!slot && !r->job->host_to)
+            return NIB_E_FULL;
+        if (!nib_gpu_job_chunk(l, r->job, &r->chunk)) {
+            if (slot)
+                leave_slot(l, slot);
+            return NIB_OK;
+        }
+        enum nib_err err = read_chunk(r, slot);
+        if (err)
+            return err;
+    }
 }
 
 static void end(struct reader *r, enum nib_err err)
@@ -220,6 +269,7 @@ static void end(struct reader *r, enum nib_err err)
         l->stop = true;
     l->running--;
     pthread_cond_broadcast(&l->freed);
+    pthread_cond_broadcast(&l->turned);
     pthread_cond_signal(&l->came);
     pthread_mutex_unlock(&l->lock);
 }
@@ -228,10 +278,8 @@ void *nib_gpu_reader(void *arg)
 {
     struct reader r = {.loader = arg};
     enum nib_err err = NIB_OK;
-    for (const struct nib_gpu_job *job; !err && (job = take_job(r.loader)) != NULL;)
-        err = run_job(&r, job);
-    nib_sha256_drop(&r.hash);
-    nib_sha256_drop(&r.hash_scales);
+    while (!err && (r.job = nib_gpu_job_take(r.loader)) != NULL)
+        err = run_job(&r);
     end(&r, err);
     return NULL;
 }

@@ -1,6 +1,8 @@
 /* tests/gpu/engine_test.c: the GPU engine's host half on tests/fake's libcuda: answers equal to the reference's, steps
  * ahead, the promises of core/engine.h that the host keeps. */
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
 #include "tests/gpu/gpu_fixture.h"
 
@@ -201,6 +203,55 @@ START_TEST(load_reports_and_checks)
 }
 END_TEST
 
+static pthread_t first_reader;
+static atomic_uint chunks_by_others, chunks_of_embed;
+
+/* Counts which threads read the embedding table. */
+static enum nib_err read_watched(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
+                                 struct nib_msg *msg)
+{
+    if (t == nib_image_tensor(&g.f.image, NIB_T_EMBED, 0)) {
+        if (atomic_fetch_add(&chunks_of_embed, 1) == 0)
+            first_reader = pthread_self();
+        else if (!pthread_equal(first_reader, pthread_self()))
+            atomic_fetch_add(&chunks_by_others, 1);
+    }
+    return gpu_read_memory(arg, t, at, buf, n, msg);
+}
+
+/* The tables of the small shape have some fifty chunks each. */
+START_TEST(two_readers_share_the_largest_tensors)
+{
+    static const struct fixture_options small = {.shape = "small",
+                                                 .kernels = &nib_kernels_ref,
+                                                 .seed = 12,
+                                                 .ctx_tokens = 512,
+                                                 .slots = 2,
+                                                 .step_rows_max = 32,
+                                                 .threads = 1};
+    struct nib_msg msg = {""};
+    struct nib_engine *engine = NULL;
+    fake_env("h200", "");
+    ck_assert_int_eq(gpu_fixture_plan(&g, &small, 2048ull << 20, &msg), NIB_OK);
+    ck_assert_msg(gpu_fixture_take(&g, &msg) == NIB_OK, "%s", msg.text);
+    struct nib_gpu_engine_open open = gpu_fixture_args(&g);
+    open.source.read = read_watched;
+    open.readers = 5;
+    ck_assert_msg(nib_gpu_engine_open(&open, &engine, &msg) == NIB_OK, "%s", msg.text);
+    engine->ops->close(engine);
+    ck_assert_uint_gt(atomic_load(&chunks_by_others), 0);
+    const struct nib_tensor *t = nib_image_tensor(&g.f.image, NIB_T_EMBED, 0);
+    for (uint64_t at = 1; at < t->bytes; at += t->bytes / 3) {
+        g.f.image_base[t->offset + at] ^= 4;
+        engine = NULL;
+        ck_assert_msg(nib_gpu_engine_open(&open, &engine, &msg) == NIB_E_HASH, "%s", msg.text);
+        ck_assert_msg(strstr(msg.text, t->name) != NULL, "%s", msg.text);
+        g.f.image_base[t->offset + at] ^= 4;
+    }
+    gpu_fixture_close(&g);
+}
+END_TEST
+
 /* After open, steps make no call but the launch and looks at the stream. */
 START_TEST(steps_allocate_nothing)
 {
@@ -263,4 +314,5 @@ START_TEST(scratch_is_zero_before_the_first_step)
 END_TEST
 
 NIB_SUITE(gpu_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s, steps_ahead_change_nothing,
-          results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks, steps_allocate_nothing)
+          results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks,
+          two_readers_share_the_largest_tensors, steps_allocate_nothing)
