@@ -198,6 +198,25 @@ static void log_plan(const struct nib_machine *m)
             m->plan.dims.ctx_tokens, m->plan.dims.slots, m->plan.threads, m->plan.threads == 1 ? "" : "s");
 }
 
+static double seconds(uint64_t us)
+{
+    return (double)us * 1e-6;
+}
+
+/* Where the time went, and what the driver took beyond the plan. */
+static void log_load(const struct nib_machine *m)
+{
+    const struct nib_gpu_times *t = &m->times;
+    if (!m->gpu_open)
+        return;
+    nib_log(NIB_LOG_INFO,
+            "loaded: image and vocabulary %.3f s, driver %.3f, memory %.3f, kernels %.3f, weights %.3f (%.2f GB/s), "
+            "graphs %.3f; the driver took %llu MiB of the device besides the plan",
+            seconds(m->image_us), seconds(m->device_us), seconds(m->memory_us), seconds(t->kernels_us),
+            seconds(t->weights_us), (double)t->weights_bytes / 1e3 / (double)(t->weights_us ? t->weights_us : 1),
+            seconds(t->graphs_us), (unsigned long long)(m->growth_bytes >> 20));
+}
+
 enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
 {
     struct nib_boot *b = arg;
@@ -215,6 +234,7 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
     s->engine = m->engine;
     /* a turn may wait for two steps, an idle one sleeps a second; what takes longer sits in the driver */
     s->stall_ms_max = m->row->gpu ? 2 * b->config->step_ms_max + 3000 : 0;
+    log_load(m);
     return lock_memory(b, msg);
 }
 

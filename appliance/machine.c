@@ -3,13 +3,17 @@
 #include "appliance/machine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "appliance/stepper.h"
 #include "arch/cpu.h"
 #include "core/arith.h"
 #include "core/sample.h"
+
+#define AHEAD_BYTES (8ull << 20) /* of a tensor, asked of the disk before they are read */
 
 static enum nib_err map_image(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
@@ -140,16 +144,20 @@ enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_op
 {
     m->source = o->made_up_source;
     m->step_ms_max = o->step_ms_max;
+    const uint64_t begin = nib_now_us();
     enum nib_err err =
         o->made_up ? nib_image_layout(o->made_up, "made up", 1, 1, &m->image, msg) : map_image(m, o, msg);
+    const uint64_t image = nib_now_us();
     if (!err)
         err = choose_device(m, o, msg);
+    m->device_us = nib_now_us() - image;
     if (!err && o->made_up && !m->row->gpu)
         err = nib_fail(msg, NIB_E_UNSUPPORTED, "made-up weights run on a GPU only; %s", m->device_note.text);
     if (!err && !o->made_up)
         err = read_generation(m, msg);
     if (!err)
         err = make_plan(m, o, msg);
+    m->image_us = nib_now_us() - begin - m->device_us;
     return err;
 }
 
@@ -201,9 +209,11 @@ static enum nib_err open_tokenizer(struct nib_machine *m, struct nib_msg *msg)
 
 enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg)
 {
+    const uint64_t begin = nib_now_us();
     enum nib_err err = map_arena(m, NIB_SPACE_HOST, &m->base[NIB_SPACE_HOST], msg);
     if (!err && m->gpu_open)
         err = nib_gpu_take(&m->gpu, &m->plan, msg);
+    m->memory_us = nib_now_us() - begin;
     return err || !m->image_base ? err : open_tokenizer(m, msg);
 }
 
@@ -223,10 +233,21 @@ static enum nib_err load_cpu(struct nib_machine *m, const uint32_t *banned, prog
     return nib_cpu_engine_open(&open, &m->engine, msg);
 }
 
+/* Each byte is announced once, some MiB before it is read, so that the disk never waits for a reader. */
+static void read_ahead(const struct nib_image_file *file, const struct nib_tensor *t, uint64_t at, size_t n)
+{
+    const uint64_t from = at == 0 ? n : nib_min_u64(t->bytes, at + AHEAD_BYTES);
+    const uint64_t to = nib_min_u64(t->bytes, at + AHEAD_BYTES + n);
+    if (from < to)
+        (void)posix_fadvise(file->fd, (off_t)(t->offset + from), (off_t)(to - from), POSIX_FADV_WILLNEED);
+}
+
 static enum nib_err read_file(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
                               struct nib_msg *msg)
 {
-    return nib_image_read(arg, t->offset + at, buf, n, msg);
+    const struct nib_image_file *file = arg;
+    read_ahead(file, t, at, n);
+    return nib_image_read(file, t->offset + at, buf, n, msg);
 }
 
 static enum nib_err load_gpu(struct nib_machine *m, const uint32_t *banned, progress_fn *progress, void *arg,
@@ -243,8 +264,10 @@ static enum nib_err load_gpu(struct nib_machine *m, const uint32_t *banned, prog
                                              .banned = banned,
                                              .step_ms_max = m->step_ms_max,
                                              .progress = progress,
-                                             .progress_arg = arg};
-    return nib_gpu_engine_open(&open, &m->engine, msg);
+                                             .progress_arg = arg,
+                                             .times = &m->times};
+    enum nib_err err = nib_gpu_engine_open(&open, &m->engine, msg);
+    return err ? err : nib_gpu_growth(&m->gpu, &m->plan, &m->growth_bytes, msg);
 }
 
 enum nib_err nib_machine_load(struct nib_machine *m, void (*progress)(void *arg, uint64_t done, uint64_t total),

@@ -56,7 +56,11 @@ struct nib_machine {
     bool gpu_open;
     bool file_open;
     struct nib_gpu_source source; /* of made-up weights */
-    struct nib_msg device_note;   /* why the CPU was taken although a GPU was wanted if there is one; else "" */
+    /* how long boot's parts took; the engine's are of a GPU */
+    uint64_t image_us, device_us, memory_us;
+    struct nib_gpu_times times;
+    uint64_t growth_bytes;      /* device memory that the driver took beyond the plan */
+    struct nib_msg device_note; /* why the CPU was taken although a GPU was wanted if there is one; else "" */
 };
 
 /* Opens the image and makes the plan; takes no memory yet beyond *m (large: keep it off small stacks). *m is all zeros. */

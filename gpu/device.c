@@ -57,7 +57,7 @@ enum nib_err nib_gpu_open(struct nib_gpu *ret_gpu, struct nib_msg *msg)
     return NIB_OK;
 }
 
-enum nib_err nib_gpu_probe(const struct nib_gpu *gpu, const struct nib_profile *host, struct nib_profile *ret_profile,
+enum nib_err nib_gpu_probe(struct nib_gpu *gpu, const struct nib_profile *host, struct nib_profile *ret_profile,
                            struct nib_msg *msg)
 {
     enum { SMS, INTEGRATED, CLOCK, BUS, L2, MAJOR, MINOR, SHARED, COUNT };
@@ -86,7 +86,20 @@ enum nib_err nib_gpu_probe(const struct nib_gpu *gpu, const struct nib_profile *
     p.reserved_bytes = nib_min_u64(total_bytes, total_bytes - nib_min_u64(free_bytes, total_bytes) + OVERHEAD_BYTES);
     /* double data rate: two transfers a clock */
     p.read_bytes_s = 2e3 * value[CLOCK] * value[BUS] / 8 * DRAM_EFFICIENCY;
+    gpu->free_bytes = free_bytes;
     *ret_profile = p;
+    return NIB_OK;
+}
+
+enum nib_err nib_gpu_growth(const struct nib_gpu *gpu, const struct nib_plan *plan, uint64_t *ret_bytes,
+                            struct nib_msg *msg)
+{
+    size_t free_bytes = 0, total_bytes = 0;
+    enum nib_err err = NIB_CU(&gpu->cuda, msg, cuMemGetInfo, &free_bytes, &total_bytes);
+    if (err)
+        return err;
+    const uint64_t left = free_bytes + plan->arena_bytes[NIB_SPACE_DEVICE];
+    *ret_bytes = gpu->free_bytes > left ? gpu->free_bytes - left : 0;
     return NIB_OK;
 }
 

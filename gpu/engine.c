@@ -46,17 +46,25 @@ static enum nib_err check(const struct nib_gpu_engine_open *o, struct nib_msg *m
 
 static enum nib_err start(struct nib_gpu_engine *e, const struct nib_gpu_engine_open *o, struct nib_msg *msg)
 {
+    const uint64_t begin = nib_gpu_now_us();
     enum nib_err err = NIB_CU(e->cuda, msg, cuStreamCreate, &e->stream, NIB_CU_STREAM_NON_BLOCKING);
     if (!err)
         err = nib_gpu_module_load(e, msg);
+    const uint64_t kernels = nib_gpu_now_us();
     if (!err)
         err = nib_gpu_bind_upload(e, o->banned, msg);
     if (!err)
         err = nib_gpu_upload(e, o, msg);
     if (!err)
         err = nib_gpu_bind_zero(e, msg);
+    const uint64_t weights = nib_gpu_now_us();
     if (!err)
         err = nib_gpu_graphs_make(e, msg);
+    if (!err && o->times) {
+        o->times->kernels_us = kernels - begin;
+        o->times->weights_us = weights - kernels;
+        o->times->graphs_us = nib_gpu_now_us() - weights;
+    }
     return err;
 }
 

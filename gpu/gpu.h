@@ -21,7 +21,8 @@ struct nib_gpu {
     bool context; /* retained, and current in the thread that opened */
     bool lost;    /* the device failed: leave it alone */
     char name[NIB_MAX_PROFILE_NAME];
-    char bus[16]; /* PCI address */
+    char bus[16];        /* PCI address */
+    uint64_t free_bytes; /* of the device, at the probe */
     /* the arenas of a plan: device address in every space; host address of the pinned one */
     nib_gpu_ptr base[NIB_SPACE_COUNT];
     uint8_t *pinned;
@@ -33,21 +34,32 @@ enum nib_err nib_gpu_open(struct nib_gpu *ret_gpu, struct nib_msg *msg) NIB_CHEC
 
 /* The facts of the device. memory_bytes is all of it, reserved_bytes what others and the context hold now and what
  * modules and graphs will need. host_bytes is the machine's memory, host_reserved of it not ours. */
-enum nib_err nib_gpu_probe(const struct nib_gpu *gpu, const struct nib_profile *host, struct nib_profile *ret_profile,
+enum nib_err nib_gpu_probe(struct nib_gpu *gpu, const struct nib_profile *host, struct nib_profile *ret_profile,
                            struct nib_msg *msg) NIB_CHECKED;
 
 /* Takes the plan's device and pinned arenas, one allocation each. NIB_E_NOMEM names the bytes. */
 enum nib_err nib_gpu_take(struct nib_gpu *gpu, const struct nib_plan *plan, struct nib_msg *msg) NIB_CHECKED;
 
+/* Device memory that went since the probe, beyond the plan's arena: what the driver took for modules, graphs and itself.
+ * Others on the same device count too. */
+enum nib_err nib_gpu_growth(const struct nib_gpu *gpu, const struct nib_plan *plan, uint64_t *ret_bytes,
+                            struct nib_msg *msg) NIB_CHECKED;
+
 /* Gives everything back, unless the device is lost. */
 void nib_gpu_close(struct nib_gpu *gpu);
 
 /* Where the weights come from. `read` fills buf with n bytes of a tensor from byte `at` on; several threads call it at
- * once, each tensor front to back on one thread. */
+ * once; what is not hashed is read front to back, each tensor on one thread. */
 struct nib_gpu_source {
     enum nib_err (*read)(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n, struct nib_msg *msg);
     void *arg;
     bool hashed; /* the image's hashes are those of what read gives; false for made-up weights */
+};
+
+/* How long the parts of opening took, and what was loaded. */
+struct nib_gpu_times {
+    uint64_t kernels_us, weights_us, graphs_us;
+    uint64_t weights_bytes;
 };
 
 struct nib_gpu_engine_open {
@@ -59,10 +71,11 @@ struct nib_gpu_engine_open {
     const struct nib_image *image;         /* of the plan's shape; not used after open */
     struct nib_gpu_source source;          /* not used after open */
     const uint32_t *banned;                /* bitmap as in core/sample.h, copied; NULL bans nothing */
-    uint32_t readers;                      /* threads that read the image: 1..NIB_MAX_READERS, 0 = one a CPU */
+    uint32_t readers;                      /* threads that read the image: 1..NIB_MAX_READERS, 0 = about one a CPU */
     uint32_t step_ms_max;                  /* a step that takes longer is lost; 0 = NIB_MAX_STEP_MS */
     void (*progress)(void *arg, uint64_t done_bytes, uint64_t total_bytes); /* weights on the device; or NULL */
     void *progress_arg;
+    struct nib_gpu_times *times; /* filled; or NULL */
 };
 
 /* Loads the module, the weights (checking every hash), and makes a graph a bucket. NIB_E_HASH names the tensor that
