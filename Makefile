@@ -149,9 +149,16 @@ $(B)/tests/gpu/libtrouble.so: $(B)/fake/tests/gpu/trouble.o
 	@mkdir -p $(dir $@)
 	$(Q)echo "  LD  $@"; $(CC) -shared -Wl,-z,defs -o $@ $^ -ldl
 
+# what tests put beneath the daemon to count what it takes: of libcuda, and of the C library (LD_PRELOAD)
+COUNTERS := tests/gpu/count_cuda.so tests/wire/noalloc.so
+tests: $(COUNTERS:%=$(B)/%)
+$(COUNTERS:%=$(B)/%): $(B)/%.so: %.c gpu/cuda.h
+	@mkdir -p $(dir $@)
+	$(Q)echo "  LD  $@"; $(CC) $(filter-out -fPIE -MMD -MP,$(BASE)) -O1 -fPIC -fvisibility=default -shared -o $@ $< -ldl
+
 # What runs on a machine with a GPU and nothing installed: the programs, and beside them in lib/ the libraries they need but
 # the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
-TRAVEL := nibbled nibble tests/gpu/libtrouble.so $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
+TRAVEL := nibbled nibble tests/gpu/libtrouble.so $(COUNTERS) $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
 travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@rm -rf build/travel/lib && mkdir -p build/travel/lib
 	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
@@ -159,11 +166,13 @@ travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@du -sh build/travel
 build/travel/nibbled: $(B)/nibbled
 build/travel/nibble: $(B)/nibble
-build/travel/tests/gpu/libtrouble.so: $(B)/tests/gpu/libtrouble.so
+build/travel/%.so: $(B)/%.so
+	@mkdir -p $(dir $@)
+	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 build/travel/%_gpu_test: $(B)/tests/gpu/%_gpu_test
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
-build/travel/nibbled build/travel/nibble build/travel/tests/gpu/libtrouble.so:
+build/travel/nibbled build/travel/nibble:
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 

@@ -19,7 +19,7 @@ from life_test import Notify
 class Counts(ctypes.Structure):
     _fields_ = [(n, ctypes.c_ulonglong) for n in
                 ("armed", "other_threads", "main_program", "main_http", "main_rest", "http_bytes",
-                 "maps", "files")]
+                 "maps", "files", "driver")]
     _fields_.append(("last_rest", ctypes.c_char * 200))
 
 
