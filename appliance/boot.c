@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sysexits.h>
 
+#include "appliance/again.h"
 #include "appliance/log.h"
 #include "core/arith.h"
 
@@ -129,6 +130,8 @@ static void open_text(struct nib_boot *b)
     m->stop_count = machine->generation.eos_count;
     memcpy(m->stop, machine->generation.eos, sizeof m->stop);
     m->vocab = machine->image.shape->vocab;
+    m->struck = machine->struck;
+    m->struck_count = machine->struck_count;
     m->model = b->config->model_name[0] ? b->config->model_name : machine->image.shape->name;
 }
 
@@ -176,6 +179,9 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
                                             .threads = (uint32_t)c->threads,
                                             .memory_limit_bytes = c->memory_mib << 20,
                                             .queue_max = NIB_MAX_QUEUE}, /* the front's jobs are the limit */
+                                    .self_test = b->self_test,
+                                    .struck = b->struck,
+                                    .struck_count = b->struck_count,
                                     .front_bytes = front_bytes,
                                     .front_arg = &sizing};
     enum nib_err err = o.key ? read_key(c->image_key, key, msg) : NIB_OK;
@@ -188,7 +194,10 @@ static void log_plan(const struct nib_machine *m)
     const uint64_t *bytes = m->plan.arena_bytes;
     nib_machine_device(m, device, sizeof device);
     if (m->device_note.text[0])
-        nib_log(NIB_LOG_WARN, "no GPU, so the CPU runs the model: %s", m->device_note.text);
+        nib_log(NIB_LOG_WARN, "%s the CPU runs the model: %s", m->struck_count ? "so" : "no GPU, so",
+                m->device_note.text);
+    if (m->test_us)
+        nib_log(NIB_LOG_INFO, "row %s passed its self-test, %.1f ms", m->row->name, (double)m->test_us / 1e3);
     nib_log(NIB_LOG_INFO,
             "%s on %s, row %s: %llu MiB planned (%llu on the device, %llu pinned), context %u tokens, "
             "%u slots, %u thread%s",
@@ -210,11 +219,34 @@ static void log_load(const struct nib_machine *m)
     if (!m->gpu_open)
         return;
     nib_log(NIB_LOG_INFO,
-            "loaded: image and vocabulary %.3f s, driver %.3f, memory %.3f, kernels %.3f, weights %.3f (%.2f GB/s), "
+            "loaded: image and vocabulary %.3f s, driver and self-test %.3f, memory %.3f, kernels %.3f, weights %.3f "
+            "(%.2f GB/s), "
             "graphs %.3f; the driver took %llu MiB of the device besides the plan",
             seconds(m->image_us), seconds(m->device_us), seconds(m->memory_us), seconds(t->kernels_us),
             seconds(t->weights_us), (double)t->weights_bytes / 1e3 / (double)(t->weights_us ? t->weights_us : 1),
             seconds(t->graphs_us), (unsigned long long)(m->growth_bytes >> 20));
+}
+
+static void log_struck(const struct nib_machine *m)
+{
+    for (uint32_t i = 0; i < m->struck_count; i++)
+        nib_log(NIB_LOG_ERR, "row %s is struck by its self-test: %s", m->struck[i].row, m->struck[i].why.text);
+}
+
+void nib_boot_again(struct nib_boot *b)
+{
+    struct nib_machine *m = &b->machine;
+    const struct nib_arch_row *testing = atomic_load(&m->testing);
+    uint32_t count = m->struck_count;
+    if (testing && count < NIB_MAX_ARCH_ROWS) {
+        m->struck[count].row = testing->name;
+        (void)nib_fail(&m->struck[count++].why, NIB_E_DEVICE, "a call of the driver did not return");
+    }
+    const bool news = count > b->struck_count;
+    if (b->config->row[0] || !news || (!testing && !m->gpu.lost))
+        return;
+    nib_log(NIB_LOG_WARN, "the GPU has stopped: starting again without row %s", m->struck[count - 1].row);
+    nib_again(b->config_path, b->passed_fd, m->struck, count);
 }
 
 enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
@@ -222,9 +254,13 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
     struct nib_boot *b = arg;
     struct nib_machine *m = &b->machine;
     s->canary_ms = NIB_CANARY_MS;
+    b->self_test = true;
     enum nib_err err = nib_boot_plan(b, s, msg);
-    if (err)
+    log_struck(m);
+    if (err) {
+        nib_boot_again(b);
         return err;
+    }
     log_plan(m);
     if ((err = nib_machine_map(m, msg)) != NIB_OK || (err = carve_front(b, s, msg)) != NIB_OK)
         return err;

@@ -10,6 +10,11 @@ struct nib_boot {
     const struct nib_config *config;
     struct nib_front *front;    /* gets its memory */
     struct nib_machine machine; /* kept for the life of the process */
+    bool self_test;             /* false for nibbled --plan */
+    const char *config_path;
+    int passed_fd;                               /* systemd's listening socket, or -1 */
+    struct nib_struck struck[NIB_MAX_ARCH_ROWS]; /* [struck_count] in this process' earlier life */
+    uint32_t struck_count;
 };
 
 /* The plan that boot would carry out, in boot->machine.plan; takes no memory. */
@@ -17,6 +22,10 @@ enum nib_err nib_boot_plan(struct nib_boot *boot, struct nib_stepper *stepper, s
 
 /* nib_stepper.boot; arg is a struct nib_boot. Fails with the sentence for the journal. */
 enum nib_err nib_boot_run(void *arg, struct nib_stepper *stepper, struct nib_msg *msg);
+
+/* A row's self-test has stopped the GPU, or never returns: begins anew without that row. Returns when the configuration
+ * names the row, or no self-test is to blame. */
+void nib_boot_again(struct nib_boot *boot);
 
 /* The process's exit code (sysexits) after boot failed so. */
 int nib_boot_exit_code(enum nib_err err);

@@ -22,7 +22,8 @@ static const struct nib_config_key keys[] = {
      "What runs the model. auto: the GPU when there is one, else the CPU, and the journal says why.\n"
      "gpu: nothing but the GPU."},
     {"engine.row", NIB_CFG_STRING, AT(row), 0, 31, "\"\"", NULL,
-     "Row of the capability table to run, by name. Empty: the best that this machine satisfies."},
+     "Row of the capability table to run, by name. Empty: the best that this machine satisfies\n"
+     "and whose kernels pass their self-test; a named row is never replaced."},
     {"engine.threads", NIB_CFG_UINT, AT(threads), 0, NIB_MAX_THREADS, "0", NULL,
      "CPU worker threads. 0: one for each core this process may use."},
     {"engine.ctx_tokens", NIB_CFG_UINT, AT(ctx_tokens), 0, NIB_MAX_CTX_TOKENS, "0", NULL,

@@ -16,11 +16,15 @@
 #include "appliance/prompt.h"
 #include "appliance/stepper.h"
 
+struct nib_struck;
+
 /* Storage that boot carves for the front. */
 struct nib_front_mem {
     uint32_t jobs_count, bodies_count, ctx_tokens, slots;
     const struct nib_tokenizer *tokenizer;
     const char *model;
+    const struct nib_struck *struck; /* [struck_count] rows whose kernels are wrong (appliance/machine.h) */
+    uint32_t struck_count;
     uint32_t vocab;
     uint32_t stop_count;
     uint32_t stop[NIB_MAX_STOP_TOKENS]; /* ids that end an answer */

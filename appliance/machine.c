@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "appliance/device.h"
 #include "appliance/stepper.h"
 #include "arch/cpu.h"
 #include "core/arith.h"
@@ -57,68 +58,6 @@ static enum nib_err read_generation(struct nib_machine *m, struct nib_msg *msg)
     return err;
 }
 
-/* The named row, or the best that the profile of *m satisfies. */
-static enum nib_err choose_row(struct nib_machine *m, const struct nib_machine_options *o, uint32_t mask,
-                               struct nib_msg *msg)
-{
-    if (!o->row)
-        return nib_arch_select(&m->profile, mask, &m->row, msg);
-    const struct nib_arch_row *row = nib_arch_find(o->row);
-    if (!row)
-        return nib_fail(msg, NIB_E_ARG, "the capability table has no row '%s'", o->row);
-    const char *why = nib_arch_refusal(row, &m->profile, mask);
-    if (why)
-        return nib_fail(msg, NIB_E_UNSUPPORTED, "the row '%s' cannot run here: %s", o->row, why);
-    m->row = row;
-    return NIB_OK;
-}
-
-/* Opens the GPU and takes a row for it; on failure no GPU is open. */
-static enum nib_err choose_gpu(struct nib_machine *m, const struct nib_machine_options *o,
-                               const struct nib_profile *host, uint32_t mask, struct nib_msg *msg)
-{
-    enum nib_err err = nib_gpu_open(&m->gpu, msg);
-    if (err)
-        return err;
-    m->gpu_open = true;
-    err = nib_gpu_probe(&m->gpu, host, &m->profile, msg);
-    if (!err)
-        err = choose_row(m, o, mask, msg);
-    if (err) {
-        nib_gpu_close(&m->gpu);
-        m->gpu_open = false;
-    }
-    return err;
-}
-
-/* A GPU that is there and fails is an error; only one that is not there, or that no row is for, leaves it to the CPU. */
-static enum nib_err choose_device(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
-{
-    struct nib_profile host;
-    uint32_t mask = 0;
-    enum nib_err err = nib_arch_probe_cpu(&host, msg);
-    if (!err && o->mask)
-        err = nib_arch_mask_parse(o->mask, &mask, msg);
-    if (err)
-        return err;
-    mask |= nib_arch_unbuilt_mask();
-    const struct nib_arch_row *named = o->row ? nib_arch_find(o->row) : NULL;
-    const bool cpu_named = named && !named->gpu;
-    if (o->device == NIB_DEVICE_GPU || (named && named->gpu && o->device == NIB_DEVICE_AUTO))
-        return choose_gpu(m, o, &host, mask, msg);
-    if (o->device == NIB_DEVICE_AUTO && !cpu_named) {
-        err = choose_gpu(m, o, &host, mask, &m->device_note);
-        if (!err)
-            m->device_note.text[0] = '\0';
-        if (!err)
-            return NIB_OK;
-        if (err != NIB_E_UNSUPPORTED)
-            return nib_fail(msg, err, "%s", m->device_note.text);
-    }
-    m->profile = host;
-    return choose_row(m, o, mask, msg);
-}
-
 /* Twice when the front has needs of its own: they follow from the dimensions, which the first plan decides. */
 static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
@@ -149,7 +88,7 @@ enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_op
         o->made_up ? nib_image_layout(o->made_up, "made up", 1, 1, &m->image, msg) : map_image(m, o, msg);
     const uint64_t image = nib_now_us();
     if (!err)
-        err = choose_device(m, o, msg);
+        err = nib_device_choose(m, o, msg);
     m->device_us = nib_now_us() - image;
     if (!err && o->made_up && !m->row->gpu)
         err = nib_fail(msg, NIB_E_UNSUPPORTED, "made-up weights run on a GPU only; %s", m->device_note.text);

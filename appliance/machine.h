@@ -1,6 +1,6 @@
 /* appliance/machine.h: boot in four calls: plan, map, load, close. The daemon and `nibble bench` share it.
  *
- *     image header -> probe -> row -> plan -> carve -> tokenizer -> engine
+ *     image header -> probe -> row, self-test -> plan -> carve -> tokenizer -> engine
  *
  * Boot thread. Every failure is one sentence; after a failure call close. */
 #ifndef NIB_APPLIANCE_MACHINE_H
@@ -22,12 +22,22 @@ enum nib_device {
     NIB_DEVICE_GPU /* nothing else: its absence is an error */
 };
 
+/* A row that failed its self-test, and with which kernel. */
+struct nib_struck {
+    const char *row;
+    struct nib_msg why;
+};
+
 struct nib_machine_options {
     const char *image; /* path; NULL with made_up */
     enum nib_device device;
-    const uint8_t *key;          /* public key the image must be signed with, or NULL */
-    const char *row;             /* row of the capability table to run, by name; NULL: the best */
-    const char *mask;            /* rows to pass over, "amx,avx512"; NULL: none */
+    const uint8_t *key; /* public key the image must be signed with, or NULL */
+    const char *row;    /* row of the capability table to run, by name; NULL: the best */
+    const char *mask;   /* rows to pass over, "amx,avx512"; NULL: none */
+    /* Kernels are tested before the plan is made. A row that fails is struck, and the next is tried, unless `row` names it */
+    bool self_test;
+    const struct nib_struck *struck; /* [struck_count] rows that failed in this process' earlier life: passed over */
+    uint32_t struck_count;
     struct nib_plan_request ask; /* ctx_tokens, slots, step_rows_max, threads, memory_limit_bytes, queue_max,
                                     prefill_rows_max; 0 = automatic (threads: one a CPU). The rest is filled in */
     /* GPU only: no image at all but weights of this shape from a source, for measurements; there is no tokenizer then */
@@ -59,11 +69,17 @@ struct nib_machine {
     /* how long boot's parts took; the engine's are of a GPU */
     uint64_t image_us, device_us, memory_us;
     struct nib_gpu_times times;
-    uint64_t growth_bytes;      /* device memory that the driver took beyond the plan */
+    uint64_t growth_bytes;                       /* device memory that the driver took beyond the plan */
+    struct nib_struck struck[NIB_MAX_ARCH_ROWS]; /* [struck_count] rows that failed their self-test */
+    uint32_t struck_count;
+    _Atomic(const struct nib_arch_row *) testing; /* the row under test now */
+    uint64_t test_us;                             /* that the test of `row` took */
     struct nib_msg device_note; /* why the CPU was taken although a GPU was wanted if there is one; else "" */
 };
 
-/* Opens the image and makes the plan; takes no memory yet beyond *m (large: keep it off small stacks). *m is all zeros. */
+/* Opens the image, takes a device and a row, tests the row's kernels, and makes the plan; takes no memory yet beyond *m
+ * (large: keep it off small stacks), and the test's own, which is given back. *m is all zeros. On failure m->struck tells
+ * which rows were struck, and nib_machine_lost whether the last of them stopped the device. */
 enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *options,
                               struct nib_msg *msg) NIB_CHECKED;
 

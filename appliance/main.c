@@ -8,6 +8,7 @@
 #include <sysexits.h>
 #include <unistd.h>
 
+#include "appliance/again.h"
 #include "appliance/boot.h"
 #include "appliance/listen.h"
 #include "appliance/log.h"
@@ -23,19 +24,22 @@ static struct nib_boot boot;
 
 static void print_help(void)
 {
-    (void)printf("nibbled %s: serves a gpt-oss model image over a UNIX socket, OpenAI's API\n\n"
-                 "  --config FILE    configuration (default " NIB_CONFIG_PATH ")\n"
-                 "  --check          read the configuration, say what is wrong with it, and stop\n"
-                 "  --plan           print the memory plan that boot would carry out, and stop\n"
-                 "  --print-config   the documented configuration, every key at its default\n"
-                 "  --print-fields   the parameters of a request, with their ranges, as JSON\n"
-                 "  --version        the version\n"
-                 "  --help           this text\n\n"
-                 "Stays in the foreground; systemd or a shell runs it. Logs to stderr.\n"
-                 "SIGTERM lets running requests finish, for at most time.drain_ms_max, and stops; a second one\n"
-                 "ends them at once.\n"
-                 "Exit codes: 0 stopped, 64 usage, 66 image, 70 engine, 71 system, 78 configuration.\n",
-                 NIB_VERSION);
+    (void)printf(
+        "nibbled %s: serves a gpt-oss model image over a UNIX socket, OpenAI's API\n\n"
+        "  --config FILE    configuration (default " NIB_CONFIG_PATH ")\n"
+        "  --check          read the configuration, say what is wrong with it, and stop\n"
+        "  --plan           print the memory plan that boot would carry out, and stop\n"
+        "  --print-config   the documented configuration, every key at its default\n"
+        "  --print-fields   the parameters of a request, with their ranges, as JSON\n"
+        "  --struck ROW=WHY pass over a row of the capability table; what the daemon tells itself when it starts\n"
+        "                   again after a self-test has stopped the GPU\n"
+        "  --version        the version\n"
+        "  --help           this text\n\n"
+        "Stays in the foreground; systemd or a shell runs it. Logs to stderr.\n"
+        "SIGTERM lets running requests finish, for at most time.drain_ms_max, and stops; a second one\n"
+        "ends them at once.\n"
+        "Exit codes: 0 stopped, 64 usage, 66 image, 70 engine, 71 system, 78 configuration.\n",
+        NIB_VERSION);
 }
 
 static void print_fields(void)
@@ -93,6 +97,8 @@ static int end_stepper(int code)
         if (code == EX_OK && atomic_load(&stepper.state) == NIB_STATE_FAILED) /* after the last answer */
             code = fail(&stepper.failure, EX_SOFTWARE);
     }
+    if (front.stuck)
+        nib_boot_again(&boot);
     if (at_once) {
         (void)fflush(NULL);
         _exit(code);
@@ -115,6 +121,7 @@ static int serve(void)
     }
     boot.config = front.config = &config;
     boot.front = &front;
+    boot.passed_fd = own ? -1 : fd;
     front.stepper = &stepper;
     front.listen_fd = fd;
     front.passed = !own;
@@ -138,10 +145,15 @@ static int serve(void)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"config", required_argument, NULL, 'c'}, {"check", no_argument, NULL, 'k'},
-        {"plan", no_argument, NULL, 'P'},         {"print-config", no_argument, NULL, 'p'},
-        {"print-fields", no_argument, NULL, 'f'}, {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0},
+        {"config", required_argument, NULL, 'c'},
+        {"check", no_argument, NULL, 'k'},
+        {"plan", no_argument, NULL, 'P'},
+        {"print-config", no_argument, NULL, 'p'},
+        {"print-fields", no_argument, NULL, 'f'},
+        {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},
+        {"struck", required_argument, NULL, 's'},
+        {NULL, 0, NULL, 0},
     };
     const char *path = NIB_CONFIG_PATH;
     bool check = false, plan = false;
@@ -162,6 +174,10 @@ int main(int argc, char **argv)
         case 'f':
             print_fields();
             return EX_OK;
+        case 's':
+            if (boot.struck_count == NIB_MAX_ARCH_ROWS || !nib_again_parse(optarg, &boot.struck[boot.struck_count++]))
+                return EX_USAGE;
+            break;
         case 'v':
             (void)printf("nibbled %s\n", NIB_VERSION);
             return EX_OK;
@@ -181,6 +197,7 @@ int main(int argc, char **argv)
     struct nib_msg msg;
     if (nib_config_load(path, &config, &msg) != NIB_OK)
         return fail(&msg, EX_CONFIG);
+    boot.config_path = path;
     if (plan)
         return print_plan();
     return check ? EX_OK : serve();

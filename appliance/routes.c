@@ -5,6 +5,7 @@
 
 #include "appliance/front.h"
 #include "appliance/json_in.h"
+#include "appliance/machine.h"
 
 #define NIB_PAGE_BYTES (24u << 10) /* /metrics and the other small pages */
 
@@ -27,6 +28,7 @@ static enum MHD_Result serve_health(struct nib_front *front, struct nib_conn *co
 {
     struct nib_out out = nib_out_of(page, sizeof page);
     struct nib_stepper *s = front->stepper;
+    const struct nib_front_mem *m = &front->mem;
     unsigned long long done = atomic_load(&s->boot_done);
     unsigned long long total = atomic_load(&s->boot_total);
     int status = 503;
@@ -42,9 +44,12 @@ static enum MHD_Result serve_health(struct nib_front *front, struct nib_conn *co
         status = stalled ? 503 : 200;
         nib_out_fmt(&out,
                     "{\"status\":\"%s\",\"model\":\"%s\",\"active\":%u,\"row\":\"%s\","
-                    "\"last_step_age_ms\":%llu}\n",
-                    stalled ? "stalled" : "ready", front->mem.model, front->jobs_active, s->engine->row,
+                    "\"last_step_age_ms\":%llu,\"struck\":[",
+                    stalled ? "stalled" : "ready", m->model, front->jobs_active, s->engine->row,
                     (unsigned long long)(front->jobs_active ? age_ms : 0));
+        for (uint32_t i = 0; i < m->struck_count; i++)
+            nib_out_fmt(&out, "%s\"%s\"", i ? "," : "", m->struck[i].row);
+        nib_out_text(&out, "]}\n");
     }
     return nib_respond_text(front, conn, status, "application/json", &out, true);
 }

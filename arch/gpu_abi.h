@@ -160,6 +160,24 @@ struct nib_gpu_geometry {
                               waits by itself (griddepcontrol.wait) before it reads or writes anything but weights */
 };
 
+/* One choice of a row's router. */
+struct nib_gpu_choice {
+    uint32_t expert, place; /* place: of this assignment in `gated` and `down` */
+    float weight;
+};
+
+/* How a row keeps what its kernels hand to each other, for whoever compares them with arch/ref (gpu/selftest.h). Pure. */
+struct nib_gpu_forms {
+    /* k values of a row of `acts`, as the op has left them */
+    void (*acts)(const struct nib_gpu_machine *m, enum nib_gpu_op left_by, const void *acts, uint32_t row, uint32_t k,
+                 float *ret);
+    /* the I values at a place of `gated` */
+    void (*gated)(const struct nib_gpu_machine *m, const void *gated, uint32_t place, float *ret);
+    /* choice c, best first, of a row, from `route` */
+    void (*choice)(const struct nib_gpu_machine *m, const void *route, uint32_t row, uint32_t c,
+                   struct nib_gpu_choice *ret);
+};
+
 /* One a folder. decode, prompt and want are a bucket's upper bounds: a graph made for 64 decode and 128 prompt rows runs any
  * step with no more of either; blocks beyond the step's own counts leave at once. A bucket may have no decode or no prompt
  * rows at all. */
@@ -176,6 +194,7 @@ struct nib_gpu_kernels {
     /* Fills *ret; grid[0] 0 when the op has nothing to do in this bucket. The boot ops get 0, 0, 0 and run for any matrix. */
     void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                      uint32_t want, struct nib_gpu_geometry *ret);
+    struct nib_gpu_forms forms;
 };
 
 /* "nib_gpu_begin", ...: symbol of an op in every image. */

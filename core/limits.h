@@ -69,6 +69,7 @@
 #define NIB_MAX_RING_ELEM_BYTES    4096        /* larger things are passed by index */
 #define NIB_MAX_THREADS            256         /* CPU worker threads */
 #define NIB_MAX_READERS            16          /* threads that read an image for a GPU; each hashes at 1 GB/s or more */
+#define NIB_MAX_SELFTEST_MS        5000        /* one kernel of the self-test; it takes well under one */
 #define NIB_MAX_STEP_MS            20000       /* a GPU step that takes longer is lost; the slowest take about 3 s */
 
 /* plan */

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "core/arith.h"
-#include "gpu/gpu.h"
+#include "gpu/state.h"
 
 #define OVERHEAD_BYTES  (512ull << 20) /* modules, graphs and the driver's own growth after the probe */
 #define DRAM_EFFICIENCY 0.92           /* of the bus's rate, what long reads reach */
@@ -147,6 +147,7 @@ void nib_gpu_close(struct nib_gpu *gpu)
     const struct nib_cuda *cuda = &gpu->cuda;
     if (gpu->lost)
         return;
+    nib_gpu_unload(gpu);
     if (gpu->pinned)
         drop(cuda->cuMemFreeHost(gpu->pinned));
     if (gpu->base[NIB_SPACE_DEVICE])

@@ -10,11 +10,9 @@ static void release(struct nib_gpu_engine *e)
     if (e->gpu->lost)
         return;
     nib_gpu_graphs_free(e);
-    if (e->module)
-        (void)e->cuda->cuModuleUnload(e->module);
+    nib_gpu_unload(e->gpu);
     if (e->stream)
         (void)e->cuda->cuStreamDestroy(e->stream);
-    e->module = NULL;
     e->stream = NULL;
 }
 
@@ -49,7 +47,7 @@ static enum nib_err start(struct nib_gpu_engine *e, const struct nib_gpu_engine_
     const uint64_t begin = nib_gpu_now_us();
     enum nib_err err = NIB_CU(e->cuda, msg, cuStreamCreate, &e->stream, NIB_CU_STREAM_NON_BLOCKING);
     if (!err)
-        err = nib_gpu_module_load(e, msg);
+        err = nib_gpu_load(e->gpu, o->kernels, o->profile, msg);
     const uint64_t kernels = nib_gpu_now_us();
     if (!err)
         err = nib_gpu_bind_upload(e, o->banned, msg);
@@ -84,7 +82,6 @@ enum nib_err nib_gpu_engine_open(const struct nib_gpu_engine_open *o, struct nib
     e->cuda = &o->gpu->cuda;
     e->k = o->kernels;
     e->plan = plan;
-    e->shared_bytes = o->profile->shared_bytes;
     e->step_us_max = 1000ull * (o->step_ms_max ? o->step_ms_max : NIB_MAX_STEP_MS);
     /* naps of gpu/wait.c as short as asked for; of this thread, which will wait for steps */
     (void)prctl(PR_SET_TIMERSLACK, 1000UL);

@@ -1,6 +1,7 @@
 /* gpu/gpu.h: one GPU: probing it, taking its memory, and the engine that runs the model on it.
  *
- *     nib_gpu_open -> nib_gpu_probe -> (plan) -> nib_gpu_take -> nib_gpu_engine_open -> steps -> close -> nib_gpu_close
+ *     nib_gpu_open -> nib_gpu_probe -> (row, gpu/selftest.h) -> (plan) -> nib_gpu_take -> nib_gpu_engine_open -> steps
+ *                  -> close -> nib_gpu_close
  *
  * All of it on one thread, the one that steps later (a CUDA context is current in a thread). No call waits without a
  * deadline, but those the driver itself blocks in. After a failure of the device the engine is lost: every call says
@@ -26,6 +27,11 @@ struct nib_gpu {
     /* the arenas of a plan: device address in every space; host address of the pinned one */
     nib_gpu_ptr base[NIB_SPACE_COUNT];
     uint8_t *pinned;
+    /* the loaded row */
+    const struct nib_gpu_kernels *kernels;
+    struct CUmod_st *module;
+    struct CUfunc_st *function[NIB_GPU_OP_COUNT];
+    uint64_t shared_bytes; /* a block may use */
 };
 
 /* Opens the driver and the first device it lists (CUDA_VISIBLE_DEVICES decides which that is).
@@ -36,6 +42,11 @@ enum nib_err nib_gpu_open(struct nib_gpu *ret_gpu, struct nib_msg *msg) NIB_CHEC
  * modules and graphs will need. host_bytes is the machine's memory, host_reserved of it not ours. */
 enum nib_err nib_gpu_probe(struct nib_gpu *gpu, const struct nib_profile *host, struct nib_profile *ret_profile,
                            struct nib_msg *msg) NIB_CHECKED;
+
+/* Loads a row's image and finds its kernels, in place of the row that was loaded; nothing when it is that row already.
+ * NIB_E_UNSUPPORTED: the device refuses them. */
+enum nib_err nib_gpu_load(struct nib_gpu *gpu, const struct nib_gpu_kernels *kernels, const struct nib_profile *profile,
+                          struct nib_msg *msg) NIB_CHECKED;
 
 /* Takes the plan's device and pinned arenas, one allocation each. NIB_E_NOMEM names the bytes. */
 enum nib_err nib_gpu_take(struct nib_gpu *gpu, const struct nib_plan *plan, struct nib_msg *msg) NIB_CHECKED;
@@ -78,7 +89,7 @@ struct nib_gpu_engine_open {
     struct nib_gpu_times *times; /* filled; or NULL */
 };
 
-/* Loads the module, the weights (checking every hash), and makes a graph a bucket. NIB_E_HASH names the tensor that
+/* Loads the row's kernels unless they are loaded, the weights (checking every hash), and makes a graph a bucket. NIB_E_HASH names the tensor that
  * differs. NIB_E_ARG: image, plan and kernels do not belong together. NIB_E_UNSUPPORTED: the device refuses the kernels. */
 enum nib_err nib_gpu_engine_open(const struct nib_gpu_engine_open *open, struct nib_engine **ret_engine,
                                  struct nib_msg *msg) NIB_CHECKED;

@@ -59,7 +59,7 @@ static enum nib_err allow(struct nib_gpu_engine *e, enum nib_gpu_op op, struct n
     for (uint32_t i = 0; i < e->buckets_count && !err; i++) {
         struct nib_gpu_geometry g = geometry(e, op, &e->buckets[i]);
         if (g.grid[0])
-            err = nib_gpu_module_allow(e, op, g.block, g.shared_bytes, msg);
+            err = nib_gpu_module_allow(e->gpu, op, g.block, g.shared_bytes, msg);
     }
     return err;
 }
@@ -71,7 +71,8 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
     for (int op = (int)first; op <= (int)last && !err; op++) {
         struct nib_gpu_geometry g = geometry(e, (enum nib_gpu_op)op, b);
         if (g.grid[0])
-            err = nib_gpu_launch(e, (enum nib_gpu_op)op, &g, layer, msg);
+            err = nib_gpu_launch(e->gpu, (enum nib_gpu_op)op, &g,
+                                 (struct nib_gpu_target){e->stream, e->machine_at, layer}, msg);
     }
     return err;
 }

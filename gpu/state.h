@@ -29,7 +29,6 @@ struct nib_gpu_engine {
     const struct nib_cuda *cuda;
     const struct nib_gpu_kernels *k;
     const struct nib_plan *plan;
-    uint64_t shared_bytes; /* a block may use */
     uint64_t step_us_max;
 
     struct nib_gpu_machine machine; /* as it lies on the device at machine_at */
@@ -42,8 +41,6 @@ struct nib_gpu_engine {
     uint32_t logits_rows;
     struct nib_sampling *sampling; /* [slots] */
 
-    struct CUmod_st *module;
-    struct CUfunc_st *function[NIB_GPU_OP_COUNT];
     struct CUstream_st *stream;
     uint32_t buckets_count;
     struct nib_gpu_bucket buckets[NIB_GPU_MAX_BUCKETS]; /* decode, then prompt, then mixed; each kind ascending */
@@ -62,14 +59,19 @@ enum nib_err nib_gpu_bind_upload(struct nib_gpu_engine *e, const uint32_t *banne
 /* Zeroes what the kernels count in. After the weights are loaded: these regions share bytes with the load's staging. */
 enum nib_err nib_gpu_bind_zero(struct nib_gpu_engine *e, struct nib_msg *msg) NIB_CHECKED;
 
-/* module.c: loads the row's image and finds every op's function in it. */
-enum nib_err nib_gpu_module_load(struct nib_gpu_engine *e, struct nib_msg *msg) NIB_CHECKED;
+/* module.c: nib_gpu_load's way back. */
+void nib_gpu_unload(struct nib_gpu *gpu);
 /* Lets an op use `shared_bytes` of dynamic shared memory in blocks of `block` threads. */
-enum nib_err nib_gpu_module_allow(struct nib_gpu_engine *e, enum nib_gpu_op op, uint32_t block, uint32_t shared_bytes,
+enum nib_err nib_gpu_module_allow(struct nib_gpu *gpu, enum nib_gpu_op op, uint32_t block, uint32_t shared_bytes,
                                   struct nib_msg *msg) NIB_CHECKED;
-/* Launches an op on the engine's stream. */
-enum nib_err nib_gpu_launch(struct nib_gpu_engine *e, enum nib_gpu_op op, const struct nib_gpu_geometry *g,
-                            uint32_t layer, struct nib_msg *msg) NIB_CHECKED;
+/* Where and with what an op is launched. */
+struct nib_gpu_target {
+    struct CUstream_st *stream;
+    nib_gpu_ptr machine_at;
+    uint32_t layer;
+};
+enum nib_err nib_gpu_launch(struct nib_gpu *gpu, enum nib_gpu_op op, const struct nib_gpu_geometry *g,
+                            struct nib_gpu_target target, struct nib_msg *msg) NIB_CHECKED;
 
 /* upload.c: brings all weights onto the device. */
 enum nib_err nib_gpu_upload(struct nib_gpu_engine *e, const struct nib_gpu_engine_open *open,
@@ -81,9 +83,11 @@ void nib_gpu_graphs_free(struct nib_gpu_engine *e);
 /* The smallest bucket for such a step; there always is one. */
 const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt);
 
-/* wait.c: polling with a deadline. nib_gpu_idle waits until the stream has done all it was given. */
+/* wait.c: polling with a deadline. nib_gpu_wait and nib_gpu_idle wait until the stream has done all it was given. */
 uint64_t nib_gpu_now_us(void);
 void nib_gpu_pause(uint32_t tries);
+enum nib_err nib_gpu_wait(const struct nib_cuda *cuda, struct CUstream_st *stream, uint64_t us_max,
+                          struct nib_msg *msg) NIB_CHECKED;
 enum nib_err nib_gpu_idle(struct nib_gpu_engine *e, uint64_t us_max, struct nib_msg *msg) NIB_CHECKED;
 
 #endif

@@ -56,7 +56,7 @@ static enum nib_err launch(struct nib_gpu_engine *e, enum nib_gpu_op op, struct 
 {
     struct nib_gpu_geometry g = {0};
     e->k->geometry(op, &e->machine, 0, 0, 0, &g);
-    return nib_gpu_launch(e, op, &g, 0, msg);
+    return nib_gpu_launch(e->gpu, op, &g, (struct nib_gpu_target){e->stream, e->machine_at, 0}, msg);
 }
 
 /* The data, to where it stays or to the staging; the note; the sum of what arrived; the matrix in its layout; the note
@@ -234,7 +234,7 @@ static enum nib_err allow_repack(struct nib_gpu_engine *e, struct nib_msg *msg)
         struct nib_gpu_geometry g = {0};
         e->k->geometry((enum nib_gpu_op)op, &e->machine, 0, 0, 0, &g);
         NIB_MUST(g.grid[0] > 0);
-        err = nib_gpu_module_allow(e, (enum nib_gpu_op)op, g.block, g.shared_bytes, msg);
+        err = nib_gpu_module_allow(e->gpu, (enum nib_gpu_op)op, g.block, g.shared_bytes, msg);
     }
     return err;
 }

@@ -22,16 +22,21 @@ void nib_gpu_pause(uint32_t tries)
     (void)nanosleep(&nap, NULL);
 }
 
-enum nib_err nib_gpu_idle(struct nib_gpu_engine *e, uint64_t us_max, struct nib_msg *msg)
+enum nib_err nib_gpu_wait(const struct nib_cuda *cuda, struct CUstream_st *stream, uint64_t us_max, struct nib_msg *msg)
 {
     const uint64_t begin = nib_gpu_now_us();
     for (uint32_t tries = 0;; tries++) {
-        int result = e->cuda->cuStreamQuery(e->stream);
+        int result = cuda->cuStreamQuery(stream);
         if (result != NIB_CU_NOT_READY)
-            return nib_cuda_result(e->cuda, "cuStreamQuery", result, msg);
+            return nib_cuda_result(cuda, "cuStreamQuery", result, msg);
         if (nib_gpu_now_us() - begin > us_max)
             return nib_fail(msg, NIB_E_DEVICE, "the GPU did not end its work in %llu ms",
                             (unsigned long long)(us_max / 1000));
         nib_gpu_pause(tries);
     }
+}
+
+enum nib_err nib_gpu_idle(struct nib_gpu_engine *e, uint64_t us_max, struct nib_msg *msg)
+{
+    return nib_gpu_wait(e->cuda, e->stream, us_max, msg);
 }

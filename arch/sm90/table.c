@@ -1,5 +1,6 @@
 /* arch/sm90/table.c: owns the row's image and its table. Constant data. */
 #define NIB_SM 90
+#include "arch/cuda/forms.h"
 #include "arch/cuda/geometry.h"
 
 /* the image as nvcc made it: the Makefile says where it lies */
@@ -22,4 +23,5 @@ const struct nib_gpu_kernels nib_gpu_kernels_sm90 = {
     .scratch_bytes = scratch_bytes,
     .splits_max = splits_max,
     .geometry = geometry,
+    .forms = {.acts = cu_read_acts, .gated = cu_read_gated, .choice = cu_read_choice},
 };

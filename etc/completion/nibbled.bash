@@ -6,7 +6,7 @@ _nibbled() {
     if [ "$before" = --config ]; then
         mapfile -t COMPREPLY < <(compgen -f -- "$word")
     else
-        mapfile -t COMPREPLY < <(compgen -W "--config --check --plan --print-config --print-fields --version --help" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "--config --check --plan --struck --print-config --print-fields --version --help" -- "$word")
     fi
 }
 complete -o filenames -F _nibbled nibbled

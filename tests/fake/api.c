@@ -1,5 +1,6 @@
 /* tests/fake/api.c: the entry points of gpu/cuda.h: checks of their arguments, and what they do.
  * Any thread with the context current. Each first asks fault.c what is to happen to it. */
+#include <elf.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -404,7 +405,10 @@ FAKE_EXPORT int cuEventDestroy(struct CUevent_st *event)
 FAKE_EXPORT int cuModuleLoadDataEx(struct CUmod_st **mod, const void *image, unsigned options_count, int *options,
                                    void **values)
 {
+    const bool cubin = memcmp(image, ELFMAG, SELFMAG) == 0;
+    fake_about(cubin ? FAKE_IMAGE_CUBIN : FAKE_IMAGE_PTX);
     ENTER_CTX(cuModuleLoadDataEx);
+    fake_about(FAKE_IMAGE_ANY);
     for (unsigned i = 0; i < options_count; i++)
         if (options[i] == NIB_CU_JIT_ERROR_LOG)
             *(char *)values[i] = '\0';
@@ -434,6 +438,7 @@ FAKE_EXPORT int cuModuleGetFunction(struct CUfunc_st **function, struct CUmod_st
         f->op++;
     snprintf(f->name, sizeof f->name, "%s", name);
     f->shared_max = 48 << 10;
+    f->image = mod->ptx ? FAKE_IMAGE_PTX : FAKE_IMAGE_CUBIN;
     *function = f;
     return 0;
 }

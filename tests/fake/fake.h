@@ -7,7 +7,8 @@
  * Environment:
  *   NIBBLED_FAKE_PROFILE  the device's facts: a file of etc/profiles/ (required)
  *   NIBBLED_FAKE_FAULT    call:occurrence:what[:delay_ms], several separated by commas. `call` is an entry point
- *                         ("cuMemAlloc"), a kernel ("nib_gpu_attn") or "kernel" for any. `occurrence` is n (the n-th,
+ *                         ("cuMemAlloc"), a kernel ("nib_gpu_attn") or "kernel" for any; with "@cubin" or
+ *                         "@ptx" behind it only kernels of such an image, or its loading. `occurrence` is n (the n-th,
  *                         from 1), n+ (it and all later ones) or tK (the first once K tokens were sampled). `what` is a
  *                         CUresult, "hang", "late", "flip" (copies to the device: one bit; the last number picks it),
  *                         "wrong" (kernels: the result is spoilt; nib_gpu_sample with the last number 1 to 6: it is
@@ -117,9 +118,12 @@ struct CUmod_st {
     bool ptx;
 };
 
+enum fake_image { FAKE_IMAGE_ANY, FAKE_IMAGE_CUBIN, FAKE_IMAGE_PTX };
+
 struct CUfunc_st {
     enum nib_gpu_op op; /* NIB_GPU_OP_COUNT: not one of the contract */
-    int shared_max;     /* dynamic shared memory it was allowed */
+    enum fake_image image;
+    int shared_max; /* dynamic shared memory it was allowed */
     char name[64];
 };
 
@@ -160,6 +164,8 @@ extern struct fake_report *fake_report;
 bool fake_read_profile(struct nib_profile *ret_profile);
 
 /* fault.c */
+/* Which image this thread's next calls are about. */
+void fake_about(enum fake_image image);
 enum fake_act { FAKE_GO_ON, FAKE_FAIL, FAKE_FLIP, FAKE_WRONG };
 /* Counts an occurrence of the site and does what the environment asks: waits, hangs, or says what to return. */
 enum fake_act fake_fault(int site, int *ret_code);

@@ -17,6 +17,7 @@ enum what { WHAT_CODE, WHAT_HANG, WHAT_LATE, WHAT_FLIP, WHAT_WRONG, WHAT_MISSING
 
 struct rule {
     char site[40];
+    enum fake_image image;
     uint64_t occurrence;
     bool later, tokens, spent;
     enum what what;
@@ -72,6 +73,14 @@ static bool parse_rule(struct rule *r, const char *text)
     char when[24], what[24];
     unsigned delay = 0;
     int fields = sscanf(text, "%39[^:]:%23[^:]:%23[^:]:%u", r->site, when, what, &delay);
+    static const char *const images[] = {NULL, "@cubin", "@ptx"};
+    for (enum fake_image i = FAKE_IMAGE_CUBIN; fields >= 3 && i <= FAKE_IMAGE_PTX; i++) {
+        char *at = strstr(r->site, images[i]);
+        if (at) {
+            *at = '\0';
+            r->image = i;
+        }
+    }
     if (fields < 3 || !known_site(r->site) || !parse_what(r, what))
         return false;
     char *end;
@@ -141,9 +150,16 @@ void fake_poison(int code)
     __atomic_compare_exchange_n(&fake.sticky, &none, code, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
+static __thread enum fake_image about;
+
+void fake_about(enum fake_image image)
+{
+    about = image;
+}
+
 static bool due(struct rule *r, int site, uint64_t count)
 {
-    if (r->spent || strcmp(r->site, fake_site_name(site)) != 0)
+    if (r->spent || strcmp(r->site, fake_site_name(site)) != 0 || (r->image && r->image != about))
         return false;
     uint64_t now = r->tokens ? __atomic_load_n(&fake_report->tokens, __ATOMIC_SEQ_CST) : count;
     bool hit = r->tokens || r->later ? now >= r->occurrence : now == r->occurrence;

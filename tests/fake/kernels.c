@@ -1,12 +1,14 @@
 /* tests/fake/kernels.c: the kernels of arch/gpu_abi.h in plain C, with the arithmetic of arch/ref: sums in double, one
- * rounding to fp32, and bf16 wherever the contract keeps bf16. Weights stay canonical in the row's room: dense [n][k]; MXFP4
- * blocks, then scales. Worker thread. An address outside every allocation is an illegal address, as on a GPU. */
+ * rounding to fp32, and 16 bits wherever the contract keeps 16. What kernels hand to each other has the forms of
+ * arch/cuda/forms.h. Weights stay canonical in the row's room: dense [n][k]; MXFP4 blocks, then scales. Worker thread. An address outside every allocation is an illegal address, as on a GPU. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#define NIB_SM 90 /* what is used of the layout is the same in every row */
+#include "arch/cuda/forms.h"
 #include "arch/ref/ref.h"
 #include "arch/rope.h"
 #include "core/mx.h"
@@ -14,12 +16,6 @@
 #include "tests/fake/fake.h"
 
 #define HEAD_PAGE ((uint64_t)NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM) /* elements of one head's keys in a page */
-
-/* A row's choice of experts; the row's own layout of the contract's `route`. */
-struct choice {
-    uint32_t expert[NIB_MAX_EXPERTS_USED];
-    float weight[NIB_MAX_EXPERTS_USED];
-};
 
 struct run {
     const struct nib_gpu_machine *m;
@@ -60,6 +56,26 @@ static void round_row(uint16_t *to, const float *from, uint32_t n)
         to[i] = nib_bf16_encode(from[i]);
 }
 
+static void round_half(uint16_t *to, const float *from, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        to[i] = nib_fp16_encode(from[i]);
+}
+
+static uint16_t *acts_row(struct run *r, uint64_t row)
+{
+    const uint32_t stride = cu_acts_stride(r->m);
+    return AT(r, uint16_t, r->m->acts, (uint64_t)r->m->step_rows_max * stride) + row * stride;
+}
+
+/* The input of a product: row `row` of acts as that op left it, in fp32. */
+static const float *acts_of(struct run *r, enum nib_gpu_op left_by, uint64_t row, uint32_t k)
+{
+    static float x[NIB_MAX_HIDDEN];
+    cu_read_acts(r->m, left_by, acts_row(r, 0), (uint32_t)row, k, x);
+    return x;
+}
+
 static float *room(uint64_t count)
 {
     static float *buffer;
@@ -73,17 +89,17 @@ static float *room(uint64_t count)
 }
 
 /* y[j] = x . W[j] + b[j] */
-static void dense_row(float *y, const uint16_t *x, const uint16_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
+static void dense_row(float *y, const float *x, const uint16_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
 {
     for (uint32_t j = 0; j < n; j++, w += k) {
         double sum = 0;
         for (uint32_t i = 0; i < k; i++)
-            sum += (double)nib_bf16_decode(x[i]) * (double)nib_bf16_decode(w[i]);
+            sum += (double)x[i] * (double)nib_bf16_decode(w[i]);
         y[j] = (float)(sum + (bias ? (double)nib_bf16_decode(bias[j]) : 0));
     }
 }
 
-static void mx_row(float *y, const uint16_t *x, const uint8_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
+static void mx_row(float *y, const float *x, const uint8_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
 {
     const uint64_t groups = k / NIB_MX_BLOCK;
     const uint8_t *scales = w + n * groups * NIB_MXFP4_BLOCK_BYTES;
@@ -93,7 +109,7 @@ static void mx_row(float *y, const uint16_t *x, const uint8_t *w, const uint16_t
             float e[NIB_MX_BLOCK];
             nib_mxfp4_decode(*scales++, w, e);
             for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
-                sum += (double)nib_bf16_decode(x[g * NIB_MX_BLOCK + i]) * (double)e[i];
+                sum += (double)x[g * NIB_MX_BLOCK + i] * (double)e[i];
         }
         y[j] = (float)(sum + (double)nib_bf16_decode(bias[j]));
     }
@@ -232,19 +248,19 @@ static void begin(struct run *r)
     for (uint32_t i = 0; i < step->rows_count; i++)
         if (step->rows[i].flags & NIB_ROW_FIRST)
             open_slot(r, step->rows[i].slot);
+    step->rows[0].pos ^= r->spoilt;
 }
 
 /* acts = rmsnorm(x) of the op's rows */
-static void norm(struct run *r, nib_gpu_ptr weight)
+static void norm(struct run *r, nib_gpu_ptr weight, void (*round)(uint16_t *to, const float *from, uint32_t n))
 {
     const struct nib_gpu_machine *m = r->m;
     const float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden);
-    uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
     const uint16_t *w = AT(r, uint16_t, weight, m->hidden);
     float *y = room(m->hidden);
     for (uint64_t i = r->first; i < r->end; i++) {
         nib_ref_rmsnorm(y, x + i * m->hidden, w, m->hidden);
-        round_row(acts + i * m->hidden, y, m->hidden);
+        round(acts_row(r, i), y, m->hidden);
     }
 }
 
@@ -277,7 +293,7 @@ static void embed(struct run *r)
     nib_rope_frequencies(freq);
     for (uint32_t i = r->first; i < r->end; i++)
         embed_row(r, i, freq);
-    norm(r, r->m->layer[0].attn_norm);
+    norm(r, r->m->layer[0].attn_norm, round_row);
 }
 
 /* Page of position `pos` in this layer's cache. */
@@ -302,7 +318,6 @@ static void qkv(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
     const uint32_t n = q_dim(r) + 2 * m->kv_heads * NIB_HEAD_DIM;
-    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
     const uint16_t *w = AT(r, uint16_t, r->l->qkv, (uint64_t)n * m->hidden);
     const uint16_t *bias = AT(r, uint16_t, r->l->qkv_bias, n);
     const float *rope = AT(r, float, m->rope, (uint64_t)m->step_rows_max * 2 * NIB_ROPE_PAIRS);
@@ -310,7 +325,7 @@ static void qkv(struct run *r)
     float *y = room(n);
     for (uint32_t i = r->first; i < r->end; i++) {
         const struct nib_row *row = &r->step->rows[i];
-        dense_row(y, acts + (uint64_t)i * m->hidden, w, bias, n, m->hidden);
+        dense_row(y, acts_of(r, NIB_GPU_EMBED, i, m->hidden), w, bias, n, m->hidden);
         nib_ref_rope(y, m->heads + m->kv_heads, rope + (uint64_t)i * NIB_ROPE_PAIRS,
                      rope + (uint64_t)(m->step_rows_max + i) * NIB_ROPE_PAIRS);
         round_row(q + (uint64_t)i * q_dim(r), y, q_dim(r));
@@ -363,13 +378,12 @@ static void attn(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
     const uint16_t *q = AT(r, uint16_t, m->q, (uint64_t)m->step_rows_max * q_dim(r));
-    uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * q_dim(r));
     for (uint32_t i = r->first; i < r->end; i++) {
         for (uint32_t h = 0; h < m->heads; h++) {
             uint64_t at = (uint64_t)i * q_dim(r) + (uint64_t)h * NIB_HEAD_DIM;
             float out[NIB_HEAD_DIM];
             attend(r, &r->step->rows[i], h, q + at, out);
-            round_row(acts + at, out, NIB_HEAD_DIM);
+            round_row(acts_row(r, i) + (uint64_t)h * NIB_HEAD_DIM, out, NIB_HEAD_DIM);
         }
     }
 }
@@ -377,47 +391,61 @@ static void attn(struct run *r)
 static void attn_out(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
-    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * q_dim(r));
     const uint16_t *w = AT(r, uint16_t, r->l->out, (uint64_t)m->hidden * q_dim(r));
     const uint16_t *bias = AT(r, uint16_t, r->l->out_bias, m->hidden);
     float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden), *y = room(m->hidden);
     for (uint32_t i = r->first; i < r->end; i++) {
-        dense_row(y, acts + (uint64_t)i * q_dim(r), w, bias, m->hidden, q_dim(r));
+        dense_row(y, acts_of(r, NIB_GPU_ATTN, i, q_dim(r)), w, bias, m->hidden, q_dim(r));
         for (uint32_t k = 0; k < m->hidden; k++)
             x[(uint64_t)i * m->hidden + k] += y[k];
     }
 }
 
-static void choose(const struct nib_gpu_machine *m, const float *logits, struct choice *ret)
+/* Assignments lie in the order of rows: a choice's place is its own index. */
+static void choose(struct run *r, uint32_t row, const float *logits)
 {
+    const struct nib_gpu_machine *m = r->m;
+    const uint64_t array = cu_route_array(m->step_rows_max), first = cu_route_expert_at(m->step_rows_max, m->experts);
+    uint8_t *expert = AT(r, uint8_t, m->route, first + 4 * array) + first;
     bool taken[NIB_MAX_EXPERTS] = {false};
     double total = 0, weight[NIB_MAX_EXPERTS_USED] = {0};
+    uint32_t top = 0;
     for (uint32_t c = 0; c < m->experts_used; c++) {
         uint32_t best = m->experts;
         for (uint32_t e = 0; e < m->experts; e++)
             if (!taken[e] && (best == m->experts || logits[e] > logits[best]))
                 best = e;
         taken[best] = true;
-        ret->expert[c] = best;
-        weight[c] = exp((double)logits[best] - (double)logits[ret->expert[0]]);
+        top = c ? top : best;
+        ((uint32_t *)(void *)expert)[row * m->experts_used + c] = best;
+        weight[c] = exp((double)logits[best] - (double)logits[top]);
         total += weight[c];
     }
-    for (uint32_t c = 0; c < m->experts_used; c++)
-        ret->weight[c] = (float)(weight[c] / total);
+    for (uint32_t c = 0; c < m->experts_used; c++) {
+        ((float *)(void *)(expert + array))[row * m->experts_used + c] = (float)(weight[c] / total);
+        ((uint32_t *)(void *)(expert + 2 * array))[row * m->experts_used + c] = row * m->experts_used + c;
+    }
+}
+
+static struct nib_gpu_choice choice_of(struct run *r, uint32_t row, uint32_t c)
+{
+    const struct nib_gpu_machine *m = r->m;
+    const uint64_t bytes = cu_route_expert_at(m->step_rows_max, m->experts) + 4 * cu_route_array(m->step_rows_max);
+    struct nib_gpu_choice choice;
+    cu_read_choice(m, AT(r, uint8_t, m->route, bytes), row, c, &choice);
+    return choice;
 }
 
 static void route(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
-    norm(r, r->l->mlp_norm);
-    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
+    norm(r, r->l->mlp_norm, round_half);
     const uint16_t *w = AT(r, uint16_t, r->l->router, (uint64_t)m->experts * m->hidden);
     const uint16_t *bias = AT(r, uint16_t, r->l->router_bias, m->experts);
-    struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
     float *y = room(m->experts);
     for (uint32_t i = r->first; i < r->end; i++) {
-        dense_row(y, acts + (uint64_t)i * m->hidden, w, bias, m->experts, m->hidden);
-        choose(m, y, &choices[i]);
+        dense_row(y, acts_of(r, NIB_GPU_ROUTE, i, m->hidden), w, bias, m->experts, m->hidden);
+        choose(r, i, y);
     }
 }
 
@@ -426,17 +454,16 @@ static void up(struct run *r)
     const struct nib_gpu_machine *m = r->m;
     const uint32_t n = 2 * m->intermediate;
     const uint64_t places = (uint64_t)m->step_rows_max * m->experts_used;
-    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
     const uint16_t *bias = AT(r, uint16_t, r->l->up_bias, (uint64_t)m->experts * n);
-    const struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
     uint16_t *gated = AT(r, uint16_t, m->gated, places * m->intermediate);
     float *y = room(n + m->intermediate), *a = y + n;
     for (uint32_t i = r->first * m->experts_used; i < r->end * m->experts_used; i++) {
-        uint32_t row = i / m->experts_used, e = choices[row].expert[i % m->experts_used];
-        const uint8_t *w = expert_at(r, r->l->up, e, n, m->hidden);
-        mx_row(y, acts + (uint64_t)row * m->hidden, w, bias + (uint64_t)e * n, n, m->hidden);
+        const struct nib_gpu_choice c = choice_of(r, i / m->experts_used, i % m->experts_used);
+        const uint8_t *w = expert_at(r, r->l->up, c.expert, n, m->hidden);
+        mx_row(y, acts_of(r, NIB_GPU_ROUTE, i / m->experts_used, m->hidden), w, bias + (uint64_t)c.expert * n, n,
+               m->hidden);
         nib_ref_swiglu(a, y, m->intermediate);
-        round_row(gated + (uint64_t)i * m->intermediate, a, m->intermediate);
+        round_half(gated + (uint64_t)c.place * m->intermediate, a, m->intermediate);
     }
 }
 
@@ -446,31 +473,32 @@ static void down(struct run *r)
     const uint64_t places = (uint64_t)m->step_rows_max * m->experts_used;
     const uint16_t *gated = AT(r, uint16_t, m->gated, places * m->intermediate);
     const uint16_t *bias = AT(r, uint16_t, r->l->down_bias, (uint64_t)m->experts * m->hidden);
-    const struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
-    float *out = AT(r, float, m->down, places * m->hidden);
+    float *out = AT(r, float, m->down, places * m->hidden), *x = room(m->intermediate);
     for (uint32_t i = r->first * m->experts_used; i < r->end * m->experts_used; i++) {
-        uint32_t e = choices[i / m->experts_used].expert[i % m->experts_used];
-        mx_row(out + (uint64_t)i * m->hidden, gated + (uint64_t)i * m->intermediate,
-               expert_at(r, r->l->down, e, m->hidden, m->intermediate), bias + (uint64_t)e * m->hidden, m->hidden,
-               m->intermediate);
+        const struct nib_gpu_choice c = choice_of(r, i / m->experts_used, i % m->experts_used);
+        cu_read_gated(m, gated, c.place, x);
+        mx_row(out + (uint64_t)c.place * m->hidden, x, expert_at(r, r->l->down, c.expert, m->hidden, m->intermediate),
+               bias + (uint64_t)c.expert * m->hidden, m->hidden, m->intermediate);
     }
 }
 
 static void combine(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
-    const struct choice *choices = AT(r, struct choice, m->route, m->step_rows_max);
     const float *y = AT(r, float, m->down, (uint64_t)m->step_rows_max * m->experts_used * m->hidden);
     float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden);
-    for (uint64_t i = r->first; i < r->end; i++) {
-        for (uint32_t k = 0; k < m->hidden; k++) {
-            float total = 0;
-            for (uint32_t c = 0; c < m->experts_used; c++)
-                total += choices[i].weight[c] * y[(i * m->experts_used + c) * m->hidden + k];
-            x[i * m->hidden + k] += total;
+    for (uint32_t i = r->first; i < r->end; i++) {
+        float *total = room(m->hidden);
+        memset(total, 0, m->hidden * sizeof *total);
+        for (uint32_t c = 0; c < m->experts_used; c++) {
+            const struct nib_gpu_choice choice = choice_of(r, i, c);
+            for (uint32_t k = 0; k < m->hidden; k++)
+                total[k] += choice.weight * y[(uint64_t)choice.place * m->hidden + k];
         }
+        for (uint32_t k = 0; k < m->hidden; k++)
+            x[(uint64_t)i * m->hidden + k] += total[k];
     }
-    norm(r, r->layer + 1 < m->layers ? m->layer[r->layer + 1].attn_norm : m->final_norm);
+    norm(r, r->layer + 1 < m->layers ? m->layer[r->layer + 1].attn_norm : m->final_norm, round_row);
 }
 
 static float *logits_of(struct run *r, uint32_t i)
@@ -481,10 +509,10 @@ static float *logits_of(struct run *r, uint32_t i)
 static void head(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
-    const uint16_t *acts = AT(r, uint16_t, m->acts, (uint64_t)m->step_rows_max * m->hidden);
     const uint16_t *w = AT(r, uint16_t, m->lm_head, (uint64_t)m->vocab * m->hidden);
     for (uint32_t i = 0; i < r->step->want_count; i++)
-        dense_row(logits_of(r, i), acts + (uint64_t)r->step->want[i] * m->hidden, w, NULL, m->vocab, m->hidden);
+        dense_row(logits_of(r, i), acts_of(r, NIB_GPU_COMBINE, r->step->want[i], m->hidden), w, NULL, m->vocab,
+                  m->hidden);
 }
 
 static void scan(struct run *r)
@@ -612,8 +640,8 @@ static void spoil(struct run *r, enum nib_gpu_op op)
     } else if (op == NIB_GPU_DOWN || op == NIB_GPU_DOWN_PROMPT) {
         at = m->down + place * m->hidden * 4;
         words = rows * m->experts_used * m->hidden;
-    } else if (op == NIB_GPU_SAMPLE) {
-        return; /* has spoilt its token before it published it */
+    } else if (op == NIB_GPU_BEGIN || op == NIB_GPU_SAMPLE) {
+        return; /* have spoilt what they hand over themselves */
     } else if (op >= NIB_GPU_HEAD) {
         at = m->logits;
         words = m->vocab;
@@ -621,9 +649,6 @@ static void spoil(struct run *r, enum nib_gpu_op op)
         const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, m->repack, 1);
         at = op == NIB_GPU_SUM ? p->sum : p->dst;
         words = op == NIB_GPU_SUM ? 2 : 64;
-    } else if (op == NIB_GPU_BEGIN) {
-        at = m->rope;
-        words = (uint64_t)r->step->rows_count * NIB_ROPE_PAIRS;
     }
     if (words == 0)
         return; /* had no rows */
@@ -653,6 +678,7 @@ int fake_kernel(const struct fake_work *w)
 {
     int code = 0;
     enum nib_gpu_op op = w->function->op;
+    fake_about(w->function->image);
     if (fake_fault(FAKE_ANY_KERNEL, &code) == FAKE_FAIL)
         return code;
     if (op == NIB_GPU_OP_COUNT)

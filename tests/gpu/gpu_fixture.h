@@ -4,6 +4,8 @@
 #ifndef NIB_TESTS_GPU_FIXTURE_H
 #define NIB_TESTS_GPU_FIXTURE_H
 
+#define NIB_SM 90 /* what is used of the layout is the same in every row */
+#include "arch/cuda/forms.h"
 #include "arch/ref/ref.h"
 #include "gpu/gpu.h"
 #include "tests/engine_fixture.h"
@@ -30,7 +32,7 @@ static inline uint64_t gpu_mx_bytes(uint32_t n, uint32_t k)
 
 static inline uint64_t gpu_route_bytes(uint32_t rows, uint32_t experts)
 {
-    return 64ull * rows + 8ull * experts;
+    return cu_route_expert_at(rows, experts) + 4 * cu_route_array(rows);
 }
 
 static inline uint64_t gpu_scratch_bytes(const struct nib_shape *shape, uint32_t slots, uint32_t rows)
@@ -72,7 +74,8 @@ static inline void gpu_make_kernels(void)
                                            .route_bytes = gpu_route_bytes,
                                            .scratch_bytes = gpu_scratch_bytes,
                                            .splits_max = gpu_splits_max,
-                                           .geometry = gpu_geometry};
+                                           .geometry = gpu_geometry,
+                                           .forms = {cu_read_acts, cu_read_gated, cu_read_choice}};
 }
 
 static inline enum nib_err gpu_read_memory(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,

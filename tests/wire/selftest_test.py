@@ -1,0 +1,129 @@
+"""Rows whose kernels are wrong: found at boot, named in the log and passed over, on the stand-in for libcuda. The row sm90 is
+a cubin, the row sm80 is PTX: @cubin and @ptx break one and not the other."""
+
+import shutil
+
+import pytest
+
+import daemon as d
+from gpu_fault_test import FAKE, fake_env
+
+SMALL = {"memory": {"limit_mib": 512}, "engine": {"step_rows": 64}, "time": {"load_ms_max": 8000}}
+GPU = {**SMALL, "engine": {"step_rows": 64, "device": "gpu"}}
+OPS = ["repack_dense", "repack_mx", "sum", "begin", "embed", "qkv", "qkv_prompt", "attn", "attn_prompt", "out",
+       "out_prompt", "route", "up", "up_prompt", "down", "down_prompt", "combine", "head", "scan", "sample"]
+PROMPTS = ("hello", "the quick brown fox", "zebra")
+
+pytestmark = pytest.mark.skipif(not FAKE.exists() or shutil.which("nvcc") is None,
+                                reason="no nvcc: this build has no GPU rows")
+
+
+def answers(daemon):
+    return [daemon.complete(p, temperature=0, max_tokens=8).json["choices"][0]["text"] for p in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory, image):
+    folder = tmp_path_factory.mktemp("right")
+    daemon = d.Daemon(folder, image, env=fake_env(folder), **GPU)
+    try:
+        assert "row sm90 passed its self-test" in daemon.log.read_text()
+        assert daemon.get("/health").json["struck"] == []
+        return answers(daemon)
+    finally:
+        daemon.kill()
+
+
+def boot(tmp_path, image, fault, **more):
+    return d.Daemon(tmp_path / "n", image, env=fake_env(tmp_path / "n", fault=fault), **{**GPU, **more})
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_wrong_kernel_strikes_its_row(tmp_path, image, right, op):
+    daemon = boot(tmp_path, image, f"nib_gpu_{op}@cubin:1+:wrong")
+    try:
+        log = daemon.log.read_text()
+        assert f"row sm90 is struck by its self-test: kernel nib_gpu_{op} is wrong" in log
+        assert "row sm80 passed its self-test" in log
+        health = daemon.get("/health").json
+        assert health["row"] == "sm80" and health["struck"] == ["sm90"]
+        assert answers(daemon) == right
+        daemon.stop()
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.parametrize("fault, why", [
+    ("nib_gpu_up@cubin:1+:700", "kernel nib_gpu_up: cuStreamQuery failed with CUDA_ERROR_ILLEGAL_ADDRESS"),
+    ("nib_gpu_repack_mx@cubin:1+:719", "kernel nib_gpu_repack_mx"),
+    ("nib_gpu_sample@cubin:1+:hang", "kernel nib_gpu_sample: the GPU did not end its work in 5000 ms"),
+    ("cuModuleLoadDataEx@cubin:1+:hang", "a call of the driver did not return"),
+])
+def test_a_row_that_stops_the_gpu_is_left_by_a_new_start(tmp_path, image, right, fault, why):
+    """The driver serves the process no more: it begins anew, under the same process id."""
+    daemon = boot(tmp_path, image, fault)
+    try:
+        log = daemon.log.read_text()
+        assert "starting again without row sm90" in log and why in log
+        health = daemon.get("/health").json
+        assert health["row"] == "sm80" and health["struck"] == ["sm90"]
+        assert answers(daemon) == right
+        daemon.stop()
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.parametrize("fault, why", [
+    ("cuModuleLoadDataEx@cubin:1+:200", "the kernels of row sm90 cannot be loaded"),
+    ("cuModuleLoadDataEx@cubin:1+:218", "the kernels of row sm90 cannot be loaded"),
+])
+def test_a_module_that_does_not_load_strikes_its_row(tmp_path, image, right, fault, why):
+    daemon = boot(tmp_path, image, fault)
+    try:
+        assert why in daemon.log.read_text() and "starting again" not in daemon.log.read_text()
+        assert daemon.get("/health").json["row"] == "sm80"
+        assert answers(daemon) == right
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.parametrize("fault", ["nib_gpu_out:1+:wrong", "nib_gpu_out:1+:700"])
+def test_without_a_right_row_the_configuration_decides(tmp_path, image, fault):
+    auto = d.Daemon(tmp_path / "a", image, env=fake_env(tmp_path / "a", fault=fault), **SMALL)
+    try:
+        assert "so the CPU runs the model: no row is left" in auto.log.read_text()
+        health = auto.get("/health").json
+        assert health["row"] not in ("sm90", "sm80") and health["struck"] == ["sm90", "sm80"]
+        assert auto.complete("hello").status == 200
+    finally:
+        auto.kill()
+    gpu = d.Daemon(tmp_path / "g", image, env=fake_env(tmp_path / "g", fault=fault), wait=False, **GPU)
+    try:
+        assert gpu.process.wait(d.HANG_S) == 71
+        assert "no row is left for NVIDIA H200" in gpu.log.read_text()
+    finally:
+        gpu.kill()
+
+
+@pytest.mark.parametrize("fault", ["nib_gpu_out@cubin:1+:wrong", "nib_gpu_out@cubin:1+:700"])
+def test_a_named_row_has_no_fall_back(tmp_path, image, fault):
+    named = {**GPU, "engine": {"step_rows": 64, "row": "sm90"}}
+    daemon = d.Daemon(tmp_path / "n", image, env=fake_env(tmp_path / "n", fault=fault), wait=False, **named)
+    try:
+        assert daemon.process.wait(d.HANG_S) == 71
+        log = daemon.log.read_text()
+        assert "the self-test of row sm90: kernel nib_gpu_out" in log
+        assert "sm80" not in log and "starting again" not in log
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.parametrize("code", [214, 220])
+def test_a_hardware_error_is_not_the_rows_fault(tmp_path, image, code):
+    daemon = d.Daemon(tmp_path / "n", image, env=fake_env(tmp_path / "n", fault=f"nib_gpu_out:1:{code}"), wait=False, **GPU)
+    try:
+        assert daemon.process.wait(d.HANG_S) == 71
+        log = daemon.log.read_text()
+        assert "struck" not in log and "starting again" not in log and "kernel nib_gpu_out" in log
+    finally:
+        daemon.kill()
