@@ -25,7 +25,7 @@ SMALL = {"memory": {"limit_mib": 512}, "engine": {"device": "gpu", "step_rows": 
 PROMPTS = ["hello", "the quick brown fox", "1 2 3 4", "zebra " * 40]
 ALL = os.environ.get("NIB_FAULTS") == "all"
 AT_THE_END = ("cuStreamDestroy", "cuModuleUnload", "cuGraphExecDestroy")
-GIVE_BACK = ("cuEventDestroy", *AT_THE_END)  # where an error comes to nothing
+GIVE_BACK = ("cuEventDestroy", "cuMemFree", "cuMemFreeHost", *AT_THE_END)  # where an error comes to nothing
 
 pytestmark = pytest.mark.skipif(not FAKE.exists() or shutil.which("nvcc") is None,
                                 reason="no nvcc: this build has no GPU rows")
@@ -64,7 +64,8 @@ def ask(daemon, prompt, tokens=12):
 
 
 class Life:
-    """One daemon with one fault: what its clients saw, and how it ended."""
+    """One daemon with one fault: what its clients saw, and how it ended. A fault in the self-test leaves the answers to the
+    next row."""
 
     def __init__(self, folder, image, fault, golden, term=True):
         self.fault = fault
@@ -87,6 +88,7 @@ class Life:
             self.code = "hung"
             daemon.kill()
         self.log = daemon.log.read_text()
+        self.struck = "row sm90 is struck by its self-test" in self.log
         self.report = Report(self.report_path)
 
     def serve(self, golden):
@@ -120,7 +122,8 @@ class Life:
         assert self.report.violations == 0 or ":flip" in self.fault, (self.fault, self.log)
         site, _, what = self.fault.split(":")[:3] if self.fault else ("", "", "")
         if what.isdigit() and self.report.fired and site not in GIVE_BACK:
-            assert self.code != 0 and f"({what})" in self.log, (self.fault, self.log)
+            assert f"({what})" in self.log, (self.fault, self.log)
+            assert self.code != 0 or self.struck, (self.fault, self.log)
         if not self.ready:
             sentence = self.log.strip().split("\n")[-2:]
             assert self.code in (66, 70, 71, 78), (self.fault, self.code, self.log)
@@ -128,7 +131,7 @@ class Life:
             return "boot refused with a sentence"
         if self.code == 0:
             assert self.errors == 0, (self.fault, self.log)
-            return "right answers"
+            return "right answers on another row" if self.struck else "right answers"
         assert self.code == 70, (self.fault, self.code, self.log)
         return "errors to clients and an exit for restart" if self.errors else "right answers, then an exit for restart"
 
