@@ -124,6 +124,10 @@ tests: $(TESTS)
 GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops invariance sampler bench)
 $(B)/tests/gpu/kernels_gpu_test: $(GPU_TEST_OBJ) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ -lm -lpthread -ldl
+# what tests/gpu/compare.py drives; not a test itself
+tests: $(B)/tests/gpu/logits
+$(B)/tests/gpu/logits: $(B)/tests/gpu/logits.o $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
+	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
 $(B)/tests/kernels/kernels_test: $(patsubst %.c,$(B)/%.o,$(filter-out %_test.c,$(wildcard tests/kernels/*.c)))
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
@@ -158,13 +162,14 @@ $(COUNTERS:%=$(B)/%): $(B)/%.so: %.c gpu/cuda.h
 
 # What runs on a machine with a GPU and nothing installed: the programs, and beside them in lib/ the libraries they need but
 # the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
-TRAVEL := nibbled nibble tests/gpu/libtrouble.so $(COUNTERS) $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
+TRAVEL := nibbled nibble logits tests/gpu/libtrouble.so $(COUNTERS) $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
 travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@rm -rf build/travel/lib && mkdir -p build/travel/lib
 	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
 	    grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv)\.so' | xargs -r cp -L -t build/travel/lib
 	@du -sh build/travel
 build/travel/nibbled: $(B)/nibbled
+build/travel/logits: $(B)/tests/gpu/logits
 build/travel/nibble: $(B)/nibble
 build/travel/%.so: $(B)/%.so
 	@mkdir -p $(dir $@)
@@ -172,7 +177,7 @@ build/travel/%.so: $(B)/%.so
 build/travel/%_gpu_test: $(B)/tests/gpu/%_gpu_test
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
-build/travel/nibbled build/travel/nibble:
+build/travel/nibbled build/travel/nibble build/travel/logits:
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 
@@ -237,4 +242,4 @@ format:
 clean:
 	rm -rf build
 
--include $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)
+-include $(B)/tests/gpu/logits.d $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)
