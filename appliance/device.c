@@ -5,6 +5,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "appliance/stepper.h"
+#include "arch/selftest.h"
 #include "gpu/selftest.h"
 
 static uint32_t struck_mask(const struct nib_machine *m)
@@ -43,14 +45,20 @@ static void strike(struct nib_machine *m, const struct nib_msg *why)
 /* Tests the row of *m. *ret_struck: it failed by its own fault. */
 static enum nib_err test_row(struct nib_machine *m, bool *ret_struck, struct nib_msg *why)
 {
-    struct nib_gpu_selftest report;
-    if (!m->row->gpu)
-        return NIB_OK;
+    struct nib_gpu_selftest gpu;
+    struct nib_cpu_selftest cpu = {0};
+    const uint64_t begin = nib_now_us();
+    enum nib_err err = NIB_OK;
     atomic_store(&m->testing, m->row);
-    enum nib_err err = nib_gpu_selftest(&m->gpu, m->row->gpu_kernels, &m->profile, m->image.shape, &report, why);
+    if (m->row->gpu) {
+        err = nib_gpu_selftest(&m->gpu, m->row->gpu_kernels, &m->profile, m->image.shape, &gpu, why);
+        *ret_struck = gpu.struck;
+    } else if (m->row->kernels != &nib_kernels_ref) {
+        err = nib_cpu_selftest(m->row->kernels, m->image.shape, &cpu, why);
+        *ret_struck = cpu.struck;
+    }
     atomic_store(&m->testing, NULL);
-    m->test_us = report.us;
-    *ret_struck = report.struck;
+    m->test_us = nib_now_us() - begin;
     return err;
 }
 

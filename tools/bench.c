@@ -209,6 +209,9 @@ static enum nib_err boot(struct bench *b, struct nib_msg *msg)
 {
     struct nib_machine *m = &b->machine;
     enum nib_err err = nib_machine_plan(m, &b->options->machine, msg);
+    for (uint32_t i = 0; i < m->struck_count; i++)
+        (void)fprintf(stderr, "nibble bench: row %s is struck by its self-test: %s\n", m->struck[i].row,
+                      m->struck[i].why.text);
     if (!err)
         err = nib_machine_map(m, msg);
     if (err)
@@ -260,7 +263,7 @@ static void print_text(const struct bench *b, double prefill, double decode_rate
     (void)printf("%s on %s, row %s, %u thread%s, batch %u, best of %d\n", plan->shape->name, device, plan->row->name,
                  plan->threads, plan->threads == 1 ? "" : "s", o->batch, PASSES);
     if (b->machine.device_note.text[0])
-        (void)printf("  no GPU: %s\n", b->machine.device_note.text);
+        (void)printf("  %s: %s\n", b->machine.struck_count ? "on the CPU" : "no GPU", b->machine.device_note.text);
     (void)printf("  load          %9.2f s   %.2f GB/s\n", r->load_s, (double)plan->weight_bytes / 1e9 / r->load_s);
     (void)printf("  memory read   %9.2f GB/s\n", r->read_bytes_s / 1e9);
     (void)printf("  prefill       %9.1f tokens/s   %u tokens\n", prefill, o->prompt);
@@ -393,7 +396,7 @@ static bool parse_args(int argc, char **argv, struct options *o)
 int nib_cmd_bench(int argc, char **argv)
 {
     static struct bench bench;
-    struct options o = {.prompt = 256, .tokens = 64, .batch = 1};
+    struct options o = {.prompt = 256, .tokens = 64, .batch = 1, .machine.self_test = true};
     struct nib_msg msg;
     if (!parse_args(argc, argv, &o))
         return NIB_EXIT_USAGE;

@@ -15,6 +15,7 @@ int nib_cmd_info(int argc, char **argv);
 int nib_cmd_keygen(int argc, char **argv);
 int nib_cmd_pack(int argc, char **argv);
 int nib_cmd_plan(int argc, char **argv);
+int nib_cmd_selftest(int argc, char **argv);
 int nib_cmd_sign(int argc, char **argv);
 int nib_cmd_synth(int argc, char **argv);
 int nib_cmd_verify(int argc, char **argv);

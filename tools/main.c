@@ -45,6 +45,13 @@ static const struct command commands[] = {
      "    --mask ROWS         pass over these rows, e.g. sm90,sm80\n"
      "    --device DEVICE     of this machine: auto, cpu or gpu (default auto)\n",
      nib_cmd_arch},
+    {"selftest", "[--row ROW] [--device DEVICE] [--shape SHAPE] [--all]",
+     "test the kernels of every row that this machine can run against known answers",
+     "    --row ROW           only this row of the capability table\n"
+     "    --device DEVICE     auto, cpu or gpu: whose rows (default auto: all)\n"
+     "    --shape SHAPE       as wide as this shape (default 20b)\n"
+     "    --all               a line for every kernel, not only for those that are wrong\n",
+     nib_cmd_selftest},
     {"bench", "IMAGE | --shape SHAPE [options]",
      "measure prefill and decode beside the memory's read rate; needs no daemon",
      "    --prompt N          tokens of the prompt (default 256)\n"

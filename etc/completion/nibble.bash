@@ -6,6 +6,7 @@ _nibble_options() {
     pack) echo "--key --vocab" ;;
     plan) echo "--profile --device --all --context --slots --threads --memory-limit --mask --json" ;;
     arch) echo "--profile --mask --device" ;;
+    selftest) echo "--row --device --shape --all" ;;
     bench) echo "--prompt --tokens --batch --rows --threads --device --shape --mask --memory-limit --format" ;;
     chat) echo "--socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
@@ -32,7 +33,7 @@ _nibble() {
     local shapes="20b 120b 20b-slice small tiny nano"
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t COMPREPLY < <(compgen -W "synth pack plan arch bench chat info verify keygen sign --help --version" -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W "synth pack plan arch selftest bench chat info verify keygen sign --help --version" -- "$word")
         return
     fi
     case $before in
@@ -46,7 +47,7 @@ _nibble() {
     --effort) mapfile -t COMPREPLY < <(compgen -W "low medium high" -- "$word") && return ;;
     --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
     --key | --vocab | --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
-    --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --system | --max-tokens)
+    --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --row | --system | --max-tokens)
         return
         ;;
     esac
