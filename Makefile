@@ -121,7 +121,7 @@ $(B)/arch/sm80/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm80.image"'
 
 tests: $(TESTS)
 # runs on a machine that has only libc and libcuda; says so and passes where there is no device
-GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops invariance sampler bench)
+GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops each steps extremes invariance sampler bench)
 $(B)/tests/gpu/kernels_gpu_test: $(GPU_TEST_OBJ) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ -lm -lpthread -ldl
 # what tests/gpu/compare.py drives; not a test itself
@@ -242,4 +242,5 @@ format:
 clean:
 	rm -rf build
 
--include $(B)/tests/gpu/logits.d $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d)
+-include $(B)/tests/gpu/logits.d $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d) \
+         $(GPU_TEST_OBJ:.o=.d) $(patsubst %.c,$(B)/%.d,$(wildcard tests/kernels/*.c))

@@ -3,7 +3,8 @@
  * Sources: OCP Microscaling Formats (MX) 1.0 for E2M1, E8M0 and the MX blocks; OCP 8-bit Floating
  * Point (OFP8) 1.0 for E4M3; IEEE 754 for fp16; NVIDIA's NVFP4 description; the QLoRA paper
  * (arXiv:2305.14314) and bitsandbytes for NF4; GGUF for Q8_0. Pure functions over caller memory;
- * any thread; none can fail. Every decode is exact in fp32. Codes are the low bits of their
+ * any thread; none can fail. Every decode is exact in fp32, but for what fp32 cannot hold: an MXFP4
+ * weight of 2^128 or more (scale codes 253 and 254) becomes infinity. Codes are the low bits of their
  * integer; other bits must be zero. */
 #ifndef NIB_CORE_MX_H
 #define NIB_CORE_MX_H

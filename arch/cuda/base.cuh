@@ -126,11 +126,10 @@ __device__ __forceinline__ void mx_fragment(uint32_t w, uint32_t a[4])
 }
 #define MX_UNSCALE 16384.0f /* 2^14 */
 
-/* Byte I of four E8M0 codes: 2^(code - 127). Code 0 counts as 0 (2^-127 times the largest activation is far below any
- * output's last bit); 255 as infinity, which mx_finish makes a NaN. */
+/* Byte I of four E8M0 codes: 2^(code - 127), also for code 0, a subnormal; 255 as infinity, which mx_finish makes a NaN. */
 template <int I> __device__ __forceinline__ float mx_scale(uint32_t codes)
 {
-    return __uint_as_float((I < 3 ? codes << (23 - 8 * I) : codes >> 1) & 0x7f800000u);
+    return __uint_as_float(max((I < 3 ? codes << (23 - 8 * I) : codes >> 1) & 0x7f800000u, 0x00400000u));
 }
 
 /* A finished sum. */

@@ -1,13 +1,14 @@
 /* tests/gpu/kernels_gpu_test.c: the kernels of every GPU row of this build against arch/ref, on the device of this machine; with
  * --bench SHAPE their speed at a model's true shape.
  *
- *     kernels_gpu_test [--row NAME] [--only ops|invariance|sampler|faults] [--bench 20b|120b|...] [--no-prompt]
+ *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt]
  *
+ * TEST is one of each, ops, sizes, contexts, routing, extremes, invariance, sampler, faults.
  * Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/gpu/rig.h"
+#include "tests/gpu/check.h"
 
 extern const struct nib_gpu_kernels nib_gpu_kernels_sm90, nib_gpu_kernels_sm80;
 
@@ -17,7 +18,12 @@ static int test_row(struct rig *rig, const char *only)
         const char *name;
         int (*run)(struct rig *rig);
     } tests[] = {
+        {"each", rig_test_each},
         {"ops", rig_test_ops},
+        {"sizes", rig_test_sizes},
+        {"contexts", rig_test_contexts},
+        {"routing", rig_test_routing},
+        {"extremes", rig_test_extremes},
         {"invariance", rig_test_invariance},
         {"sampler", rig_test_sampler},
         {"faults", rig_test_faults},
@@ -31,6 +37,7 @@ static int test_row(struct rig *rig, const char *only)
         printf("%s, %s: %.1f s\n", rig->k->name, tests[i].name, rig_now() - start);
         (void)fflush(stdout);
     }
+    check_print_worst();
     return failures;
 }
 

@@ -172,10 +172,9 @@ static void fill_kv(struct rig *rig, struct model *model)
     free(kv);
 }
 
-void model_open(struct rig *rig, struct model *model, const char *shape, uint32_t slots, uint32_t ctx_tokens,
+void model_make(struct rig *rig, struct model *model, const struct nib_shape *s, uint32_t slots, uint32_t ctx_tokens,
                 uint32_t rows, uint32_t kv_pages, uint64_t seed)
 {
-    const struct nib_shape *s = nib_shape_find(shape);
     *model = (struct model){.shape = s, .seed = seed};
     rig_machine(rig, s, 2, slots, ctx_tokens, rows, kv_pages);
     rig_send_machine(rig); /* for the repack ops */
@@ -183,6 +182,11 @@ void model_open(struct rig *rig, struct model *model, const char *shape, uint32_
     model->embed = random_bf16((uint64_t)s->vocab * s->hidden, 0, 1.0f, &model->seed);
     model->lm_head = random_bf16((uint64_t)s->vocab * s->hidden, 0, 2.0f / sqrtf((float)s->hidden), &model->seed);
     model->final_norm = random_bf16(s->hidden, 1.0f, 0.2f, &model->seed);
+}
+
+void model_load(struct rig *rig, struct model *model)
+{
+    const struct nib_shape *s = model->shape;
     uint64_t staging = (uint64_t)s->vocab * s->hidden * 2;
     const uint64_t qkv = (uint64_t)nib_qkv_dim(s) * s->hidden * 2, up = model->up_bytes + 4096;
     staging = staging > qkv ? staging : qkv;
@@ -194,6 +198,13 @@ void model_open(struct rig *rig, struct model *model, const char *shape, uint32_
     rig->m.final_norm = send(rig, model->final_norm, s->hidden * 2);
     fill_kv(rig, model);
     rig_send_machine(rig);
+}
+
+void model_open(struct rig *rig, struct model *model, const char *shape, uint32_t slots, uint32_t ctx_tokens,
+                uint32_t rows, uint32_t kv_pages, uint64_t seed)
+{
+    model_make(rig, model, nib_shape_find(shape), slots, ctx_tokens, rows, kv_pages, seed);
+    model_load(rig, model);
 }
 
 void model_close(struct model *model)

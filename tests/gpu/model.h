@@ -20,7 +20,12 @@ struct model {
     uint32_t next_page; /* of the KV pool */
 };
 
-/* Makes weights, repacks them on the device and fills the KV cache of two layers (window, full) with random numbers. */
+/* Makes weights on the host, and the machine; what is then changed of the weights is what model_load sends. */
+void model_make(struct rig *rig, struct model *model, const struct nib_shape *shape, uint32_t slots,
+                uint32_t ctx_tokens, uint32_t rows, uint32_t kv_pages, uint64_t seed);
+/* Repacks the weights on the device and fills the KV cache of two layers (window, full) with random numbers. */
+void model_load(struct rig *rig, struct model *model);
+/* Both, for a shape by name. */
 void model_open(struct rig *rig, struct model *model, const char *shape, uint32_t slots, uint32_t ctx_tokens,
                 uint32_t rows, uint32_t kv_pages, uint64_t seed);
 void model_close(struct model *model);

@@ -119,8 +119,33 @@ void rig_arena(struct rig *rig, uint64_t bytes, bool poison)
     rig->pinned_used = 0;
 }
 
+void rig_separate(struct rig *rig)
+{
+    rig->separate = true;
+    rig->pinned_used = 0;
+}
+
+void rig_together(struct rig *rig)
+{
+    while (rig->own_count > 0)
+        RIG_CU(rig, cuMemFree, rig->own[--rig->own_count]);
+    rig->separate = false;
+}
+
+static nib_cu_ptr take_own(struct rig *rig, uint64_t bytes)
+{
+    nib_cu_ptr p = 0;
+    if (rig->own_count == RIG_OWN_MAX)
+        rig_die("more buffers than RIG_OWN_MAX");
+    RIG_CU(rig, cuMemAlloc, &p, bytes);
+    rig->own[rig->own_count++] = p;
+    return p;
+}
+
 nib_cu_ptr rig_take(struct rig *rig, uint64_t bytes)
 {
+    if (rig->separate)
+        return take_own(rig, bytes);
     nib_cu_ptr p = rig->arena + rig->used;
     rig->used += nib_round_up(bytes, 256);
     if (rig->used > rig->arena_bytes)
@@ -136,8 +161,12 @@ void rig_up(struct rig *rig, nib_cu_ptr to, const void *from, uint64_t bytes)
 
 void rig_down(struct rig *rig, void *to, nib_cu_ptr from, uint64_t bytes)
 {
+    struct nib_msg msg;
     rig_wait(rig);
-    RIG_CU(rig, cuMemcpyDtoHAsync, to, from, bytes, rig->stream);
+    if (NIB_CU(&rig->cu, &msg, cuMemcpyDtoHAsync, to, from, bytes, rig->stream) != NIB_OK) {
+        printf("%llu bytes from device address %#llx: ", (unsigned long long)bytes, (unsigned long long)from);
+        rig_die(msg.text);
+    }
     rig_wait(rig);
 }
 

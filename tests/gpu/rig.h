@@ -11,7 +11,8 @@
 #include "arch/gpu_abi.h"
 #include "gpu/driver.h"
 
-#define RIG_WAIT_S 60.0
+#define RIG_WAIT_S  60.0
+#define RIG_OWN_MAX 64
 
 struct rig {
     struct nib_cuda cu;
@@ -24,6 +25,9 @@ struct rig {
     size_t free_bytes;
     nib_cu_ptr arena;
     uint64_t arena_bytes, used;
+    bool separate; /* rig_separate */
+    nib_cu_ptr own[RIG_OWN_MAX];
+    uint32_t own_count;
     uint8_t *pinned; /* mailbox, outbox, host tables, host sampling */
     uint64_t pinned_bytes, pinned_used;
     struct nib_gpu_machine m; /* the host's copy */
@@ -46,6 +50,10 @@ void rig_close(struct rig *rig);
 /* (Re)makes the arena with at least that many bytes, all 0xff. */
 void rig_arena(struct rig *rig, uint64_t bytes, bool poison);
 nib_cu_ptr rig_take(struct rig *rig, uint64_t bytes);
+/* From here on every buffer is an allocation of its own, in which nothing is written yet: for sanitizers, which see neither
+ * what lies beside a buffer in an arena nor what was never written after the poison. Until rig_together, which frees them. */
+void rig_separate(struct rig *rig);
+void rig_together(struct rig *rig);
 
 /* A machine of that shape with `layers` layers; weights and KV not set. */
 void rig_machine(struct rig *rig, const struct nib_shape *shape, uint32_t layers, uint32_t slots, uint32_t ctx_tokens,
@@ -76,9 +84,15 @@ void rig_die(const char *what) __attribute__((noreturn));
 
 /* Tests; each returns the number of failures. */
 int rig_test_ops(struct rig *rig);
+int rig_test_sizes(struct rig *rig);
+int rig_test_contexts(struct rig *rig);
+int rig_test_routing(struct rig *rig);
+int rig_test_extremes(struct rig *rig);
 int rig_test_invariance(struct rig *rig);
 int rig_test_sampler(struct rig *rig);
 int rig_test_faults(struct rig *rig);
+/* Each kernel in both forms, once or twice, on buffers of their own: small enough for a sanitizer. */
+int rig_test_each(struct rig *rig);
 void rig_bench(struct rig *rig, const char *shape, bool prompt);
 
 #endif

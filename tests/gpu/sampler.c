@@ -8,31 +8,39 @@
 #include "tests/gpu/model.h"
 #include "tests/gpu/random.h"
 
-enum { SLOTS = 8 };
+enum { SLOTS = 64 }; /* at most; a state has `rows` of them */
 
 struct state {
     struct rig *rig;
-    uint32_t vocab;
-    float *logits;    /* [SLOTS][V] */
-    uint32_t *seen;   /* [SLOTS][V] */
+    uint32_t vocab, rows;
+    float *logits;    /* [rows][V] */
+    uint32_t *seen;   /* [rows][V] */
     uint32_t *banned; /* bitmap */
     void *scratch;
     uint64_t seed;
 };
 
+#define EDGES 3 /* a kind of rounds besides 0, 1, 2 */
+
 /* Logits as a model has them: most far below a few; some rows with many ties. */
 static void make_logits(struct state *s, int kind)
 {
-    for (uint32_t r = 0; r < SLOTS; r++)
+    for (uint32_t r = 0; r < s->rows; r++)
         for (uint32_t i = 0; i < s->vocab; i++) {
             float z = model_normal(&s->seed) * (kind == 2 ? 0.5f : 3.0f);
             if (kind == 0 && random_next(&s->seed) % 5000 == 0)
                 z += 12.0f;
-            if (kind == 1)
+            if (kind == 1 || (kind == EDGES && r % 5 == 1))
                 z = (float)(int)z; /* ties */
+            if (kind == EDGES && r % 5 == 2)
+                z = 0; /* all alike */
+            if (kind == EDGES && r % 5 == 3)
+                z = i == s->vocab / 2 ? z : -INFINITY; /* one id, or none when that is banned */
+            if (kind == EDGES && r % 5 == 4)
+                z *= 1e30f;
             s->logits[(uint64_t)r * s->vocab + i] = z;
         }
-    for (uint64_t i = 0; i < (uint64_t)SLOTS * s->vocab; i++)
+    for (uint64_t i = 0; i < (uint64_t)s->rows * s->vocab; i++)
         s->seen[i] = random_next(&s->seed) % 50
                          ? 0
                          : (uint32_t)(random_next(&s->seed) % 4) | (random_next(&s->seed) % 2 ? 0x80000000u : 0);
@@ -71,6 +79,50 @@ static struct nib_sampling random_sampling(struct state *s)
     return p;
 }
 
+/* Options at the ends of their ranges, one way a row; logits are of every kind in turn. */
+static struct nib_sampling edge_sampling(struct state *s, uint32_t row)
+{
+    static const struct nib_sampling edges[] = {
+        {.temperature = 1, .top_p = 1e-6f},
+        {.temperature = 1, .top_p = 0.99999994f},
+        {.temperature = 1, .top_p = 1, .top_k = 1},
+        {.temperature = 1, .top_p = 1, .top_k = 2},
+        {.temperature = 1, .top_p = 1, .top_k = 1u << 30},
+        {.temperature = 1, .top_p = 1, .min_p = 0.99999994f},
+        {.temperature = 1, .top_p = 1, .min_p = 1e-30f},
+        {.temperature = 100, .top_p = 1},
+        {.temperature = 100, .top_p = 0.5f, .top_k = 100, .min_p = 0.5f},
+        {.temperature = 1e-3f, .top_p = 1}, /* the smallest that is not greedy */
+        {.temperature = 9.99e-4f, .top_p = 0.5f, .top_k = 3},
+        {.temperature = 1, .top_p = 1, .frequency_penalty = 100},
+        {.temperature = 1, .top_p = 1, .frequency_penalty = -100},
+        {.temperature = 1, .top_p = 1, .presence_penalty = 100},
+        {.temperature = 1, .top_p = 1, .presence_penalty = -100, .top_k = 5},
+        {.temperature = 0, .top_p = 1, .repetition_penalty = 100},
+        {.temperature = 1, .top_p = 0.9f, .repetition_penalty = 0.01f},
+        {.temperature = 1, .top_p = 1, .logprobs = true, .top_logprobs = NIB_MAX_TOP_LOGPROBS},
+        {.temperature = 0, .top_p = 1, .logprobs = true},
+        {.temperature = 1, .top_p = 0.9f, .top_k = 7, .logprobs = true, .top_logprobs = 1, .frequency_penalty = 1},
+    };
+    enum { COUNT = sizeof edges / sizeof edges[0] };
+    struct nib_sampling p = edges[row % COUNT];
+    if (p.repetition_penalty == 0)
+        p.repetition_penalty = 1;
+    p.seed = row % 3 == 0 ? 0 : row % 3 == 1 ? UINT64_MAX : random_next(&s->seed);
+    if (row / COUNT == 1) { /* the strongest biases: of the first and the last id, and a banned one */
+        p.bias_count = 3;
+        p.bias[0] = (struct nib_bias){.token = 0, .bias = 100};
+        p.bias[1] = (struct nib_bias){.token = s->vocab - 1, .bias = 100};
+        p.bias[2] = (struct nib_bias){.token = 1, .bias = -100};
+    }
+    if (row / COUNT == 2) { /* as many as there may be, all of one id but one */
+        p.bias_count = NIB_MAX_LOGIT_BIAS;
+        for (uint32_t i = 0; i < NIB_MAX_LOGIT_BIAS; i++)
+            p.bias[i] = (struct nib_bias){.token = i == 9 ? 2 : 3, .bias = i % 2 ? 1.25f : -1};
+    }
+    return p;
+}
+
 static bool compare(const struct nib_sampled *a, const struct nib_sampled *b)
 {
     bool good = a->token == b->token && a->failed == b->failed && a->top_count == b->top_count &&
@@ -87,20 +139,20 @@ static void sample_step(struct state *s, const struct nib_sampling *sampling, co
     struct rig *rig = s->rig;
     static struct nib_gpu_step step;
     rig_down(rig, &step.serial, rig->m.next_serial, 8);
-    step.rows_count = step.decode_count = step.want_count = SLOTS;
+    step.rows_count = step.decode_count = step.want_count = s->rows;
     step.fault = 0;
-    for (uint32_t r = 0; r < SLOTS; r++) {
+    for (uint32_t r = 0; r < s->rows; r++) {
         step.rows[r] = (struct nib_row){
-            .pos = pos[r], .slot = (uint16_t)(SLOTS - 1 - r), .flags = NIB_ROW_DECODE | NIB_ROW_LOGITS};
+            .pos = pos[r], .slot = (uint16_t)(s->rows - 1 - r), .flags = NIB_ROW_DECODE | NIB_ROW_LOGITS};
         step.want[r] = (uint16_t)r;
-        rig_up(rig, rig->m.seen + (uint64_t)(SLOTS - 1 - r) * s->vocab * 4, s->seen + (uint64_t)r * s->vocab,
+        rig_up(rig, rig->m.seen + (uint64_t)(s->rows - 1 - r) * s->vocab * 4, s->seen + (uint64_t)r * s->vocab,
                s->vocab * 4ull);
-        rig_up(rig, rig->m.sampling + (SLOTS - 1 - r) * sizeof *sampling, &sampling[r], sizeof *sampling);
+        rig_up(rig, rig->m.sampling + (s->rows - 1 - r) * sizeof *sampling, &sampling[r], sizeof *sampling);
     }
     rig_up(rig, rig->m.step, &step, sizeof step);
-    rig_up(rig, rig->m.logits, s->logits, (uint64_t)SLOTS * s->vocab * 4);
+    rig_up(rig, rig->m.logits, s->logits, (uint64_t)s->rows * s->vocab * 4);
     rig_up(rig, rig->m.banned, s->banned, nib_sample_banned_words(s->vocab) * 4ull);
-    const struct rig_bucket b = {.decode = SLOTS, .want = SLOTS};
+    const struct rig_bucket b = {.decode = s->rows, .want = s->rows};
     (void)rig_launch(rig, NIB_GPU_SCAN, 0, b);
     (void)rig_launch(rig, NIB_GPU_SAMPLE, 0, b);
     rig_wait(rig);
@@ -115,12 +167,12 @@ static int round_of(struct state *s, int kind, int broken)
     uint64_t serial = 0;
     int failures = 0;
     make_logits(s, kind);
-    for (uint32_t r = 0; r < SLOTS; r++) {
-        sampling[r] = random_sampling(s);
-        pos[r] = (uint32_t)(random_next(&s->seed) % 4096);
+    for (uint32_t r = 0; r < s->rows; r++) {
+        sampling[r] = kind == EDGES ? edge_sampling(s, r) : random_sampling(s);
+        pos[r] = (uint32_t)(random_next(&s->seed) % (kind == EDGES ? NIB_MAX_CTX_TOKENS : 4096));
     }
     if (kind == 0) /* the plain draw on most rows */
-        for (uint32_t r = 0; r < SLOTS; r += 2) {
+        for (uint32_t r = 0; r < s->rows; r += 2) {
             nib_sample_defaults(&sampling[r]);
             sampling[r].temperature = 1.0f;
             sampling[r].seed = random_next(&s->seed);
@@ -135,7 +187,7 @@ static int round_of(struct state *s, int kind, int broken)
     rig_down(s->rig, &serial, s->rig->m.next_serial, 8);
     sample_step(s, sampling, pos);
     const struct nib_gpu_result *out = &s->rig->outbox[serial % NIB_GPU_MAILBOX];
-    for (uint32_t r = 0; r < SLOTS; r++) {
+    for (uint32_t r = 0; r < s->rows; r++) {
         const struct nib_sample_in in = {.logits = s->logits + (uint64_t)r * s->vocab,
                                          .banned = s->banned,
                                          .state = s->seen + (uint64_t)r * s->vocab,
@@ -145,8 +197,8 @@ static int round_of(struct state *s, int kind, int broken)
         struct nib_sampled want = {0};
         nib_sample(&in, s->scratch, &want);
         uint32_t last = 0, times = 0;
-        rig_down(s->rig, &last, s->rig->m.last + (SLOTS - 1 - r) * 4ull, 4);
-        rig_down(s->rig, &times, s->rig->m.seen + ((uint64_t)(SLOTS - 1 - r) * s->vocab + want.token) * 4, 4);
+        rig_down(s->rig, &last, s->rig->m.last + (s->rows - 1 - r) * 4ull, 4);
+        rig_down(s->rig, &times, s->rig->m.seen + ((uint64_t)(s->rows - 1 - r) * s->vocab + want.token) * 4, 4);
         const bool counted = times == in.state[want.token] + !want.failed;
         if (compare(&out->sampled[r], &want) && last == want.token && counted)
             continue;
@@ -163,16 +215,16 @@ static int round_of(struct state *s, int kind, int broken)
     return failures;
 }
 
-static int test_vocab(struct rig *rig, const char *shape, int rounds)
+static int test_vocab(struct rig *rig, const char *shape, uint32_t rows, int rounds)
 {
-    struct state s = {.rig = rig, .seed = 99};
+    struct state s = {.rig = rig, .seed = 99, .rows = rows};
     const struct nib_shape *sh = nib_shape_find(shape);
     rig_arena(rig, 2ull << 30, true);
-    rig_machine(rig, sh, 2, SLOTS, 4096, 64, 64);
+    rig_machine(rig, sh, 2, rows, 4096, 64, 64);
     rig_send_machine(rig);
     s.vocab = sh->vocab;
-    s.logits = malloc((uint64_t)SLOTS * s.vocab * 4);
-    s.seen = malloc((uint64_t)SLOTS * s.vocab * 4);
+    s.logits = malloc((uint64_t)rows * s.vocab * 4);
+    s.seen = malloc((uint64_t)rows * s.vocab * 4);
     s.banned = calloc(nib_sample_banned_words(s.vocab), 4);
     s.scratch = aligned_alloc(64, nib_round_up(nib_sample_scratch_bytes(s.vocab), 64));
     if (!s.logits || !s.seen || !s.banned || !s.scratch)
@@ -180,9 +232,9 @@ static int test_vocab(struct rig *rig, const char *shape, int rounds)
     nib_sample_ban_reserved(sh, s.banned);
     int failures = 0;
     for (int i = 0; i < rounds; i++)
-        failures += round_of(&s, i % 3, i % 5 == 4);
+        failures += rows == SLOTS ? round_of(&s, EDGES, 0) : round_of(&s, i % 3, i % 5 == 4);
     printf("%s sampler, vocabulary %u: %d of %d rows differ\n", failures ? "FAILED" : "ok    ", s.vocab, failures,
-           rounds * SLOTS);
+           rounds * (int)rows);
     free(s.logits);
     free(s.seen);
     free(s.banned);
@@ -192,7 +244,9 @@ static int test_vocab(struct rig *rig, const char *shape, int rounds)
 
 int rig_test_sampler(struct rig *rig)
 {
-    return test_vocab(rig, "nano", 40) + test_vocab(rig, "20b-slice", 30) + test_vocab(rig, "small", 12);
+    return test_vocab(rig, "nano", 8, 40) + test_vocab(rig, "20b-slice", 8, 30) + test_vocab(rig, "small", 8, 12) +
+           test_vocab(rig, "nano", SLOTS, 4) + test_vocab(rig, "20b-slice", SLOTS, 3) +
+           test_vocab(rig, "small", SLOTS, 1);
 }
 
 /* Steps that break a bound: the fault comes back, nothing else happens, and the next step works. */

@@ -37,6 +37,28 @@ def test_auto_takes_the_gpu_and_a_named_row_runs(start):
     assert named.complete("hello").status == 200
 
 
+def card(profile):
+    return {**H200, "NIBBLED_FAKE_PROFILE": str(d.ROOT / "etc" / "profiles" / f"{profile}.json")}
+
+
+@needs_rows
+@pytest.mark.parametrize("profile", ["b200", "rtx5090", "l4", "orin64"])
+def test_a_card_without_kernels_of_its_own_runs_the_portable_row(start, profile):
+    gpu = start(env=card(profile), memory=SMALL)
+    assert "row sm80" in gpu.log.read_text()
+    assert gpu.complete("hello").status == 200
+
+
+@needs_rows
+def test_a_card_below_every_row_is_left_to_the_cpu(start):
+    cpu = start(env=card("t4"))
+    log = cpu.log.read_text()
+    assert "so the CPU runs the model" in log and "no row of the capability table fits NVIDIA T4" in log
+    assert cpu.complete("hello").status == 200
+    only = start(env=card("t4"), engine={"device": "gpu"}, wait=False)
+    assert only.process.wait(d.HANG_S) != 0 and "fits NVIDIA T4" in only.log.read_text()
+
+
 def test_auto_without_a_gpu_says_so(start):
     cpu = start(env=NONE)
     assert "no GPU, so the CPU runs the model" in cpu.log.read_text()
