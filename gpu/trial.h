@@ -139,5 +139,7 @@ struct nib_trial_range {
 struct nib_trial_range nib_trial_rows(const struct nib_trial *t, enum nib_gpu_op op);
 /* Whether a row is compared: all decode rows, and some of the prompt. */
 bool nib_trial_compared(const struct nib_trial *t, uint32_t row);
+/* Whether products of a compared row are, in this layer: each form's in one layer of a step, since they cost the most. */
+bool nib_trial_multiplied(const struct nib_trial *t, uint32_t row);
 
 #endif

@@ -63,6 +63,12 @@ bool nib_trial_compared(const struct nib_trial *t, uint32_t row)
     return row < t->decode || row == t->decode || row == t->decode + t->prompt / 2 || row == last;
 }
 
+bool nib_trial_multiplied(const struct nib_trial *t, uint32_t row)
+{
+    const uint32_t layer = row < t->decode && t->prompt ? 0 : 1;
+    return t->layer == layer && nib_trial_compared(t, row);
+}
+
 static uint64_t acts_bytes(const struct nib_trial *t)
 {
     const uint32_t q_dim = nib_q_dim(&t->shape), h = t->shape.hidden;

@@ -228,8 +228,10 @@ static void make_patterns(struct nib_trial *t)
     uint64_t seed = 20260917;
     normals(t->weights, NIB_TRIAL_WEIGHTS, 0, 1.0f / sqrtf((float)t->shape.hidden), &seed);
     normals(t->acts, NIB_TRIAL_ACTS, 0, 1, &seed);
-    for (uint64_t i = 0; i < NIB_TRIAL_CODES; i++)
-        t->codes[i] = (uint8_t)(next(&seed) >> 56);
+    for (uint64_t i = 0; i + 8 <= NIB_TRIAL_CODES; i += 8) {
+        const uint64_t codes = next(&seed);
+        memcpy(t->codes + i, &codes, sizeof codes);
+    } /* the last few stay 0 */
     /* scales that make outputs of order 1 */
     const int middle = 127 - (int)lround(log2(2.5 * sqrt(t->shape.hidden)));
     for (uint64_t i = 0; i < NIB_TRIAL_SCALES; i++)

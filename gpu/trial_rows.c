@@ -8,7 +8,7 @@
 #include "core/mx.h"
 #include "gpu/trial.h"
 
-#define OUTPUTS 32u /* compared at either end of a product */
+#define OUTPUTS 16u /* compared at either end of a product */
 
 static uint32_t q_dim(const struct nib_trial *t)
 {
@@ -104,32 +104,34 @@ void nib_trial_qkv(struct nib_trial *t, enum nib_gpu_op op)
 {
     const struct nib_shape *s = &t->shape;
     const struct nib_trial_range rows = nib_trial_rows(t, op);
-    const uint32_t heads[4] = {0, s->heads - 1, s->heads + s->kv_heads - 1, s->heads + 2 * s->kv_heads - 1};
+    /* a query, a key and a value head: those at the other end in the other form */
+    const uint32_t q = op == NIB_GPU_QKV ? 0 : s->heads - 1, kv = op == NIB_GPU_QKV ? s->kv_heads - 1 : 0;
+    const uint32_t heads[3] = {q, s->heads + kv, s->heads + s->kv_heads + kv};
     const void *acts = fetch_acts(t);
     const float *rope = nib_trial_fetch(t, t->m.rope, NIB_TRIAL_ROWS * 256ull);
     if (op == NIB_GPU_QKV || t->decode == 0)
         nib_trial_fill(t, t->m.q, 0xff, NIB_TRIAL_ROWS * 2ull * q_dim(t));
     if (!nib_trial_launch(t, op))
         return;
-    const uint16_t *q = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t)), *kv = fetch_kv(t);
+    const uint16_t *queries = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t)), *pages = fetch_kv(t);
     nib_trial_wait(t);
     struct nib_trial_error of_q = {0}, of_kv = {0};
     float *x = nib_trial_take(t, nib_ref_acts_bytes(s->hidden)), y[NIB_HEAD_DIM];
-    for (int i = 0; i < 4 && !t->err; i++) {
+    for (int i = 0; i < 3 && !t->err; i++) {
         struct product p = {NIB_TRIAL_QKV, 0, s->hidden, heads[i] * NIB_HEAD_DIM, NIB_HEAD_DIM, t->v.qkv_bias, NULL};
         prepare(t, &p);
         for (uint32_t r = rows.first; r < rows.end; r++) {
-            if (!nib_trial_compared(t, r))
+            if (!nib_trial_multiplied(t, r))
                 continue;
             t->k->forms.acts(&t->m, t->layer ? NIB_GPU_COMBINE : NIB_GPU_EMBED, acts, r, s->hidden, x);
             multiply(&p, x, y);
             if (heads[i] < s->heads + s->kv_heads)
                 nib_ref_rope(y, 1, rope + r * 32, rope + (NIB_TRIAL_ROWS + r) * 32);
-            expect_head(t, r, heads[i], y, q, kv, i < 2 ? &of_q : &of_kv);
+            expect_head(t, r, heads[i], y, queries, pages, i < 1 ? &of_q : &of_kv);
         }
     }
     for (uint64_t i = (uint64_t)rows.first * q_dim(t); i < (uint64_t)rows.end * q_dim(t) && !t->err; i++)
-        of_q.bad += isfinite(nib_bf16_decode(q[i])) ? 0 : 1;
+        of_q.bad += isfinite(nib_bf16_decode(queries[i])) ? 0 : 1;
     nib_trial_expect(t, op, "q", &of_q, 4e-3);
     nib_trial_expect(t, op, "k, v", &of_kv, 4e-3);
 }
@@ -224,7 +226,7 @@ void nib_trial_out(struct nib_trial *t, enum nib_gpu_op op)
         struct product p = {NIB_TRIAL_OUT, 0, q_dim(t), i ? last : 0, h < OUTPUTS ? h : OUTPUTS, t->v.out_bias, NULL};
         prepare(t, &p);
         for (uint32_t r = rows.first; r < rows.end; r++) {
-            if (!nib_trial_compared(t, r))
+            if (!nib_trial_multiplied(t, r))
                 continue;
             t->k->forms.acts(&t->m, NIB_GPU_ATTN, acts, r, q_dim(t), x);
             multiply(&p, x, y);
@@ -299,7 +301,7 @@ static void expect_experts(struct nib_trial *t, struct experts *x)
         read_place(t, x, c.place, out);
         for (uint32_t j = 0; j < out_n; j++)
             x->e.bad += isfinite(out[j]) ? 0 : 1;
-        if (!nib_trial_compared(t, r) || (r >= t->decode && i % used > 1))
+        if (!nib_trial_multiplied(t, r) || (r >= t->decode && i % used > 1))
             continue;
         if (x->up)
             t->k->forms.acts(&t->m, NIB_GPU_ROUTE, x->in, r, x->k, in);

@@ -647,8 +647,9 @@ static void spoil(struct run *r, enum nib_gpu_op op)
         words = m->vocab;
     } else if (op < NIB_GPU_BEGIN) {
         const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, m->repack, 1);
-        at = op == NIB_GPU_SUM ? p->sum : p->dst;
-        words = op == NIB_GPU_SUM ? 2 : 64;
+        const uint64_t row = op == NIB_GPU_REPACK_MX ? p->k / 2 : p->k * 2ull; /* bytes */
+        at = op == NIB_GPU_SUM ? p->sum : p->dst + p->n0 * row;
+        words = op == NIB_GPU_SUM ? 2 : (p->n1 - p->n0) * row / 4;
     }
     if (words == 0)
         return; /* had no rows */
