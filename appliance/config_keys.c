@@ -33,7 +33,7 @@ static const struct nib_config_key keys[] = {
     {"engine.step_rows", NIB_CFG_UINT, AT(step_rows), 0, NIB_MAX_STEP_ROWS, "0", NULL,
      "Tokens of one step. 0: the row's default."},
     {"memory.limit_mib", NIB_CFG_UINT, AT(memory_mib), 0, 16777216, "0", NULL,
-     "Plan as if the memory were this small, in MiB. 0: what the machine has."},
+     "Plan as if the memory were this small, in MiB; of a GPU the driver's part is in it. 0: what the machine has."},
     {"memory.lock", NIB_CFG_BOOL, AT(memory_lock), 0, 1, "false", NULL,
      "Lock all memory at boot (mlockall), so that nothing of it is ever paged out."},
     {"socket.path", NIB_CFG_STRING, AT(socket_path), 1, 107, "/run/nibbled/nibbled.sock", NULL,

@@ -46,8 +46,12 @@ static void set_budgets(const struct nib_plan_request *r, struct nib_plan *plan)
 {
     const struct nib_profile *p = r->profile;
     uint64_t own = p->memory_bytes - p->reserved_bytes;
-    if (r->memory_limit_bytes)
-        own = nib_min_u64(own, r->memory_limit_bytes);
+    plan->driver_bytes = r->row->gpu ? p->reserved_bytes : 0;
+    if (r->memory_limit_bytes) {
+        const uint64_t driver = nib_min_u64(plan->driver_bytes, NIB_PLAN_DRIVER_BYTES);
+        const uint64_t limit = r->memory_limit_bytes > driver ? r->memory_limit_bytes - driver : 0;
+        own = nib_min_u64(own, limit);
+    }
     if (!r->row->gpu) {
         plan->budget_bytes[NIB_SPACE_HOST] = own;
         return;

@@ -19,6 +19,9 @@
 
 #define NIB_PLAN_QUEUE 64 /* requests that wait, unless asked for otherwise */
 
+/* Of a GPU's memory, what its driver takes by itself: context, kernels, graphs. A limit on the memory includes it. */
+#define NIB_PLAN_DRIVER_BYTES (768ull << 20)
+
 enum nib_space {
     NIB_SPACE_DEVICE, /* GPU memory; unused on a CPU row */
     NIB_SPACE_PINNED, /* page-locked host memory the GPU reads; unused on a CPU row */
@@ -115,15 +118,17 @@ struct nib_plan_request {
     const struct nib_profile *profile;
     const struct nib_row_facts *row;
     const struct nib_shape *shape;
-    uint32_t ctx_tokens;         /* longest sequence; 0 = the largest that fits, up to the model's */
-    uint32_t slots;              /* sequences at once; 0 = the row's default */
-    uint32_t step_rows_max;      /* 0 = the row's default */
-    uint32_t threads;            /* CPU rows: worker threads, >= 1 */
-    uint64_t memory_limit_bytes; /* plan as if the memory were this small; 0 = the profile's */
-    uint32_t queue_max;          /* requests that wait; 0 = NIB_PLAN_QUEUE */
-    uint32_t prefill_rows_max;   /* prompt rows of a step that also decodes; 0 = half of step_rows_max */
-    uint64_t tokenizer_bytes;    /* storage of the image's vocabulary and its scratch */
-    uint64_t front_bytes;        /* storage of the front thread */
+    uint32_t ctx_tokens;    /* longest sequence; 0 = the largest that fits, up to the model's */
+    uint32_t slots;         /* sequences at once; 0 = the row's default */
+    uint32_t step_rows_max; /* 0 = the row's default */
+    uint32_t threads;       /* CPU rows: worker threads, >= 1 */
+    uint64_t
+        memory_limit_bytes;    /* plan as if the memory were this small, the driver's part of a GPU's included; 0 = the
+                                    profile's */
+    uint32_t queue_max;        /* requests that wait; 0 = NIB_PLAN_QUEUE */
+    uint32_t prefill_rows_max; /* prompt rows of a step that also decodes; 0 = half of step_rows_max */
+    uint64_t tokenizer_bytes;  /* storage of the image's vocabulary and its scratch */
+    uint64_t front_bytes;      /* storage of the front thread */
 };
 
 struct nib_plan {
@@ -139,6 +144,7 @@ struct nib_plan {
     struct nib_region regions[NIB_MAX_REGIONS];
     uint64_t arena_bytes[NIB_SPACE_COUNT];
     uint64_t budget_bytes[NIB_SPACE_COUNT]; /* what the profile and the limit allow; 0 = space not used */
+    uint64_t driver_bytes;                  /* GPU rows: of the device's memory, kept for the driver and others */
     uint64_t weight_bytes;                  /* of all weights, wherever they are */
     uint64_t kv_bytes;
     uint64_t decode_bytes;        /* read for one token at batch 1, empty context */

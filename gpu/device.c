@@ -6,8 +6,7 @@
 #include "core/arith.h"
 #include "gpu/state.h"
 
-#define OVERHEAD_BYTES  (512ull << 20) /* modules, graphs and the driver's own growth after the probe */
-#define DRAM_EFFICIENCY 0.92           /* of the bus's rate, what long reads reach */
+#define DRAM_EFFICIENCY 0.92 /* of the bus's rate, what long reads reach */
 
 static enum nib_err choose_device(struct nib_gpu *gpu, struct nib_msg *msg)
 {
@@ -83,7 +82,8 @@ enum nib_err nib_gpu_probe(struct nib_gpu *gpu, const struct nib_profile *host, 
                             .shared_bytes = (uint64_t)value[SHARED],
                             .l2_bytes = (uint64_t)value[L2]};
     memcpy(p.name, gpu->name, sizeof p.name);
-    p.reserved_bytes = nib_min_u64(total_bytes, total_bytes - nib_min_u64(free_bytes, total_bytes) + OVERHEAD_BYTES);
+    p.reserved_bytes =
+        nib_min_u64(total_bytes, total_bytes - nib_min_u64(free_bytes, total_bytes) + NIB_GPU_GROWTH_BYTES);
     /* double data rate: two transfers a clock */
     p.read_bytes_s = 2e3 * value[CLOCK] * value[BUS] / 8 * DRAM_EFFICIENCY;
     gpu->free_bytes = free_bytes;

@@ -16,6 +16,8 @@
 #include "core/profile.h"
 #include "gpu/driver.h"
 
+#define NIB_GPU_GROWTH_BYTES (192ull << 20) /* kept free at the probe for modules, graphs and the driver's own growth */
+
 struct nib_gpu {
     struct nib_cuda cuda;
     int device;

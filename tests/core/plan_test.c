@@ -122,6 +122,30 @@ START_TEST(a_big_card_holds_everything_and_a_small_one_spills)
 }
 END_TEST
 
+/* The arenas and what is around them are those of a card that has no more. */
+START_TEST(a_limited_card_is_planned_as_a_small_one)
+{
+    static struct nib_plan limited;
+    struct nib_row_facts facts;
+    struct nib_profile h200 = load("h200"), small = h200;
+    ck_assert_uint_eq(h200.reserved_bytes, NIB_PLAN_DRIVER_BYTES);
+    for (uint64_t bytes = 8ull << 30; bytes <= 64ull << 30; bytes *= 2) {
+        struct nib_plan_request r = request_for(&h200, "20b", &facts);
+        r.memory_limit_bytes = bytes;
+        ck_assert_int_eq(nib_plan_make(&r, &limited, NULL), NIB_OK);
+        small.memory_bytes = bytes;
+        r = request_for(&small, "20b", &facts);
+        ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+        ck_assert_uint_eq(limited.regions_count, plan.regions_count);
+        for (uint32_t i = 0; i < plan.regions_count; i++) {
+            ck_assert_int_eq(limited.regions[i].space, plan.regions[i].space);
+            ck_assert_uint_eq(limited.regions[i].bytes, plan.regions[i].bytes);
+            ck_assert_uint_eq(limited.regions[i].offset, plan.regions[i].offset);
+        }
+    }
+}
+END_TEST
+
 START_TEST(a_memory_limit_shrinks_in_steps_until_it_refuses)
 {
     struct nib_row_facts facts;
@@ -138,14 +162,14 @@ START_TEST(a_memory_limit_shrinks_in_steps_until_it_refuses)
         if (err) {
             ck_assert_int_eq(err, NIB_E_LIMIT);
             char number[32];
-            (void)snprintf(number, sizeof number, "%llu", (unsigned long long)limit);
+            (void)snprintf(number, sizeof number, "%llu", (unsigned long long)(limit - NIB_PLAN_DRIVER_BYTES));
             ck_assert_msg(strstr(msg.text, number), "%s does not name %s", msg.text, number);
             refused = true;
             continue;
         }
         ck_assert_msg(!refused, "fits in %llu but not in more", (unsigned long long)limit);
         assert_sound(&plan);
-        ck_assert_uint_le(plan.arena_bytes[NIB_SPACE_DEVICE], limit);
+        ck_assert_uint_le(plan.arena_bytes[NIB_SPACE_DEVICE] + plan.driver_bytes, limit);
         ck_assert_uint_ge(plan.spilled_layers, spilled);
         if (plan.dims.slots == before.slots && plan.dims.ctx_tokens == before.ctx_tokens &&
             plan.embed_spilled == embed_spilled && !plan.spilled_layers)
@@ -251,5 +275,6 @@ START_TEST(sizes_are_parsed)
 END_TEST
 
 NIB_SUITE(plan, every_profile_gets_a_sound_plan, a_big_card_holds_everything_and_a_small_one_spills,
-          a_memory_limit_shrinks_in_steps_until_it_refuses, a_cpu_never_spills, values_asked_for_are_kept_or_refused,
-          the_plan_is_a_function_of_its_arguments, sizes_are_parsed)
+          a_limited_card_is_planned_as_a_small_one, a_memory_limit_shrinks_in_steps_until_it_refuses,
+          a_cpu_never_spills, values_asked_for_are_kept_or_refused, the_plan_is_a_function_of_its_arguments,
+          sizes_are_parsed)

@@ -176,7 +176,7 @@ START_TEST(load_reports_and_checks)
     struct nib_msg msg = {""};
     struct nib_engine *engine = NULL;
     fake_env("h200", "");
-    ck_assert_int_eq(gpu_fixture_plan(&g, &nano, 256ull << 20, &msg), NIB_OK);
+    ck_assert_int_eq(gpu_fixture_plan(&g, &nano, 1024ull << 20, &msg), NIB_OK);
     ck_assert_msg(gpu_fixture_take(&g, &msg) == NIB_OK, "%s", msg.text);
     struct nib_gpu_engine_open open = gpu_fixture_args(&g);
     open.progress = note_progress;
@@ -232,7 +232,7 @@ START_TEST(two_readers_share_the_largest_tensors)
     struct nib_msg msg = {""};
     struct nib_engine *engine = NULL;
     fake_env("h200", "");
-    ck_assert_int_eq(gpu_fixture_plan(&g, &small, 2048ull << 20, &msg), NIB_OK);
+    ck_assert_int_eq(gpu_fixture_plan(&g, &small, 2816ull << 20, &msg), NIB_OK);
     ck_assert_msg(gpu_fixture_take(&g, &msg) == NIB_OK, "%s", msg.text);
     struct nib_gpu_engine_open open = gpu_fixture_args(&g);
     open.source.read = read_watched;

@@ -107,7 +107,7 @@ static enum nib_err decode(struct life *life)
 
 static enum nib_err boot(struct life *life)
 {
-    enum nib_err err = gpu_fixture_plan(&g, &options, 256ull << 20, &life->msg);
+    enum nib_err err = gpu_fixture_plan(&g, &options, 1024ull << 20, &life->msg);
     if (!err)
         err = gpu_fixture_take(&g, &life->msg);
     if (err)

@@ -133,11 +133,11 @@ static inline enum nib_err gpu_fixture_take(struct gpu_fixture *g, struct nib_ms
     return nib_gpu_take(&g->gpu, &g->f.plan, msg);
 }
 
-/* 64 MiB are enough for the shapes of tests and keep the pool of pages small. */
+/* 256 MiB beside the driver's part are enough for the shapes of tests and keep the pool of pages small. */
 static inline void gpu_fixture_open(struct gpu_fixture *g, const struct fixture_options *o)
 {
     struct nib_msg msg = {""};
-    ck_assert_msg(gpu_fixture_plan(g, o, 256ull << 20, &msg) == NIB_OK, "%s", msg.text);
+    ck_assert_msg(gpu_fixture_plan(g, o, 1024ull << 20, &msg) == NIB_OK, "%s", msg.text);
     ck_assert_msg(gpu_fixture_take(g, &msg) == NIB_OK, "%s", msg.text);
     const struct nib_gpu_engine_open open = gpu_fixture_args(g);
     ck_assert_msg(nib_gpu_engine_open(&open, &g->f.engine, &msg) == NIB_OK, "%s", msg.text);

@@ -20,7 +20,7 @@ from life_test import Notify
 FAKE = d.BUILD / "tests" / "fake" / "libcuda.so"
 PROFILES = sorted((d.ROOT / "etc" / "profiles").glob("*.json"))
 STEP_MS = 1500
-SMALL = {"memory": {"limit_mib": 512}, "engine": {"device": "gpu", "step_rows": 64},
+SMALL = {"memory": {"limit_mib": 1280}, "engine": {"device": "gpu", "step_rows": 64},
          "time": {"step_ms_max": STEP_MS, "load_ms_max": 6000}}
 PROMPTS = ["hello", "the quick brown fox", "1 2 3 4", "zebra " * 40]
 ALL = os.environ.get("NIB_FAULTS") == "all"

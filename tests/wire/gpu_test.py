@@ -9,7 +9,7 @@ import daemon as d
 FAKE = d.BUILD / "tests" / "fake" / "libcuda.so"
 H200 = {"NIBBLED_LIBCUDA": str(FAKE), "NIBBLED_FAKE_PROFILE": str(d.ROOT / "etc" / "profiles" / "h200.json")}
 NONE = {"NIBBLED_LIBCUDA": "/nowhere/libcuda.so.1"}
-SMALL = {"limit_mib": 512}
+SMALL = {"limit_mib": 1280}
 needs_rows = pytest.mark.skipif(not FAKE.exists() or shutil.which("nvcc") is None,
                                 reason="no nvcc: this build has no GPU rows")
 
