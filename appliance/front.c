@@ -218,6 +218,7 @@ static void show_progress(struct nib_front *front, uint64_t now)
     bool moved = done != front->status_done;
     front->status_done = done;
     nib_notify_status(moved, "loading %.1f of %.1f MB", (double)done / 1e6, (double)total / 1e6);
+    nib_log_progress((double)done / 1e6, (double)total / 1e6);
 }
 
 static void cut_jobs(struct nib_front *front)
