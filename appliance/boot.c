@@ -219,12 +219,12 @@ static void log_load(const struct nib_machine *m)
     if (!m->gpu_open)
         return;
     nib_log(m->growth_bytes > NIB_GPU_GROWTH_BYTES ? NIB_LOG_WARN : NIB_LOG_INFO,
-            "loaded: image and vocabulary %.3f s, driver and self-test %.3f, memory %.3f, kernels %.3f, weights %.3f "
+            "loaded: image and vocabulary %.3f s, driver %.3f, self-test %.3f, memory %.3f, kernels %.3f, weights %.3f "
             "(%.2f GB/s), graphs %.3f; the driver took %llu MiB of the device besides the plan, %llu were kept for it",
-            seconds(m->image_us), seconds(m->device_us), seconds(m->memory_us), seconds(t->kernels_us),
-            seconds(t->weights_us), (double)t->weights_bytes / 1e3 / (double)(t->weights_us ? t->weights_us : 1),
-            seconds(t->graphs_us), (unsigned long long)(m->growth_bytes >> 20),
-            (unsigned long long)(NIB_GPU_GROWTH_BYTES >> 20));
+            seconds(m->image_us), seconds(m->device_us - m->test_us), seconds(m->test_us), seconds(m->memory_us),
+            seconds(t->kernels_us), seconds(t->weights_us),
+            (double)t->weights_bytes / 1e3 / (double)(t->weights_us ? t->weights_us : 1), seconds(t->graphs_us),
+            (unsigned long long)(m->growth_bytes >> 20), (unsigned long long)(NIB_GPU_GROWTH_BYTES >> 20));
 }
 
 static void log_struck(const struct nib_machine *m)

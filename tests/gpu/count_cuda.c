@@ -134,7 +134,9 @@ static int count_cuMemAlloc(nib_cu_ptr *ptr, size_t bytes)
 static int count_cuMemFree(nib_cu_ptr ptr)
 {
     book("cuMemFree");
-    counts->device_bytes -= forget(ptr);
+    const uint64_t bytes = forget(ptr);
+    counts->device_allocs -= bytes > 0;
+    counts->device_bytes -= bytes;
     return real.cuMemFree(ptr);
 }
 
@@ -152,7 +154,9 @@ static int count_cuMemHostAlloc(void **ptr, size_t bytes, unsigned flags)
 static int count_cuMemFreeHost(void *ptr)
 {
     book("cuMemFreeHost");
-    counts->pinned_bytes -= forget((uintptr_t)ptr);
+    const uint64_t bytes = forget((uintptr_t)ptr);
+    counts->pinned_allocs -= bytes > 0;
+    counts->pinned_bytes -= bytes;
     return real.cuMemFreeHost(ptr);
 }
 
