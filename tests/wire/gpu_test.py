@@ -1,10 +1,15 @@
 """The daemon on a GPU: on the stand-in for libcuda, with the rows that this build has."""
 
+import pathlib
 import shutil
+import sys
 
 import pytest
 
 import daemon as d
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
+from terminal import Terminal  # noqa: E402
 
 FAKE = d.BUILD / "tests" / "fake" / "libcuda.so"
 H200 = {"NIBBLED_LIBCUDA": str(FAKE), "NIBBLED_FAKE_PROFILE": str(d.ROOT / "etc" / "profiles" / "h200.json")}
@@ -86,3 +91,21 @@ def test_a_lost_gpu_ends_in_an_error_and_an_exit(start, fault):
     assert daemon.process.wait(d.HANG_S) == 70
     assert set(statuses) <= {200, 500, 503}
     assert "CUDA_ERROR" in daemon.log.read_text()
+
+
+@needs_rows
+def test_progress_on_a_terminal(tmp_path, image):
+    """A line that the next one replaces, shown while the driver takes its time."""
+    config = tmp_path / "nibbled.yaml"
+    config.write_text(d.yaml({"image": {"path": str(image)}, "engine": {"device": "gpu", "slots": 1, "ctx_tokens": 256},
+                              "memory": SMALL, "socket": {"path": str(tmp_path / "n.sock")}}))
+    shown = Terminal([d.NIBBLED, "--config", config], env={**H200, "NIBBLED_FAKE_FAULT": "cuInit:1:late:3000"})
+    try:
+        shown.wait_for("nibbled: loading ")
+        shown.wait_for(" MB ")
+        assert shown.wait_for("nibbled: row sm").endswith(b"   \r")  # the line was wiped
+        shown.wait_for("nibbled: ready")
+        shown.process.terminate()
+        assert shown.end() == 0
+    finally:
+        shown.kill()

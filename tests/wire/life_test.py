@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -14,9 +13,6 @@ import time
 import pytest
 
 import daemon as d
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
-from terminal import Terminal  # noqa: E402
 
 
 class Notify:
@@ -291,19 +287,3 @@ def test_journal_prefix(start):
 def test_default_config_is_the_committed_file():
     printed = subprocess.run([d.NIBBLED, "--print-config"], capture_output=True, check=True).stdout
     assert printed == (d.ROOT / "etc" / "nibbled.yaml").read_bytes()
-
-
-def test_progress_on_a_terminal(tmp_path, image):
-    """A line that the next one replaces; a file gets none."""
-    config = tmp_path / "nibbled.yaml"
-    config.write_text(d.yaml({"image": {"path": str(image)}, "engine": {"threads": 1, "slots": 1, "ctx_tokens": 256},
-                              "socket": {"path": str(tmp_path / "n.sock")}}))
-    shown = Terminal([d.NIBBLED, "--config", config])
-    try:
-        shown.wait_for("nibbled: loading ")
-        shown.wait_for(" MB ")
-        assert shown.wait_for("nibbled: ready").endswith(b"   \r")  # the line was wiped
-        shown.process.terminate()
-        assert shown.end() == 0
-    finally:
-        shown.kill()
