@@ -2,10 +2,10 @@
 """Boot on this machine's GPU, measured: the time to READY beside plain reads of the same file, memory beside the plan, plans
 of smaller cards and their answers, and nothing taken over thousands of steps.
 
-usage: tests/gpu/boot.py [--shape 20b] [--steps 10000] [--folder DIR] [--profile FILE]
+usage: tests/gpu/boot.py [--shape 20b | --image FILE] [--parts small,load,counted,limits] [--steps 10000] [--folder DIR]
 Programs and the counting libraries are taken from NIB_BUILD (make travel: build/travel). Nothing but Python's own library is
-needed. With --profile it runs on the stand-in for libcuda (NIBBLED_LIBCUDA), to test itself. Every wait is bounded; the last line
-counts failures."""
+needed. With NIBBLED_LIBCUDA and NIBBLED_FAKE_PROFILE it runs on the stand-in, to test itself. Every wait is bounded; the last
+line counts failures."""
 
 import argparse
 import hashlib
@@ -270,13 +270,22 @@ def guarded(what, *args, **more):
         check(False, f"{what.__name__}: {e!r}"[:600])
 
 
+def make_image(shape, path):
+    command = [str(d.NIBBLE), "synth", shape, str(path)]
+    if shape not in ("nano", "tiny"):
+        command += ["--vocab", str(d.ROOT / "etc" / "o200k" / "o200k_base.tiktoken")]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
 def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("--shape", default="20b")
     ask.add_argument("--small", default="tiny", help="the shape that runs most of the steps")
     ask.add_argument("--steps", type=int, default=10000)
     ask.add_argument("--folder", default=None)
-    ask.add_argument("--cold", type=int, default=2)
+    ask.add_argument("--image", type=pathlib.Path, help="an image that is there already, of any shape")
+    ask.add_argument("--parts", default="small,load,counted,limits", help="which of them to run")
+    ask.add_argument("--cold", type=int, default=2, help="loads from the cold disk")
     ask.add_argument("--limits", default=",".join(str(g << 10) for g in SMALL_CARDS_GIB), help="MiB of smaller cards")
     args = ask.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(dir=args.folder))
@@ -284,23 +293,26 @@ def main():
     try:
         describe(folder)
         hash_rates()
-        image = folder / "model.nib"
-        vocabulary = d.ROOT / "etc" / "o200k" / "o200k_base.tiktoken"
-        command = [str(d.NIBBLE), "synth", args.shape, str(image)]
-        if args.shape not in ("nano", "tiny"):
-            command += ["--vocab", str(vocabulary)]
-        making = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        small = Boot(folder, d.synth(folder, args.small), env)
-        guarded(counted, small, args.steps, 8, args.small, engine={"device": "gpu", "ctx_tokens": 4096, "slots": 8},
-                memory={"limit_mib": 4096})
-        if making.wait(240) != 0:
+        parts = args.parts.split(",")
+        image, making = args.image, None
+        if not image:
+            image = folder / "model.nib"
+            making = make_image(args.shape, image)
+        if "small" in parts:
+            small = Boot(folder, d.synth(folder, args.small), env)
+            guarded(counted, small, args.steps, 8, args.small, engine={"device": "gpu", "ctx_tokens": 4096, "slots": 8},
+                    memory={"limit_mib": 4096})
+        if making and making.wait(240) != 0:
             raise SystemExit("the image cannot be made")
         boot = Boot(folder, image, env)
-        os.sync()
-        read_plain(image, READERS, False)
-        guarded(load_times, boot, args.cold)
-        guarded(counted, boot, args.steps // 5, 24, args.shape)
-        guarded(small_cards, boot, [int(m) for m in args.limits.split(",")])
+        if "load" in parts:
+            os.sync()
+            read_plain(image, READERS, False)
+            guarded(load_times, boot, args.cold)
+        if "counted" in parts:
+            guarded(counted, boot, args.steps // 5, 24, args.shape)
+        if "limits" in parts:
+            guarded(small_cards, boot, [int(m) for m in args.limits.split(",")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{failed} failed")
