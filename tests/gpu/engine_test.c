@@ -203,6 +203,61 @@ START_TEST(load_reports_and_checks)
 }
 END_TEST
 
+/* Logits of a prompt and of some answer tokens, under a limit on the memory. */
+static void run_limited(uint64_t limit_bytes, float *ret_logits, uint32_t steps)
+{
+    struct nib_msg msg = {""};
+    fake_env("h200", "");
+    ck_assert_msg(gpu_fixture_plan(&g, &nano, limit_bytes, &msg) == NIB_OK, "%s", msg.text);
+    ck_assert_msg(gpu_fixture_take(&g, &msg) == NIB_OK, "%s", msg.text);
+    const struct nib_gpu_engine_open open = gpu_fixture_args(&g);
+    ck_assert_msg(nib_gpu_engine_open(&open, &g.f.engine, &msg) == NIB_OK, "%s", msg.text);
+    fixture_tables(&g.f);
+    fixture_tokens(g.f.image.shape, 3, tokens, 40);
+    fixture_prefill(&g.f, 0, tokens, 0, 40, 17, ret_logits);
+    for (uint32_t i = 1; i < steps; i++)
+        fixture_decode(&g.f, 0, 39 + i, g.f.out.sampled[0].token, ret_logits + (size_t)i * VOCAB);
+}
+
+/* The smallest limit that can be planned: everything that may leave the device has left it. */
+static uint64_t least_limit(void)
+{
+    static struct nib_plan plan;
+    uint64_t low = 0, high = 1024ull << 20;
+    while (high - low > 4096) {
+        const struct nib_plan_request request = {.profile = &g.profile,
+                                                 .row = &g.f.facts,
+                                                 .shape = g.f.image.shape,
+                                                 .ctx_tokens = nano.ctx_tokens,
+                                                 .slots = nano.slots,
+                                                 .step_rows_max = nano.step_rows_max,
+                                                 .threads = 1,
+                                                 .memory_limit_bytes = low + (high - low) / 2};
+        if (nib_plan_make(&request, &plan, NULL) == NIB_OK)
+            high = request.memory_limit_bytes;
+        else
+            low = request.memory_limit_bytes;
+    }
+    return high;
+}
+
+START_TEST(experts_in_host_memory_give_the_same_bits)
+{
+    enum { STEPS = 6 };
+    static float near[STEPS * VOCAB], far[STEPS * VOCAB];
+    run_limited(1024ull << 20, near, STEPS);
+    ck_assert(!g.f.plan.embed_spilled && g.f.plan.spilled_layers == 0);
+    const uint64_t limit = least_limit();
+    gpu_fixture_close(&g);
+    run_limited(limit, far, STEPS);
+    ck_assert(g.f.plan.embed_spilled);
+    ck_assert_uint_gt(g.f.plan.spilled_layers, 0);
+    gpu_fixture_close(&g);
+    ck_assert_int_eq(memcmp(near, far, sizeof near), 0);
+    ck_assert_uint_eq(fake_env_report()->violations, 0);
+}
+END_TEST
+
 static pthread_t first_reader;
 static atomic_uint chunks_by_others, chunks_of_embed;
 
@@ -315,4 +370,4 @@ END_TEST
 
 NIB_SUITE(gpu_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s, steps_ahead_change_nothing,
           results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks,
-          two_readers_share_the_largest_tensors, steps_allocate_nothing)
+          two_readers_share_the_largest_tensors, experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)
