@@ -10,11 +10,12 @@ import pytest
 import daemon as d
 import gpu_load
 
-FAKE = d.ROOT / "build" / "rel" / "tests" / "fake" / "libcuda.so"
+RELEASE = d.ROOT / "build" / "rel" / "nibbled"  # a sanitizer has its own allocator
+FAKE = d.BUILD / "tests" / "fake" / "libcuda.so"
 PROFILE = {"NIBBLED_FAKE_PROFILE": str(d.ROOT / "etc" / "profiles" / "h200.json")}
 STEPS = 200
 
-pytestmark = pytest.mark.skipif(not FAKE.exists() or shutil.which("nvcc") is None,
+pytestmark = pytest.mark.skipif(not FAKE.exists() or not RELEASE.exists() or shutil.which("nvcc") is None,
                                 reason="no nvcc or no release build: no GPU rows to count")
 
 
@@ -27,10 +28,8 @@ def planned(daemon, env):
 
 @pytest.fixture
 def counted(tmp_path, start, monkeypatch):
-    """A daemon of the release build (a sanitizer has its own allocator) over both counters."""
-    rel = d.ROOT / "build" / "rel"
-    monkeypatch.setattr(d, "NIBBLED", rel / "nibbled")
-    monkeypatch.setattr(d, "BUILD", rel)
+    """A daemon of the release build over both counters."""
+    monkeypatch.setattr(d, "NIBBLED", RELEASE)
     counters = gpu_load.Counters(tmp_path, real=FAKE)
     counters.arm(True)
     nibbled = start(env={**PROFILE, **counters.env}, engine={"device": "gpu"}, memory={"limit_mib": 2048})
