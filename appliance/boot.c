@@ -242,8 +242,7 @@ void nib_boot_again(struct nib_boot *b)
         m->struck[count].row = testing->name;
         (void)nib_fail(&m->struck[count++].why, NIB_E_DEVICE, "a call of the driver did not return");
     }
-    const bool news = count > b->struck_count;
-    if (b->config->row[0] || !news || (!testing && !m->gpu.lost))
+    if (b->config->row[0] || (!testing && !m->stopped))
         return;
     nib_log(NIB_LOG_WARN, "the GPU has stopped: starting again without row %s", m->struck[count - 1].row);
     nib_again(b->config_path, b->passed_fd, m->struck, count);
@@ -257,10 +256,8 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
     b->self_test = true;
     enum nib_err err = nib_boot_plan(b, s, msg);
     log_struck(m);
-    if (err) {
-        nib_boot_again(b);
+    if (err)
         return err;
-    }
     log_plan(m);
     if ((err = nib_machine_map(m, msg)) != NIB_OK || (err = carve_front(b, s, msg)) != NIB_OK)
         return err;

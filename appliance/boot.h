@@ -23,8 +23,8 @@ enum nib_err nib_boot_plan(struct nib_boot *boot, struct nib_stepper *stepper, s
 /* nib_stepper.boot; arg is a struct nib_boot. Fails with the sentence for the journal. */
 enum nib_err nib_boot_run(void *arg, struct nib_stepper *stepper, struct nib_msg *msg);
 
-/* A row's self-test has stopped the GPU, or never returns: begins anew without that row. Returns when the configuration
- * names the row, or no self-test is to blame. */
+/* After the front. When a row's self-test has stopped the GPU, or never returned, begins anew without that row. Returns when
+ * the configuration names the row, or no self-test is to blame. */
 void nib_boot_again(struct nib_boot *boot);
 
 /* The process's exit code (sysexits) after boot failed so. */

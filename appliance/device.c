@@ -80,6 +80,7 @@ static enum nib_err take_row(struct nib_machine *m, const struct nib_machine_opt
             return NIB_OK;
         if (struck)
             strike(m, &why);
+        m->stopped = struck && m->gpu.lost;
         if (!struck || o->row || m->gpu.lost)
             return nib_fail(msg, err, "the self-test of row %s: %s", m->row->name, why.text);
     }

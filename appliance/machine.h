@@ -72,6 +72,7 @@ struct nib_machine {
     uint64_t growth_bytes;                       /* device memory that the driver took beyond the plan */
     struct nib_struck struck[NIB_MAX_ARCH_ROWS]; /* [struck_count] rows that failed their self-test */
     uint32_t struck_count;
+    bool stopped;                                 /* by the test of the row struck last: the GPU is lost */
     _Atomic(const struct nib_arch_row *) testing; /* the row under test now */
     uint64_t test_us;                             /* that the test of `row` took */
     struct nib_msg device_note; /* why the CPU was taken although a GPU was wanted if there is one; else "" */
@@ -79,7 +80,7 @@ struct nib_machine {
 
 /* Opens the image, takes a device and a row, tests the row's kernels, and makes the plan; takes no memory yet beyond *m
  * (large: keep it off small stacks), and the test's own, which is given back. *m is all zeros. On failure m->struck tells
- * which rows were struck, and nib_machine_lost whether the last of them stopped the device. */
+ * which rows were struck, and m->stopped whether the last of them stopped the device. */
 enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_options *options,
                               struct nib_msg *msg) NIB_CHECKED;
 

@@ -86,6 +86,8 @@ static void block_signals(void)
 static int end_stepper(int code)
 {
     struct nib_msg msg;
+    if (!front.draining && (front.stuck || atomic_load(&stepper.state) == NIB_STATE_FAILED))
+        nib_boot_again(&boot);
     bool at_once = front.stuck || atomic_load(&stepper.state) == NIB_STATE_LOADING;
     if (!at_once && !nib_stepper_stop(&stepper)) {
         at_once = true;
@@ -97,8 +99,6 @@ static int end_stepper(int code)
         if (code == EX_OK && atomic_load(&stepper.state) == NIB_STATE_FAILED) /* after the last answer */
             code = fail(&stepper.failure, EX_SOFTWARE);
     }
-    if (front.stuck)
-        nib_boot_again(&boot);
     if (at_once) {
         (void)fflush(NULL);
         _exit(code);

@@ -2,11 +2,14 @@
 a cubin, the row sm80 is PTX: @cubin and @ptx break one and not the other."""
 
 import shutil
+import signal
+import sys
 
 import pytest
 
 import daemon as d
 from gpu_fault_test import FAKE, fake_env
+from life_test import LAUNCH, Notify
 
 SMALL = {"memory": {"limit_mib": 512}, "engine": {"step_rows": 64}, "time": {"load_ms_max": 8000}}
 GPU = {**SMALL, "engine": {"step_rows": 64, "device": "gpu"}}
@@ -69,6 +72,42 @@ def test_a_row_that_stops_the_gpu_is_left_by_a_new_start(tmp_path, image, right,
         assert health["row"] == "sm80" and health["struck"] == ["sm90"]
         assert answers(daemon) == right
         daemon.stop()
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.parametrize("fault", ["nib_gpu_up@cubin:1+:700", "cuModuleLoadDataEx@cubin:1+:hang"])
+def test_systemd_keeps_its_socket_over_a_new_start(tmp_path, image, right, fault):
+    """The socket is handed on, READY is said once, by the same process, and who knocks meanwhile is answered."""
+    notify = Notify(tmp_path)
+    path = tmp_path / "systemd.sock"
+    env = {**fake_env(tmp_path / "n", fault=fault), **notify.env}
+    daemon = d.Daemon(tmp_path / "n", image, env=env, wait=False, launcher=[sys.executable, "-c", LAUNCH, str(path)], **GPU)
+    daemon.socket = path
+    try:
+        pid = daemon.process.pid
+        notify.until("READY=1")
+        daemon.wait_ready()
+        assert "starting again without row sm90" in daemon.log.read_text()
+        assert daemon.get("/health").json["row"] == "sm80"
+        assert answers(daemon) == right
+        assert daemon.process.pid == pid and daemon.process.poll() is None
+        daemon.stop()
+        notify.until("STOPPING=1")
+        assert notify.seen.count("READY=1") == 1
+        assert path.exists()
+    finally:
+        daemon.kill()
+
+
+def test_sigterm_ends_a_start_that_fails(tmp_path, image):
+    daemon = d.Daemon(tmp_path / "n", image, env=fake_env(tmp_path / "n", fault="nib_gpu_up@cubin:1+:hang"), wait=False, **GPU)
+    try:
+        while not daemon.socket.exists():
+            assert daemon.process.poll() is None
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.wait(d.HANG_S)
+        assert "starting again" not in daemon.log.read_text()
     finally:
         daemon.kill()
 
