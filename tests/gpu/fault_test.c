@@ -210,6 +210,8 @@ static bool fits(const struct injection *in, enum outcome outcome)
 {
     if (!fits_code(in, outcome))
         return false;
+    if (!in->life->report.fired) /* a machine that is busy enough misses a deadline by itself */
+        return outcome == RIGHT || (outcome == LOST && strstr(in->life->msg.text, " ms"));
     bool hang = strstr(in->rule, ":hang") != NULL, call = strstr(in->rule, "cu") != NULL;
     if (outcome == STUCK_IN_CALL)
         return hang && call;
