@@ -30,7 +30,7 @@ _nibble_profiles() {
 
 _nibble() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
-    local shapes="20b 120b 20b-slice small tiny nano"
+    local shapes="20b 120b 20b-slice small demo tiny nano"
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
         mapfile -t COMPREPLY < <(compgen -W "synth pack plan arch selftest bench chat info verify keygen sign --help --version" -- "$word")
