@@ -123,46 +123,92 @@ struct attn_shared {
 };
 static_assert(sizeof(attn_shared) <= CU_ATTN_SHARED, "the table says less");
 
-/* This warp's keys of [begin, end): 32 of each 256 from `base` on, `base` a multiple of 32. */
-__device__ __forceinline__ void attn_walk(const struct nib_gpu_machine *m, uint32_t layer, struct nib_row r, uint32_t kv_head,
-                                          const uint4 q[2][2], uint32_t base, uint32_t begin, uint32_t end, uint4 *v_buffer,
-                                          attn_state &st)
-{
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const nib_gpu_ptr kv = m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES;
-    const uint64_t values = (uint64_t)m->kv_heads * PAGE_HEAD_BYTES;
-    for (uint32_t key0 = base + warp * 32; key0 < end; key0 += CU_ATTN_KEYS) {
-        const uint64_t page = page_at(m, layer, r.slot, key0 / NIB_KV_PAGE_TOKENS, NIB_GPU_ATTN);
-        const uint8_t *k = at<const uint8_t>(kv, page + key0 % NIB_KV_PAGE_TOKENS * 128);
-        uint4 key[4][2];
+/* 32 keys on their way to a warp: keys to registers, the lane's 16 bytes of key g of each eight; values to shared memory. */
+struct attn_keys {
+    uint4 key[4][2];
+};
+
+/* What of a layer's KV a block reads, and the positions [begin, end) that its row sees. */
+struct attn_span {
+    const struct nib_gpu_machine *m;
+    nib_gpu_ptr kv;
+    uint32_t layer, slot, begin, end;
+
+    __device__ __forceinline__ const uint8_t *at_key(uint32_t key0) const
+    {
+        return at<const uint8_t>(kv, page_at(m, layer, slot, key0 / NIB_KV_PAGE_TOKENS, NIB_GPU_ATTN) +
+                                         key0 % NIB_KV_PAGE_TOKENS * 128);
+    }
+
+    /* The lane's part of the values of tokens first, first + step, ... below 32; those that no position has written may be
+     * NaN: zeros. */
+    __device__ __forceinline__ void ask_values(const uint8_t *k, uint32_t key0, uint32_t first, uint32_t step, uint4 *v) const
+    {
+        const uint32_t chunk = threadIdx.x % 8;
+        const uint8_t *from = k + (uint64_t)m->kv_heads * PAGE_HEAD_BYTES + chunk * 16;
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            const uint32_t token = first + i * step;
+            const bool there = key0 + token < end && key0 + token >= begin;
+            if (token < 32)
+                copy16(smem_at(v + token * 8 + (chunk ^ token % 8)), from + token * 128, there);
+        }
+    }
+
+    /* Keys key0 .. key0 + 31, all on one page. */
+    __device__ __forceinline__ void ask(uint32_t key0, attn_keys &to, uint4 *v) const
+    {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        const uint8_t *k = at_key(key0);
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
-                key[n][half] = *(const uint4 *)(k + (n * 8 + g) * 128 + half * 64 + t * 16);
-        __syncwarp();
-#pragma unroll
-        for (uint32_t i = 0; i < 8; i++) { /* values that no position has written may be NaN: zeros */
-            const uint32_t token = i * 4 + lane / 8, chunk = lane % 8;
-            const bool there = key0 + token < end && key0 + token >= begin;
-            copy16(smem_at(v_buffer + token * 8 + (chunk ^ token % 8)), k + values + token * 128 + chunk * 16, there);
-        }
+                to.key[n][half] = *(const uint4 *)(k + (n * 8 + g) * 128 + half * 64 + t * 16);
+        ask_values(k, key0, lane / 8, 4, v);
         copy_commit();
-        float s[4][4];
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-            s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
-            attn_scores(s[n], q, key[n]);
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const uint32_t j = key0 + n * 8 + t * 2 + c % 2;
-                s[n][c] = j >= begin && j < end && c < 2 ? s[n][c] * ATTN_SCALE : -INFINITY;
-            }
-        }
-        copy_wait<0>();
-        __syncwarp();
-        attn_take<4>(st, s, smem_at(v_buffer));
     }
+
+    /* The last position again, if it is among them: it is written by the op before this one. */
+    __device__ __forceinline__ void ask_last(uint32_t key0, attn_keys &to, uint4 *v) const
+    {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token = end - 1 - key0;
+        if (end - 1 < key0 || token >= 32)
+            return;
+        const uint8_t *k = at_key(key0);
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                if (n * 8 + g == token) /* the first-level cache may hold what was there before */
+                    to.key[n][half] = __ldcg((const uint4 *)(k + token * 128 + half * 64 + t * 16));
+        copy_wait<0>(); /* nor may an earlier copy come later */
+        __syncwarp();
+        ask_values(k, key0, lane < 8 ? token : 32, 32, v);
+        copy_commit();
+    }
+};
+
+/* Takes in keys key0 .. key0 + 31, which were asked for. */
+__device__ __forceinline__ void attn_step(const attn_span &span, const uint4 q[2][2], uint32_t key0, const attn_keys &keys,
+                                          const uint4 *v, attn_state &st)
+{
+    const uint32_t t = threadIdx.x % 4;
+    float s[4][4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+        attn_scores(s[n], q, keys.key[n]);
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const uint32_t j = key0 + n * 8 + t * 2 + c % 2;
+            s[n][c] = j >= span.begin && j < span.end && c < 2 ? s[n][c] * ATTN_SCALE : -INFINITY;
+        }
+    }
+    copy_wait<0>();
+    __syncwarp();
+    attn_take<4>(st, s, smem_at(v));
+    __syncwarp();
 }
 
 /* The warps' states of the block, merged in order: head h of the group, dim d of thread. */
@@ -186,24 +232,13 @@ __device__ __forceinline__ void attn_merge_warps(const attn_shared &sh, uint32_t
 }
 
 /* The row's output of a head and dim, from `splits` partials in order and the sink; eight are loaded at a time. */
-__device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t layer, uint32_t row, uint32_t head,
-                                             uint32_t d, uint32_t splits)
+__device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t row, uint32_t head, uint32_t d,
+                                             uint32_t splits, float sink)
 {
     const float *part = attn_part(m, row, head, 0);
-    const float sink = bf16_at(m->layer[layer].sinks, head) * LOG2E;
-    float most = sink;
+    float most = sink, sum = 1, o = 0;
     for (uint32_t i = 0; i < splits; i += 8) {
-        float v[8];
-#pragma unroll
-        for (uint32_t k = 0; k < 8; k++)
-            v[k] = i + k < splits ? __ldcg(part + (i + k) * CU_ATTN_PART) : -INFINITY;
-#pragma unroll
-        for (uint32_t k = 0; k < 8; k++)
-            most = fmaxf(most, v[k]);
-    }
-    float sum = exp2f(sink - most), o = 0;
-    for (uint32_t i = 0; i < splits; i += 8) {
-        float v[8], s[8], w[8];
+        float v[8], s[8], w[8], top = most;
 #pragma unroll
         for (uint32_t k = 0; k < 8; k++) {
             const float *p = part + (i + k) * CU_ATTN_PART;
@@ -212,6 +247,13 @@ __device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, ui
             s[k] = there ? __ldcg(p + 1) : 0;
             w[k] = there ? __ldcg(p + 2 + d) : 0;
         }
+#pragma unroll
+        for (uint32_t k = 0; k < 8; k++)
+            top = fmaxf(top, v[k]);
+        const float keep = exp2f(most - top);
+        most = top;
+        sum *= keep;
+        o *= keep;
 #pragma unroll
         for (uint32_t k = 0; k < 8; k++) {
             const float scale = exp2f(v[k] - most);
@@ -222,31 +264,59 @@ __device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, ui
     return o / sum;
 }
 
-/* Grid: x KV heads, y splits (a block takes y, y + gridDim.y, ...), z decode rows. */
+#define ATTN_OUTPUTS (NIB_GQA_GROUP * NIB_HEAD_DIM / CU_ATTN_THREADS) /* of a thread */
+
+/* Grid: x KV heads, y splits (a block takes y, y + gridDim.y, ...), z decode rows.
+ *
+ * Keys are asked for before the op before this one has ended: all but the last were written by earlier steps. From layer 1 on
+ * the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
 KERNEL(attn, CU_ATTN_THREADS, 1)
 {
     extern __shared__ uint4 attn_dynamic[];
     attn_shared &sh = *(attn_shared *)attn_dynamic;
     const struct nib_gpu_step *step = step_of(m);
-    overlap_next();
-    overlap_wait();
     const uint32_t kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= step->decode_count)
-        return;
-    const struct nib_row r = step->rows[row];
+    float sinks[ATTN_OUTPUTS]; /* of the thread's outputs */
+#pragma unroll
+    for (uint32_t k = 0; k < ATTN_OUTPUTS; k++)
+        sinks[k] = bf16_at(m->layer[layer].sinks,
+                           kv_head * NIB_GQA_GROUP + (threadIdx.x + k * CU_ATTN_THREADS) / NIB_HEAD_DIM) *
+                   LOG2E;
+    overlap_next();
+    if (layer == 0)
+        overlap_wait();
+    const struct nib_row r = step->rows[row]; /* there, whatever the count */
     const bool windowed = layer % 2 == 0;
     const uint32_t end = r.pos + 1, begin = windowed && end > m->window ? end - m->window : 0;
     const uint32_t keys = windowed ? ~0u : cu_split_keys(r.pos), splits = windowed ? 1 : r.pos / keys + 1;
-    if (blockIdx.y >= splits)
+    const bool mine = row < step->decode_count && blockIdx.y < splits;
+    attn_span span = {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, layer, r.slot, begin, end};
+    attn_keys ahead;
+    uint32_t base = windowed ? begin & ~31u : blockIdx.y * keys, key0 = base + warp * 32;
+    if (mine && key0 < end)
+        span.ask(key0, ahead, sh.v[warp]);
+    if (layer > 0)
+        overlap_wait();
+    if (!mine)
         return;
     uint4 q[2][2];
     attn_query(at<const __nv_bfloat16>(m->q) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
+    if (key0 < end)
+        span.ask_last(key0, ahead, sh.v[warp]);
     __nv_bfloat16 *out = (__nv_bfloat16 *)acts_row(m, row) + kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM;
     for (uint32_t split = blockIdx.y; split < splits; split += gridDim.y) {
         attn_state st;
         attn_clear(st, -1e30f, -1e30f);
-        const uint32_t base = windowed ? begin & ~31u : split * keys;
-        attn_walk(m, layer, r, kv_head, q, base, max(begin, base), windowed ? end : min(end, base + keys), sh.v[warp], st);
+        if (split != blockIdx.y) {
+            base = split * keys;
+            key0 = base + warp * 32;
+        }
+        const uint32_t last = windowed ? end : min(end, base + keys);
+        for (bool asked = split == blockIdx.y; key0 < last; key0 += CU_ATTN_KEYS, asked = false) {
+            if (!asked)
+                span.ask(key0, ahead, sh.v[warp]);
+            attn_step(span, q, key0, ahead, sh.v[warp], st);
+        }
         const float sum = quad_sum(st.sum[0]);
         if (lane % 4 == 0) {
             sh.max[warp][lane / 4] = st.max[0];
@@ -256,14 +326,15 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
         for (int n = 0; n < 8; n++)
             *(float2 *)&sh.o[warp][lane / 4][n * 8 + lane % 4 * 2] = make_float2(st.o[n][0], st.o[n][1]);
         __syncthreads();
-        for (uint32_t i = threadIdx.x; i < NIB_GQA_GROUP * NIB_HEAD_DIM; i += CU_ATTN_THREADS) {
-            const uint32_t h = i / NIB_HEAD_DIM, d = i % NIB_HEAD_DIM, head = kv_head * NIB_GQA_GROUP + h;
+#pragma unroll
+        for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
+            const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS, h = i / NIB_HEAD_DIM, d = i % NIB_HEAD_DIM;
+            const uint32_t head = kv_head * NIB_GQA_GROUP + h;
             float most, all, o;
             attn_merge_warps(sh, h, d, &most, &all, &o);
             if (splits == 1) { /* as attn_finish does it */
-                const float sink = bf16_at(m->layer[layer].sinks, head) * LOG2E, top = fmaxf(sink, most);
-                const float scale = exp2f(most - top);
-                out[i] = __float2bfloat16(scale * o / (exp2f(sink - top) + scale * all));
+                const float top = fmaxf(sinks[k], most), scale = exp2f(most - top), keep = exp2f(sinks[k] - top);
+                out[i] = __float2bfloat16(scale * o / (keep + scale * all));
                 continue;
             }
             float *part = attn_part(m, row, head, split);
@@ -287,9 +358,12 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
     __syncthreads();
     if (!sh.last)
         return;
-    for (uint32_t i = threadIdx.x; i < NIB_GQA_GROUP * NIB_HEAD_DIM; i += CU_ATTN_THREADS)
-        out[i] = __float2bfloat16(attn_finish(m, layer, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM,
-                                              splits));
+#pragma unroll
+    for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
+        const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS;
+        out[i] = __float2bfloat16(
+            attn_finish(m, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM, splits, sinks[k]));
+    }
     if (threadIdx.x == 0)
         *arrived = 0;
 }

@@ -78,6 +78,11 @@ __device__ __forceinline__ uint4 lds16(uint32_t p)
     return v;
 }
 
+__device__ __forceinline__ void sts16(uint32_t p, uint4 v)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
 __device__ __forceinline__ uint32_t lds4(uint32_t p)
 {
     uint32_t v;
@@ -137,6 +142,13 @@ __device__ __forceinline__ float mx_finish(float sum)
 {
     sum *= MX_UNSCALE;
     return fabsf(sum) < INFINITY ? sum : NAN;
+}
+
+__device__ __forceinline__ uint32_t dynamic_shared_bytes()
+{
+    uint32_t bytes;
+    asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+    return bytes;
 }
 
 __device__ __forceinline__ float bf16_at(nib_gpu_ptr p, uint64_t i)

@@ -11,17 +11,23 @@ __device__ __forceinline__ bool row_good(const struct nib_gpu_machine *m, struct
            (r.token < m->vocab || r.flags & NIB_ROW_FEEDBACK) && !(r.flags & NIB_ROW_DECODE) == !decode;
 }
 
-/* The head of a step: read at once, since each trip to the host's memory takes over a microsecond. */
+/* The head of a step, and the row and the want of this thread's number, needed or not: read at once, since a trip to the host's
+ * memory takes many microseconds. */
 struct begin_head {
     uint64_t serial;
     uint32_t rows, decode, want;
+    struct nib_row row;
+    uint16_t want_row;
 };
 
 __device__ __forceinline__ begin_head begin_read(const struct nib_gpu_step *in)
 {
     const volatile uint64_t *words = (const volatile uint64_t *)in;
+    const uint32_t i = min(threadIdx.x, (uint32_t)NIB_MAX_SLOTS - 1);
     const uint64_t w0 = words[0], w1 = words[1], w2 = words[2];
-    return {w0, (uint32_t)w1, (uint32_t)(w1 >> 32), (uint32_t)w2};
+    const struct nib_row row = in->rows[i];
+    const uint16_t want_row = in->want[i];
+    return {w0, (uint32_t)w1, (uint32_t)(w1 >> 32), (uint32_t)w2, row, want_row};
 }
 
 __device__ __forceinline__ bool counts_good(const struct nib_gpu_machine *m, const begin_head &h, uint64_t serial)
@@ -35,15 +41,17 @@ __device__ __forceinline__ void copy_step(const struct nib_gpu_machine *m, const
                                           uint64_t serial, bool good)
 {
     struct nib_gpu_step *out = step_of(m);
-    for (uint32_t i = threadIdx.x; i < h.want; i += CU_BEGIN_THREADS) {
-        const uint16_t row = in->want[i];
+    static_assert(NIB_MAX_SLOTS <= CU_BEGIN_THREADS, "a thread a want");
+    const uint32_t i = threadIdx.x;
+    if (i < h.want) {
+        const uint16_t row = h.want_row;
         good &= row < h.rows;
         out->want[i] = row;
     }
-    for (uint32_t i = threadIdx.x; i < h.rows; i += CU_BEGIN_THREADS) {
-        const struct nib_row r = in->rows[i];
-        good &= row_good(m, r, i < h.decode);
-        out->rows[i] = r;
+    for (uint32_t n = i; n < h.rows; n += CU_BEGIN_THREADS) {
+        const struct nib_row r = n < NIB_MAX_SLOTS ? h.row : in->rows[n];
+        good &= row_good(m, r, n < h.decode);
+        out->rows[n] = r;
     }
     good = __syncthreads_and(good);
     if (threadIdx.x == 0) {

@@ -136,19 +136,16 @@ template <int NT, int WARPS> __device__ __forceinline__ uint32_t gathered_row(ui
     return (threadIdx.x / 32 + WARPS - turn * NT % WARPS) % WARPS * 8;
 }
 
-/* Copies rows of activations (k 16-bit numbers each, k a multiple of 32) to shared memory: row i from from(i). All threads. */
+/* Copies rows first .. rows - 1 of activations (k 16-bit numbers each, k a multiple of 32) to shared memory: row i from from(i).
+ * All threads. */
 template <class From>
-__device__ __forceinline__ void load_acts(const gemv_shared &sh, uint32_t rows, uint32_t k, From from)
+__device__ __forceinline__ void load_acts(const gemv_shared &sh, uint32_t first, uint32_t rows, uint32_t k, From from)
 {
     const uint32_t chunks = k / 8;
-    for (uint32_t r = 0; r < rows; r++) {
+    for (uint32_t r = first; r < rows; r++) {
         const uint8_t *src = (const uint8_t *)from(r);
-        for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x) {
-            const uint4 v = *(const uint4 *)(src + c * 16);
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(sh.acts + r * sh.stride + c * 16), "r"(v.x),
-                         "r"(v.y), "r"(v.z), "r"(v.w)
-                         : "memory");
-        }
+        for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x)
+            sts16(sh.acts + r * sh.stride + c * 16, *(const uint4 *)(src + c * 16));
     }
 }
 
@@ -184,7 +181,36 @@ __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING> &s, const g
     __syncthreads();
 }
 
-/* y = x W^T of `rows` rows; from(row) is a row of activations. Every block of the grid calls it once. */
+#define GEMV_PARTS 2 /* 16 bytes a thread each: 2880 and 4096 inputs */
+
+/* A row of activations on its way to shared memory; asked for before it is known that it is needed. */
+struct gemv_row {
+    const uint8_t *from;
+    uint4 v[GEMV_PARTS];
+
+    __device__ __forceinline__ void ask(const uint8_t *row, uint32_t k)
+    {
+        from = row;
+#pragma unroll
+        for (uint32_t p = 0; p < GEMV_PARTS; p++) {
+            const uint32_t c = threadIdx.x + p * CU_GEMV_THREADS;
+            v[p] = c < k / 8 ? *(const uint4 *)(from + c * 16) : make_uint4(0, 0, 0, 0);
+        }
+    }
+
+    __device__ __forceinline__ void keep(uint32_t to, uint32_t k) const
+    {
+#pragma unroll
+        for (uint32_t p = 0; p < GEMV_PARTS; p++)
+            if (threadIdx.x + p * CU_GEMV_THREADS < k / 8)
+                sts16(to + (threadIdx.x + p * CU_GEMV_THREADS) * 16, v[p]);
+        for (uint32_t c = threadIdx.x + GEMV_PARTS * CU_GEMV_THREADS; c < k / 8; c += CU_GEMV_THREADS)
+            sts16(to + c * 16, *(const uint4 *)(from + c * 16));
+    }
+};
+
+/* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is. Every block of
+ * the grid calls it once. */
 template <class Count, class From, class Done>
 __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
 {
@@ -194,13 +220,17 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
     overlap_next();
     s.open(w, units, first, step, tiles, sh.ring);
     overlap_wait();
+    gemv_row row0;
+    row0.ask((const uint8_t *)from(0), k);
     const uint32_t all = count();
     for (uint32_t r0 = 0; r0 < all; r0 += CU_GEMV_ROWS) {
-        const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS);
+        const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = r0 == 0;
         if (r0 > 0)
             s.open(w, units, first, step, tiles, sh.ring);
         gemv_rows<CU_GEMV_WARPS>(sh, rows, CU_DENSE_RING * CU_DENSE_BYTES);
-        load_acts(sh, rows, k, [&](uint32_t r) { return from(r0 + r); });
+        if (known)
+            row0.keep(sh.acts, k);
+        load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });
         __syncthreads();
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row, r0 + rows, c); };
         if (CU_GEMV_ROWS <= 8 || rows <= 8)

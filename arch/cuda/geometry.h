@@ -45,6 +45,10 @@ static void gemv_launch(const struct nib_gpu_machine *m, uint32_t tiles, uint32_
     ret->shared_bytes = gemv_shared_bytes(CU_GEMV_WARPS, ring, least(rows, CU_GEMV_ROWS), k);
     const uint32_t fit = NIB_SM_SHARED / (ret->shared_bytes + NIB_BLOCK_SHARED);
     ret->grid[0] = least(tiles, m->sms * (fit < 1 ? 1 : least(fit, blocks_sm)));
+    /* blocks that start while the op before ends go where there is room first: none gets more than its part */
+    const uint32_t most = CU_DIV_UP(ret->grid[0], m->sms), alone = NIB_SM_SHARED / (most + 1) + 16;
+    if (NIB_SM >= 90 && ret->shared_bytes < alone)
+        ret->shared_bytes = alone / 16 * 16;
 }
 
 static void dense_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
@@ -53,11 +57,14 @@ static void dense_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k
     gemv_launch(m, cu_tiles(n), CU_DENSE_RING * CU_DENSE_BYTES, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
+/* As many blocks as the multiprocessors hold, and no more: so none of them gets more than its part. */
 static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                       struct nib_gpu_geometry *ret)
 {
-    const uint32_t whole = CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_UNIT;
-    gemv_launch(m, rows * m->experts_used * cu_tiles(n), CU_MX_RING * CU_MX_STAGE, rows, whole, CU_MX_BLOCKS, ret);
+    ret->block = CU_MX_THREADS;
+    ret->shared_bytes = cu_mx_room(cu_mx_rows(rows), k).bytes;
+    const uint32_t fit = NIB_SM_SHARED / (ret->shared_bytes + NIB_BLOCK_SHARED + CU_MX_STATIC);
+    ret->grid[0] = least(rows * m->experts_used * cu_tiles(n), m->sms * least(fit < 1 ? 1 : fit, CU_MX_BLOCKS));
 }
 
 static void gemm_launch(uint32_t n, uint32_t y, uint32_t shared_bytes, struct nib_gpu_geometry *ret)
@@ -88,8 +95,9 @@ static void decode_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m,
     else if (op == NIB_GPU_DOWN)
         mx_launch(m, hidden, inner, rows, ret);
     else {
-        /* ATTN: enough blocks to fill the card; a block with more splits takes them in turn */
-        const uint32_t splits = least(m->splits_max, CU_DIV_UP(CU_ATTN_SPLITS * 8, rows * m->kv_heads));
+        /* ATTN: enough blocks to fill the card, but each costs its start whatever the context; a block with more splits takes
+         * them in turn */
+        const uint32_t splits = least(m->splits_max, CU_DIV_UP(CU_ATTN_BLOCKS, rows * m->kv_heads));
         *ret = (struct nib_gpu_geometry){{m->kv_heads, splits, rows}, CU_ATTN_THREADS, CU_ATTN_SHARED, 0};
     }
 }

@@ -6,8 +6,8 @@
  * mma of 16, the last four in the second. So activations stay in their natural order, 16 bytes a lane and 32 inputs.
  *
  * dense: [tile][unit of 32 inputs][2 mma][lane][16 bytes].
- * mx:    codes [tile][unit of 64 inputs][lane][16 bytes], a 32-bit word an mma; then scales [tile][unit][g][4 bytes]:
- *        row g blocks 0, 1; row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0.
+ * mx:    [tile][unit of 64 inputs]: codes [lane][16 bytes], a 32-bit word an mma; scales [g][4 bytes]: row g blocks 0, 1;
+ *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0.
  * A word of codes: in the low half the even input of each pair, in the high half the odd one: fragment register 0 at bits
  * 15 (sign), 11..9; 1 at 12, 8..6; 2 at 14, 5..3; 3 at 13, 2..0. */
 #ifndef NIB_ARCH_CUDA_LAYOUT_H
@@ -29,40 +29,57 @@
 #define CU_DENSE_UNIT  32   /* inputs of a dense unit */
 #define CU_DENSE_BYTES 1024 /* of a unit of a tile */
 #define CU_MX_UNIT     64
-#define CU_MX_BYTES    512 /* codes of a unit of a tile */
-#define CU_MX_SCALES   32  /* bytes of scales of a unit of a tile */
+#define CU_MX_BYTES    544 /* of a unit of a tile */
+#define CU_MX_CODES    512 /* of them codes; behind them scales */
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
-/* GEMV_ROWS: rows of one pass over the weights; RING: units (mx: spans) in flight a warp; BLOCKS: of a multiprocessor. The portable row fits
- * in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
+/* GEMV_ROWS: rows of one pass over the weights; RING: units (mx: spans) in flight a warp; BLOCKS: of a multiprocessor. The
+ * portable row fits in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
 #if NIB_SM >= 90
 #define CU_GEMV_ROWS 16
 #ifndef CU_DENSE_RING
-#define CU_DENSE_RING 6
+#define CU_DENSE_RING 8
+#endif
+#ifndef CU_DENSE_BLOCKS
+#define CU_DENSE_BLOCKS 2
 #endif
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
 #endif
+#define CU_MX_SHARED  (110u * 1024) /* of a block with few rows: two fit */
+#define CU_MX_WIDE    (222u * 1024) /* of a block with more than 8 */
 #define CU_ROUTE_RING 12
 #else
 #define CU_GEMV_ROWS 4
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 4
 #endif
-#ifndef CU_MX_RING
-#define CU_MX_RING 2
-#endif
-#define CU_ROUTE_RING 4
-#endif
 #ifndef CU_DENSE_BLOCKS
 #define CU_DENSE_BLOCKS 3
 #endif
-#ifndef CU_MX_BLOCKS
-#define CU_MX_BLOCKS 2
+#ifndef CU_MX_RING
+#define CU_MX_RING 3
 #endif
-#define CU_MX_SPAN  5 /* mx units of a stage of the ring: a warp's share of 2880 inputs */
-#define CU_MX_STAGE (CU_MX_SPAN * (CU_MX_BYTES + CU_MX_SCALES))
+#define CU_MX_SHARED  (98u * 1024)
+#define CU_MX_WIDE    (98u * 1024)
+#define CU_ROUTE_RING 4
+#endif
+#ifndef CU_MX_SPAN
+#define CU_MX_SPAN 3 /* mx units of a stage of the ring: 2880 inputs are 15 */
+#endif
+#define CU_MX_STAGE (CU_MX_SPAN * CU_MX_BYTES)
+#ifndef CU_MX_WARPS
+#define CU_MX_WARPS 12
+#endif
+#define CU_MX_THREADS (CU_MX_WARPS * 32)
+#ifndef CU_MX_BLOCKS
+#define CU_MX_BLOCKS 2 /* of a multiprocessor */
+#endif
+#define CU_MX_STATIC  (6u * 1024) /* shared memory that a block declares: groups, barriers */
+#define CU_MX_SUMS    (2 * CU_MX_WARPS * 512)
+#define CU_UP_SPLIT   2 /* warps that share an item */
+#define CU_DOWN_SPLIT 4
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */
@@ -71,11 +88,12 @@
 #define CU_DENSE_STAGES      3
 #define CU_MX_STAGES         4
 #define CU_DENSE_STAGE_BYTES (CU_GEMM_N * CU_GEMM_K * 2 + CU_GEMM_M * CU_GEMM_K * 2)
-#define CU_MX_STAGE_BYTES    (CU_GEMM_N / CU_TILE * (CU_MX_BYTES + CU_MX_SCALES) + CU_GEMM_M * CU_GEMM_K * 2)
+#define CU_MX_STAGE_BYTES    (CU_GEMM_N / CU_TILE * CU_MX_BYTES + CU_GEMM_M * CU_GEMM_K * 2)
 
 #define CU_ATTN_THREADS    256
 #define CU_ATTN_KEYS       256 /* keys a decode block takes at a time: 32 a warp */
 #define CU_ATTN_SPLITS     64  /* at most: beyond 64 x 256 keys the splits grow, by the row's own position */
+#define CU_ATTN_BLOCKS     128 /* of a decode launch, about */
 #define CU_ATTN_PART       66  /* floats of a partial: max, sum, values */
 #define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
 
@@ -105,14 +123,14 @@ NIB_BOTH uint32_t cu_tiles(uint32_t n)
     return CU_DIV_UP(n, CU_TILE);
 }
 
-NIB_BOTH uint64_t cu_mx_scales_at(uint32_t n, uint32_t k)
+NIB_BOTH uint32_t cu_mx_units(uint32_t k)
 {
-    return (uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_BYTES;
+    return CU_DIV_UP(k, CU_MX_UNIT);
 }
 
 NIB_BOTH uint64_t cu_mx_bytes(uint32_t n, uint32_t k)
 {
-    return cu_up((uint64_t)cu_tiles(n) * CU_DIV_UP(k, CU_MX_UNIT) * (CU_MX_BYTES + CU_MX_SCALES), 64);
+    return cu_up((uint64_t)cu_tiles(n) * cu_mx_units(k) * CU_MX_BYTES, 64);
 }
 
 NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
@@ -124,6 +142,27 @@ NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
 NIB_BOTH uint32_t cu_row_stride(uint32_t k)
 {
     return (k * 2 + 63) / 64 % 2 ? (k * 2 + 63) / 64 * 64 : (k * 2 + 63) / 64 * 64 + 64;
+}
+
+/* A block of an expert product: sums, rings of `depth` stages a warp, rows of activations. */
+struct cu_mx_room {
+    uint32_t depth, acts_at, bytes;
+};
+
+/* Room for `rows` rows of k inputs. Few rows leave room for a second block on the multiprocessor. */
+NIB_BOTH struct cu_mx_room cu_mx_room(uint32_t rows, uint32_t k)
+{
+    const uint32_t acts = rows * cu_row_stride(cu_mx_units(k) * CU_MX_UNIT), stages = CU_MX_WARPS * CU_MX_STAGE;
+    const uint32_t all = rows > 8 ? CU_MX_WIDE : CU_MX_SHARED, fit = (all - CU_MX_SUMS - acts) / stages;
+    const uint32_t depth = fit < CU_MX_RING ? fit : CU_MX_RING;
+    const struct cu_mx_room room = {depth, CU_MX_SUMS + depth * stages, CU_MX_SUMS + depth * stages + acts};
+    return room;
+}
+
+/* Rows that a launch for `decode` rows has room for: at least a whole group. */
+NIB_BOTH uint32_t cu_mx_rows(uint32_t decode)
+{
+    return decode == 1 ? 2 : NIB_SM >= 90 && decode <= 8 ? 8 : CU_GEMV_ROWS;
 }
 
 /* Keys of one split for a row at `pos`. */

@@ -1,78 +1,57 @@
 /* arch/cuda/moe_gemv.cuh: expert products of decode rows. Work is a list of items (group of one expert's rows, tile); a block
- * takes an even, contiguous share and streams it as arch/cuda/gemv.cuh does. Activations are fp16, weights E2M1 as fp16;
- * each block of 32 inputs is summed alone and then scaled, so that every E8M0 scale is exact. */
+ * takes an even, contiguous share of it, each warp an item at a time: the whole of the inputs, or one of SPLIT shares that the
+ * warps beside it add up. A warp streams its items through a ring of its own in shared memory, across items, with no barrier.
+ * Activations are fp16, weights E2M1 as fp16; each block of 32 inputs is summed alone and then scaled, so that every E8M0
+ * scale is exact. An output depends on its own row only: the order of its sum is fixed. */
 #pragma once
 #include "arch/cuda/gemv.cuh"
+#include "arch/cuda/ring.cuh"
 
-/* A stage of the ring is a span: up to CU_MX_SPAN units of a warp's share of one item, codes and then scales. */
-template <int WARPS, int RING> struct mx_stream {
+/* A stage of the ring is a span: CU_MX_SPAN units of an item. */
+template <int SPLIT> struct mx_stream {
+    static constexpr uint32_t STEP = CU_MX_WARPS / SPLIT;
     nib_gpu_ptr weights;
     const struct cu_group *groups; /* in shared memory */
-    uint64_t bytes, scales_at;     /* of a matrix; in it */
-    const uint8_t *codes, *scales; /* next span to copy, this lane's */
-    uint64_t policy;
-    uint32_t tiles, units, u0, per, left; /* left: items not begun or not all copied */
-    uint32_t group, tile, unit;           /* of the next span */
-    uint32_t ring, head, tail;
+    uint64_t bytes;                 /* of a matrix */
+    const uint8_t *from;            /* next span to ask for */
+    uint32_t tiles, units, u0, per; /* this warp's units of an item: u0 .. u0 + per - 1 */
+    uint32_t item, last, unit;      /* of the next span */
+    warp_ring<CU_MX_RING, CU_MX_STAGE> ring;
 
     __device__ __forceinline__ void seek()
     {
-        const uint32_t lane = threadIdx.x % 32;
-        const uint64_t u = (uint64_t)tile * units + u0;
-        const nib_gpu_ptr matrix = weights + groups[group].expert * bytes;
-        codes = at<const uint8_t>(matrix, u * CU_MX_BYTES + lane * 16);
-        scales = at<const uint8_t>(matrix, scales_at + u * CU_MX_SCALES + lane * 16);
+        from = at<const uint8_t>(weights, groups[item / tiles].expert * bytes +
+                                              ((uint64_t)(item % tiles) * units + u0) * CU_MX_BYTES);
     }
 
-    __device__ __forceinline__ void open(uint32_t first, uint32_t last, uint32_t ring_at)
+    __device__ __forceinline__ void open(uint32_t first, uint32_t end)
     {
-        const uint32_t warp = threadIdx.x / 32;
-        u0 = unit_first<WARPS>(units, warp);
-        per = unit_first<WARPS>(units, warp + 1) - u0;
-        left = per ? last - first : 0;
-        group = first / tiles;
-        tile = first % tiles;
+        const uint32_t part = threadIdx.x / 32 % SPLIT, spans = CU_DIV_UP(units, CU_MX_SPAN);
+        u0 = spans * part / SPLIT * CU_MX_SPAN;
+        per = min(spans * (part + 1) / SPLIT * CU_MX_SPAN, units) - u0;
+        item = first + threadIdx.x / 32 / SPLIT;
+        last = per ? end : 0;
         unit = 0;
-        ring = ring_at;
-        head = tail = 0;
-        policy = stream_policy();
-        if (left)
+        if (item < last)
             seek();
-#pragma unroll
-        for (int i = 0; i < RING - 1; i++)
+        for (uint32_t i = 1; i < ring.depth; i++)
             push();
     }
 
     __device__ __forceinline__ void push()
     {
-        if (left) {
-            const uint32_t lane = threadIdx.x % 32, n = min(per - unit, (uint32_t)CU_MX_SPAN), to = ring + head;
-#pragma unroll
-            for (uint32_t i = 0; i < CU_MX_SPAN; i++)
-                if (i < n)
-                    copy16_stream(to + i * CU_MX_BYTES + lane * 16, codes + i * CU_MX_BYTES, policy);
-            if (lane < 2 * n)
-                copy16_stream(to + CU_MX_SPAN * CU_MX_BYTES + lane * 16, scales, policy);
-            codes += n * CU_MX_BYTES;
-            scales += n * CU_MX_SCALES;
-            unit += n;
-            if (unit == per)
-                next();
+        if (item >= last) {
+            ring.skip();
+            return;
         }
-        head = head == (RING - 1) * CU_MX_STAGE ? 0 : head + CU_MX_STAGE;
-        copy_commit();
-    }
-
-    __device__ __forceinline__ void next()
-    {
-        unit = 0;
-        left--;
-        codes += (units - per) * CU_MX_BYTES;
-        scales += (units - per) * CU_MX_SCALES;
-        if (++tile == tiles) {
-            tile = 0;
-            group++;
-            if (left)
+        const uint32_t n = min(per - unit, (uint32_t)CU_MX_SPAN);
+        ring.fill(from, n * CU_MX_BYTES);
+        from += CU_MX_STAGE;
+        unit += n;
+        if (unit == per) {
+            unit = 0;
+            item += STEP;
+            if (item < last)
                 seek();
         }
     }
@@ -80,17 +59,15 @@ template <int WARPS, int RING> struct mx_stream {
     /* Shared address of the next span; the place of the one before is filled again. */
     __device__ __forceinline__ uint32_t pop()
     {
-        copy_wait<RING - 2>();
-        __syncwarp(); /* lanes read scales that other lanes copied */
-        const uint32_t now = ring + tail;
-        tail = tail == (RING - 1) * CU_MX_STAGE ? 0 : tail + CU_MX_STAGE;
+        const uint32_t now = ring.next();
         push();
         return now;
     }
 };
 
-/* acc += scaled products of a block of 32 inputs: two words of codes, the scale codes of rows g and g + 8. */
-template <int NT>
+/* acc += scaled products of a block of 32 inputs: two words of codes, the scales of rows g and g + 8. FEW: odd columns are
+ * empty. */
+template <int NT, bool FEW>
 __device__ __forceinline__ void mx_block(uint32_t w0, uint32_t w1, float scale0, float scale1, const uint4 b[NT],
                                          float acc[NT][4])
 {
@@ -103,141 +80,237 @@ __device__ __forceinline__ void mx_block(uint32_t w0, uint32_t w1, float scale0,
         mma_fp16_zero(block, a0, b[n].x, b[n].y);
         mma_fp16(block, a1, b[n].z, b[n].w);
         acc[n][0] += scale0 * block[0];
-        acc[n][1] += scale0 * block[1];
         acc[n][2] += scale1 * block[2];
-        acc[n][3] += scale1 * block[3];
+        if (!FEW) {
+            acc[n][1] += scale0 * block[1];
+            acc[n][3] += scale1 * block[3];
+        }
     }
 }
 
-/* A unit at `from` in shared memory, its scales at `scales`; b: activations of its two blocks. */
-template <int NT>
-__device__ __forceinline__ void mx_unit(uint32_t from, uint32_t scales, const uint4 b0[NT], const uint4 b1[NT], float acc[NT][4])
-{
-    const uint32_t lane = threadIdx.x % 32;
-    const uint4 codes = lds16(from + lane * 16);
-    const uint32_t s = lds4(scales + lane / 4 * 4);
-    mx_block<NT>(codes.x, codes.y, mx_scale<0>(s), mx_scale<2>(s), b0, acc);
-    mx_block<NT>(codes.z, codes.w, mx_scale<1>(s), mx_scale<3>(s), b1, acc);
-}
-
-/* This lane's activations: `at` a row's part of the warp's first unit, `step` from unit to unit. A lane whose row is not there
- * reads one place that holds zeros. */
-template <int NT> struct mx_lane {
+/* This lane's activations: `at` a row's part of the next unit, `step` from unit to unit. A lane whose row is not there
+ * reads one place that holds zeros. FEW: row r is column 2r. */
+template <int NT, bool FEW> struct mx_lane {
     uint32_t at[NT], step[NT];
 
-    __device__ __forceinline__ mx_lane(const gemv_shared &sh, uint32_t u0, uint32_t rows, uint32_t zeros)
+    __device__ __forceinline__ mx_lane(uint32_t acts, uint32_t stride, uint32_t u0, uint32_t rows, uint32_t zeros)
     {
         const uint32_t g = threadIdx.x % 32 / 4;
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-            const bool there = n * 8 + g < rows;
-            at[n] = there ? sh.acts + (n * 8 + g) * sh.stride + u0 * 128 + threadIdx.x % 4 * 16 : zeros;
+            const uint32_t row = FEW ? g / 2 : n * 8 + g;
+            const bool there = row < rows && !(FEW && g % 2);
+            at[n] = there ? acts + row * stride + u0 * 128 + threadIdx.x % 4 * 16 : zeros;
             step[n] = there ? 128 : 0;
         }
     }
 };
 
-/* This warp's share of an item. */
-template <int NT, int WARPS, int RING>
-__device__ __forceinline__ void mx_tile(mx_stream<WARPS, RING> &s, const mx_lane<NT> &from_acts, float acc[NT][4])
+/* The sums of columns 2t and 2t + 1 to where the epilogue wants them, when they lie in columns 4t and 4t + 2. */
+__device__ __forceinline__ void mx_spread(float c[4])
 {
-    uint32_t at_acts[NT];
+    const uint32_t lane = threadIdx.x % 32, from = (lane & ~3u) + lane % 2 * 2;
+    const float even0 = __shfl_sync(~0u, c[0], from), odd0 = __shfl_sync(~0u, c[0], from + 1);
+    const float even1 = __shfl_sync(~0u, c[2], from), odd1 = __shfl_sync(~0u, c[2], from + 1);
+    c[0] = even0;
+    c[1] = odd0;
+    c[2] = even1;
+    c[3] = odd1;
+}
+
+/* N units of a span, from unit `i` of it on. Everything is loaded before it is used, so that the products overlap. */
+template <int NT, bool FEW, int N>
+__device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, mx_lane<NT, FEW> &acts, float acc[NT][4])
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint4 codes[N], b[N][2][NT];
+    uint32_t s[N];
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-        at_acts[n] = from_acts.at[n];
-        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-    }
-    for (uint32_t u = 0; u < s.per; u += CU_MX_SPAN) {
-        const uint32_t from = s.pop(), n = min(s.per - u, (uint32_t)CU_MX_SPAN);
+    for (int u = 0; u < N; u++) {
+        codes[u] = lds16(span + (i + u) * CU_MX_BYTES + lane * 16);
+        s[u] = lds4(span + (i + u) * CU_MX_BYTES + CU_MX_CODES + lane / 4 * 4);
 #pragma unroll
-        for (uint32_t i = 0; i < CU_MX_SPAN; i++) {
-            if (i >= n)
-                break;
-            uint4 b0[NT], b1[NT];
-#pragma unroll
-            for (int k = 0; k < NT; k++) {
-                b0[k] = lds16(at_acts[k]);
-                b1[k] = lds16(at_acts[k] + from_acts.step[k] / 2);
-                at_acts[k] += from_acts.step[k];
-            }
-            mx_unit<NT>(from + i * CU_MX_BYTES, from + CU_MX_SPAN * CU_MX_BYTES + i * CU_MX_SCALES, b0, b1, acc);
+        for (int n = 0; n < NT; n++) {
+            b[u][0][n] = lds16(acts.at[n]);
+            b[u][1][n] = lds16(acts.at[n] + acts.step[n] / 2);
+            acts.at[n] += acts.step[n];
         }
     }
+#pragma unroll
+    for (int u = 0; u < N; u++) {
+        mx_block<NT, FEW>(codes[u].x, codes[u].y, mx_scale<0>(s[u]), mx_scale<2>(s[u]), b[u][0], acc);
+        mx_block<NT, FEW>(codes[u].z, codes[u].w, mx_scale<1>(s[u]), mx_scale<3>(s[u]), b[u][1], acc);
+    }
 }
+
+/* Adds the sums of the SPLIT warps that share an item, in order; true for the first of them, which gets them all. `turn` counts
+ * the calls: places are used in turns, so that one barrier of these warps a call is enough. */
+template <int SPLIT> __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, float acc[4])
+{
+    const uint32_t warp = threadIdx.x / 32, part = warp % SPLIT;
+    float4 *mine = sums + ((turn & 1) * CU_MX_WARPS + warp) * 32 + threadIdx.x % 32;
+    if (part != 0)
+        *mine = make_float4(acc[0], acc[1], acc[2], acc[3]);
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + warp / SPLIT), "n"(SPLIT * 32) : "memory");
+    if (part != 0)
+        return false;
+#pragma unroll
+    for (int p = 1; p < SPLIT; p++) {
+        const float4 v = mine[p * 32];
+        acc[0] += v.x;
+        acc[1] += v.y;
+        acc[2] += v.z;
+        acc[3] += v.w;
+    }
+    return true;
+}
+
+/* One item: this warp's share of the products of `tile` with the rows of `group`, which lie at `acts`. */
+template <int NT, bool FEW, int SPLIT, class Done>
+__device__ __forceinline__ void mx_item(mx_stream<SPLIT> &s, const gemv_shared &sh, uint32_t acts_at, uint32_t &turn,
+                                        const struct cu_group &group, uint32_t tile, uint32_t zeros, const Done &done)
+{
+    constexpr int AT_ONCE = NT == 1 ? CU_MX_SPAN : 1; /* units: registers */
+    const float2 bias = done.bias(group.expert, tile);
+    mx_lane<NT, FEW> acts(acts_at, sh.stride, s.u0, group.count, zeros);
+    float acc[NT][4];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
+    uint32_t u = 0;
+    for (; u + CU_MX_SPAN <= s.per; u += CU_MX_SPAN) {
+        const uint32_t span = s.pop();
+#pragma unroll
+        for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
+            mx_units<NT, FEW, AT_ONCE>(span, i, acts, acc);
+    }
+    if (u < s.per) {
+        const uint32_t span = s.pop();
+        for (uint32_t i = 0; u + i < s.per; i++)
+            mx_units<NT, FEW, 1>(span, i, acts, acc);
+    }
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        if (!mx_gather<SPLIT>(sh.sums, turn++, acc[n]))
+            continue;
+        if (FEW)
+            mx_spread(acc[n]);
+        done(tile, group.place + n * 8 + threadIdx.x % 4 * 2, group.place + group.count, acc[n], bias);
+    }
+}
+
+/* A row that is likely the one: read before it is known to be. */
+struct mx_guess {
+    const uint8_t *row; /* NULL: none */
+    uint4 v;            /* the thread's 16 bytes, the first CU_MX_THREADS of the row */
+
+    __device__ __forceinline__ mx_guess(const uint8_t *from, uint32_t k) : row(from)
+    {
+        v = row && threadIdx.x < k / 8 ? *(const uint4 *)(row + threadIdx.x * 16) : make_uint4(0, 0, 0, 0);
+    }
+};
 
 /* Activations of a group, k 16-bit numbers a row, and zeros up to a whole unit. */
 template <class From>
-__device__ __forceinline__ void mx_acts(const gemv_shared &sh, const struct cu_group &group, uint32_t k, From from)
+__device__ __forceinline__ void mx_acts(uint32_t to, uint32_t stride, const struct cu_group &group, uint32_t k,
+                                        const mx_guess &guess, From from)
 {
-    const uint32_t chunks = CU_DIV_UP(k, CU_MX_UNIT) * 8, there = k / 8;
+    const uint32_t chunks = cu_mx_units(k) * 8, there = k / 8;
     for (uint32_t r = 0; r < group.count; r++) {
         const uint8_t *src = (const uint8_t *)from(group.place + r);
-        for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x) {
-            const uint4 v = c < there ? *(const uint4 *)(src + c * 16) : make_uint4(0, 0, 0, 0);
-            asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(sh.acts + r * sh.stride + c * 16), "r"(v.x),
-                         "r"(v.y), "r"(v.z), "r"(v.w)
-                         : "memory");
+        uint32_t c = threadIdx.x;
+        if (src == guess.row) {
+            if (c < chunks)
+                sts16(to + r * stride + c * 16, guess.v);
+            c += CU_MX_THREADS;
         }
+        for (; c < chunks; c += CU_MX_THREADS)
+            sts16(to + r * stride + c * 16, c < there ? *(const uint4 *)(src + c * 16) : make_uint4(0, 0, 0, 0));
     }
 }
 
-/* `count` items of one group from `tile` on. */
-template <int NT, int WARPS, int RING, class Done>
-__device__ __forceinline__ void mx_pass(mx_stream<WARPS, RING> &s, const gemv_shared &sh, const struct cu_group &group,
-                                        uint32_t tile, uint32_t count, uint32_t zeros, const Done &done)
+/* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. */
+template <int SPLIT, class From, class Done>
+__device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared &sh, const struct cu_group *groups,
+                                          uint32_t first, uint32_t last, uint32_t k, const mx_guess &guess,
+                                          From from, const Done &done)
 {
-    const mx_lane<NT> acts(sh, s.u0, group.count, zeros);
-    for (uint32_t i = 0; i < count; i++) {
-        float acc[NT][4], c[4];
-        const uint32_t row = gathered_row<NT, WARPS>(i);
-        const float2 bias = row < NT * 8 ? done.bias(group.expert, tile + i) : make_float2(0, 0);
-        mx_tile<NT, WARPS, RING>(s, acts, acc);
-        if (gather_sums<NT, WARPS>(sh, i, acc, c))
-            done(tile + i, group.place + row + threadIdx.x % 4 * 2, group.place + group.count, c, bias);
+    __shared__ uint4 zeros;
+    if (threadIdx.x == 0)
+        zeros = make_uint4(0, 0, 0, 0);
+    const uint32_t room = (dynamic_shared_bytes() - (sh.acts - smem_at(gemv_dynamic))) / sh.stride;
+    uint32_t item = first + threadIdx.x / 32 / SPLIT, turn = 0;
+    for (uint32_t g0 = first / s.tiles; g0 * s.tiles < last;) {
+        uint32_t g1 = g0, rows = 0;
+        do {
+            mx_acts(sh.acts + rows * sh.stride, sh.stride, groups[g1], k, guess, from);
+            rows += groups[g1++].count;
+        } while (g1 * s.tiles < last && rows + groups[g1].count <= room);
+        __syncthreads();
+        const uint32_t end = min(last, g1 * s.tiles);
+        uint32_t at_group = g0, acts = sh.acts;
+        for (; item < end; item += s.STEP) {
+            while ((at_group + 1) * s.tiles <= item)
+                acts += groups[at_group++].count * sh.stride;
+            const struct cu_group group = groups[at_group];
+            const uint32_t tile = item - at_group * s.tiles;
+            if (group.count <= 4)
+                mx_item<1, true, SPLIT>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+            else if (CU_GEMV_ROWS <= 8 || group.count <= 8)
+                mx_item<1, false, SPLIT>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+            else
+                mx_item<2, false, SPLIT>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+        }
+        __syncthreads();
+        g0 = g1;
     }
 }
 
-/* from(place): its row of activations. */
-template <class From, class Done>
-__device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k, From from,
-                                         Done done)
+/* from(place): its row of activations; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this one began when the routing was done, so that weights are
+ * asked for while it still runs. */
+template <int SPLIT, bool EARLY, class From, class Done>
+__device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
+                                         const uint8_t *likely, From from, const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
-    __shared__ uint4 zeros;
-    /* a row's stride covers whole units */
-    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(CU_DIV_UP(k, CU_MX_UNIT) * CU_MX_UNIT, CU_MX_RING * CU_MX_STAGE);
-    overlap_next();
-    mx_stream<CU_GEMV_WARPS, CU_MX_RING> s;
+    __shared__ uint64_t barriers[CU_MX_WARPS][CU_MX_RING];
+    gemv_shared sh;
+    sh.stride = cu_row_stride(cu_mx_units(k) * CU_MX_UNIT);
+    struct cu_mx_room room = cu_mx_room(cu_mx_rows(1), k);
+    if (dynamic_shared_bytes() != room.bytes)
+        room = cu_mx_room(cu_mx_rows(8), k);
+    if (dynamic_shared_bytes() != room.bytes)
+        room = cu_mx_room(CU_GEMV_ROWS, k);
+    sh.sums = (float4 *)gemv_dynamic;
+    sh.acts = smem_at(gemv_dynamic) + room.acts_at;
+    mx_stream<SPLIT> s;
     s.weights = w;
     s.groups = groups;
     s.tiles = cu_tiles(n);
-    s.units = CU_DIV_UP(k, CU_MX_UNIT);
+    s.units = cu_mx_units(k);
     s.bytes = cu_mx_bytes(n, k);
-    s.scales_at = cu_mx_scales_at(n, k);
-    overlap_wait();
+    s.ring.open(smem_at(gemv_dynamic) + CU_MX_SUMS + threadIdx.x / 32 * room.depth * CU_MX_STAGE, barriers[threadIdx.x / 32],
+                room.depth);
+    if (!EARLY)
+        overlap_wait();
+    overlap_next(); /* not before the routing is done: the op after this one may read it */
+    const mx_guess guess(likely, k);
     const struct cu_route *route = route_head(m);
-    const uint32_t count = min(route->groups, (uint32_t)CU_GROUPS_MAX);
-    for (uint32_t i = threadIdx.x; i < count; i += blockDim.x)
-        groups[i] = route->group[i];
-    if (threadIdx.x == 0)
-        zeros = make_uint4(0, 0, 0, 0);
+    /* the groups that one row makes are there in any step: they are read with the number of all, not after it */
+    const uint32_t *words = (const uint32_t *)route->group, sure = m->experts_used * (uint32_t)(sizeof *groups / 4);
+    const uint32_t early = threadIdx.x < sure ? __ldcg(words + threadIdx.x) : 0;
+    const uint32_t count = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX), all = count * (sizeof *groups / 4);
+    if (threadIdx.x < sure)
+        ((uint32_t *)groups)[threadIdx.x] = early;
+    for (uint32_t i = sure + threadIdx.x; i < all; i += CU_MX_THREADS)
+        ((uint32_t *)groups)[i] = __ldcg(words + i);
     __syncthreads();
     const uint32_t items = count * s.tiles;
     const uint32_t first = (uint32_t)((uint64_t)items * blockIdx.x / gridDim.x);
     const uint32_t last = (uint32_t)((uint64_t)items * (blockIdx.x + 1) / gridDim.x);
-    s.open(first, last, sh.ring);
-    for (uint32_t i = first; i < last;) {
-        const struct cu_group group = groups[i / s.tiles];
-        const uint32_t tile = i % s.tiles, n = min(last - i, s.tiles - tile);
-        gemv_rows<CU_GEMV_WARPS>(sh, group.count, CU_MX_RING * CU_MX_STAGE);
-        mx_acts(sh, group, k, from);
-        __syncthreads();
-        if (CU_GEMV_ROWS > 8 && group.count > 8)
-            mx_pass<2, CU_GEMV_WARPS, CU_MX_RING>(s, sh, group, tile, n, smem_at(&zeros), done);
-        else
-            mx_pass<1, CU_GEMV_WARPS, CU_MX_RING>(s, sh, group, tile, n, smem_at(&zeros), done);
-        __syncthreads();
-        i += n;
-    }
-    copy_wait<0>();
+    s.open(first, last);
+    if (EARLY)
+        overlap_wait();
+    mx_phases<SPLIT>(s, sh, groups, first, last, k, guess, from, done);
+    s.ring.close();
 }

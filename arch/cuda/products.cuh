@@ -34,24 +34,27 @@ KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
     const struct done_head done = {m};
     dense_gemv(
         m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
-        [&](uint32_t r) { return acts_row(m, step->want[r]); },
+        [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); },
         [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
             done(tile, row + threadIdx.x % 4 * 2, end, c);
         });
 }
 
-KERNEL(up, CU_GEMV_THREADS, CU_MX_BLOCKS)
+KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t *rows = route_array(m, 3);
-    moe_gemv(m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t place) { return acts_row(m, rows[place]); },
-             done_up(m, layer));
+    moe_gemv<CU_UP_SPLIT, false>(
+        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
+        [&](uint32_t place) { return acts_row(m, rows[place]); },
+        done_up(m, layer));
 }
 
-KERNEL(down, CU_GEMV_THREADS, CU_MX_BLOCKS)
+KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t inner = m->intermediate;
-    moe_gemv(m, m->layer[layer].down, m->hidden, inner,
-             [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
+    moe_gemv<CU_DOWN_SPLIT, true>(
+        m, m->layer[layer].down, m->hidden, inner, NULL,
+        [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }
 
 /* Tokens of this block's tile of prompt rows, and the row of its first. */
@@ -103,8 +106,7 @@ KERNEL(out_prompt, CU_GEMM_THREADS, 2)
 
 __device__ __forceinline__ struct gemm_mx moe_weights(nib_gpu_ptr all, uint32_t expert, uint32_t n, uint32_t k)
 {
-    const nib_gpu_ptr w = all + expert * cu_mx_bytes(n, k);
-    return {at<const uint8_t>(w), at<const uint8_t>(w, cu_mx_scales_at(n, k)), cu_tiles(n), CU_DIV_UP(k, CU_MX_UNIT)};
+    return {at<const uint8_t>(all, expert * cu_mx_bytes(n, k)), cu_tiles(n), cu_mx_units(k)};
 }
 
 KERNEL(up_prompt, CU_GEMM_THREADS, 2)

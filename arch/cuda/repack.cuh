@@ -45,10 +45,9 @@ KERNEL(repack_mx, 256, 4)
 {
     const struct nib_gpu_repack *p = at<const struct nib_gpu_repack>(m->repack);
     const uint32_t k = p->k, n = p->n, n0 = p->n0, n1 = p->n1, matrix = p->matrix;
-    const uint32_t units = CU_DIV_UP(k, CU_MX_UNIT), blocks = k / NIB_MX_BLOCK;
+    const uint32_t units = cu_mx_units(k), blocks = k / NIB_MX_BLOCK;
     const uint8_t *src = at<const uint8_t>(p->src), *scales = at<const uint8_t>(p->scales);
-    uint4 *dst = at<uint4>(p->dst);
-    uint8_t *dst_scales = at<uint8_t>(p->dst, cu_mx_scales_at(n, k));
+    uint8_t *dst = at<uint8_t>(p->dst);
     const uint64_t first = (uint64_t)(n0 / CU_TILE) * units * 32;
     const uint64_t end = (uint64_t)CU_DIV_UP(n1, CU_TILE) * units * 32;
     for (uint64_t i = first + blockIdx.x * 256u + threadIdx.x; i < end; i += gridDim.x * 256u) {
@@ -74,10 +73,11 @@ KERNEL(repack_mx, 256, 4)
                     }
             }
         }
-        dst[i] = make_uint4(word[0], word[1], word[2], word[3]);
+        uint8_t *to = dst + i / 32 * CU_MX_BYTES;
+        *(uint4 *)(to + lane * 16) = make_uint4(word[0], word[1], word[2], word[3]);
         /* the lane's own scale byte: row g or g + 8 by t / 2, block by t % 2 */
         const uint32_t r = packed_row(matrix, tile, lane / 4 + lane % 4 / 2 * 8), block = unit * 2 + lane % 2;
         const bool there = r < n && r >= n0 && r < n1 && block < blocks;
-        dst_scales[i] = there ? scales[(uint64_t)(r - n0) * blocks + block] : 0;
+        to[CU_MX_CODES + lane] = there ? scales[(uint64_t)(r - n0) * blocks + block] : 0;
     }
 }

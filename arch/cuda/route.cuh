@@ -6,35 +6,63 @@
 
 #define ROUTE_WARPS (CU_ROUTE_THREADS / 32)
 
+#define ROUTE_PARTS CU_DIV_UP(NIB_MAX_HIDDEN / 4, CU_ROUTE_THREADS) /* of a row, four numbers a thread each */
+
+/* This thread's norm weights: read before the op before this one ends. */
+__device__ __forceinline__ void route_weights(const struct nib_gpu_machine *m, uint32_t layer, uint2 w[ROUTE_PARTS])
+{
+    const uint2 *from = at<const uint2>(m->layer[layer].mlp_norm);
+#pragma unroll
+    for (uint32_t p = 0; p < ROUTE_PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+        w[p] = i < m->hidden / 4 ? __ldg(from + i) : make_uint2(0, 0);
+    }
+}
+
+/* This thread's part of a row of x. */
+__device__ __forceinline__ void route_row(const struct nib_gpu_machine *m, uint32_t row, float4 v[ROUTE_PARTS])
+{
+    const float4 *x = at<const float4>(m->x, (uint64_t)row * m->hidden * 4);
+#pragma unroll
+    for (uint32_t p = 0; p < ROUTE_PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+        v[p] = i < m->hidden / 4 ? x[i] : make_float4(0, 0, 0, 0);
+    }
+}
+
 /* Norms rows first .. first + count - 1; bf16 to shared memory, fp16 to acts by the block that `writes`. */
-__device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint32_t layer, uint32_t first, uint32_t count,
-                                           bool writes, const gemv_shared &sh)
+__device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint32_t first, uint32_t count, bool writes,
+                                           const uint2 w[ROUTE_PARTS], const gemv_shared &sh)
 {
     __shared__ float sums[CU_ROUTE_ROWS][ROUTE_WARPS];
     const uint32_t hidden = m->hidden, lane = threadIdx.x % 32;
+    float4 v[ROUTE_PARTS];
     for (uint32_t r = 0; r < count; r++) {
-        const float4 *x = at<const float4>(m->x, (uint64_t)(first + r) * hidden * 4);
+        route_row(m, first + r, v);
         float sum = 0;
-        for (uint32_t i = threadIdx.x; i < hidden / 4; i += CU_ROUTE_THREADS) {
-            const float4 v = x[i];
-            sum += v.x * v.x + v.y * v.y + (v.z * v.z + v.w * v.w);
-        }
+#pragma unroll
+        for (uint32_t p = 0; p < ROUTE_PARTS; p++)
+            sum += v[p].x * v[p].x + v[p].y * v[p].y + (v[p].z * v[p].z + v[p].w * v[p].w);
         sum = warp_sum(sum);
         if (lane == 0)
             sums[r][threadIdx.x / 32] = sum;
     }
     __syncthreads();
-    const uint2 *weight = at<const uint2>(m->layer[layer].mlp_norm);
     for (uint32_t r = 0; r < count; r++) {
-        const float4 *x = at<const float4>(m->x, (uint64_t)(first + r) * hidden * 4);
+        if (count > 1)
+            route_row(m, first + r, v);
         uint2 *acts = (uint2 *)acts_row(m, first + r);
         const float sum = warp_sum(lane < ROUTE_WARPS ? sums[r][lane] : 0);
         const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
-        for (uint32_t i = threadIdx.x; i < hidden / 4; i += CU_ROUTE_THREADS) {
-            const float4 v = x[i];
-            const uint2 g = weight[i];
-            const float a = v.x * scale * __uint_as_float(g.x << 16), b = v.y * scale * __uint_as_float(g.x & 0xffff0000u);
-            const float c = v.z * scale * __uint_as_float(g.y << 16), d = v.w * scale * __uint_as_float(g.y & 0xffff0000u);
+#pragma unroll
+        for (uint32_t p = 0; p < ROUTE_PARTS; p++) {
+            const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+            if (i >= hidden / 4)
+                continue;
+            const float a = v[p].x * scale * __uint_as_float(w[p].x << 16);
+            const float b = v[p].y * scale * __uint_as_float(w[p].x & 0xffff0000u);
+            const float c = v[p].z * scale * __uint_as_float(w[p].y << 16);
+            const float d = v[p].w * scale * __uint_as_float(w[p].y & 0xffff0000u);
             asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(sh.acts + r * sh.stride + i * 8), "r"(pack_bf16(a, b)),
                          "r"(pack_bf16(c, d))
                          : "memory");
@@ -247,13 +275,14 @@ __device__ __forceinline__ void route_group_few(const struct nib_gpu_machine *m,
 /* Grid: x the tiles of experts, or 1 for all; y the groups of 8 rows. */
 KERNEL(route, CU_ROUTE_THREADS, 1)
 {
-    __shared__ uint32_t ticket, picked[ROUTE_WARPS * NIB_MAX_EXPERTS_USED];
+    __shared__ uint32_t ticket, picked[32];
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t k = m->hidden, units = k / CU_DENSE_UNIT, tiles = cu_tiles(m->experts);
     gemv_shared sh = gemv_carve<ROUTE_WARPS>(k, CU_ROUTE_RING * CU_DENSE_BYTES);
     dense_stream<ROUTE_WARPS, CU_ROUTE_RING> s;
     overlap_next();
-    prefetch(m->layer[layer].mlp_norm, k * 2);
+    uint2 w[ROUTE_PARTS];
+    route_weights(m, layer, w);
     prefetch(m->layer[layer].router_bias, m->experts * 2);
     s.open(m->layer[layer].router, units, blockIdx.x, gridDim.x, tiles, sh.ring);
     overlap_wait();
@@ -266,7 +295,7 @@ KERNEL(route, CU_ROUTE_THREADS, 1)
     }
     const uint32_t rows = min(all - first, (uint32_t)CU_ROUTE_ROWS);
     gemv_rows<ROUTE_WARPS>(sh, rows, CU_ROUTE_RING * CU_DENSE_BYTES);
-    route_norm(m, layer, first, rows, blockIdx.x == 0, sh);
+    route_norm(m, first, rows, blockIdx.x == 0, w, sh);
     __syncthreads();
     dense_pass<1, ROUTE_WARPS, CU_ROUTE_RING>(
         s, sh, units, blockIdx.x, gridDim.x, tiles, rows, [&](uint32_t tile, uint32_t, const float c[4]) {
@@ -293,7 +322,7 @@ KERNEL(route, CU_ROUTE_THREADS, 1)
     __syncthreads();
     if (ticket + 1 < blocks)
         return;
-    const bool few = !alone && all <= CU_GEMV_ROWS && all <= ROUTE_WARPS;
+    const bool few = !alone && all <= CU_GEMV_ROWS && all * m->experts_used <= 32;
     if (!alone)
         for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS) {
             const uint32_t mine = route_pick(m, r), lane = threadIdx.x % 32;

@@ -89,16 +89,16 @@ KERNEL(combine, CU_ROW_THREADS, 1)
     prefetch(norm, m->hidden * 2);
     overlap_wait();
     const uint32_t row = blockIdx.x, hidden = m->hidden, used = m->experts_used;
-    if (row >= step->rows_count)
-        return;
     float weight[NIB_MAX_EXPERTS_USED];
     const float4 *down[NIB_MAX_EXPERTS_USED];
 #pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) { /* there, whatever the count */
         const uint32_t i = row * used + min(c, used - 1);
         weight[c] = __uint_as_float(route_array(m, 1)[i]);
         down[c] = at<const float4>(m->down, (uint64_t)route_array(m, 2)[i] * hidden * 4);
     }
+    if (row >= step->rows_count)
+        return;
     float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
     float4 v[CU_ROW_PARTS];
 #pragma unroll
