@@ -100,7 +100,8 @@ static const struct nib_arch_row rows[] = {
      .shared_bytes = SHARED_90},
     {.name = "sm90",
      .numbers = "bf16 mma, experts decoded to fp16",
-     .features = "bf16 mma, cp.async, programmatic dependent launch, 227 KiB of shared memory",
+     .features =
+         "bf16 mma, cp.async, bulk copies with mbarriers, programmatic dependent launch, 227 KiB of shared memory",
      .layout = "mma.m16n8k16 fragments; experts as codes and scales",
      .tiles = "decode 16 x 16 rows, prompt 128 x 128",
      .module = "cubin sm_90a",

@@ -81,13 +81,17 @@ struct gemm_mx {
 
     __device__ __forceinline__ void load(uint32_t to, uint32_t tile0, uint32_t step) const
     {
-        const uint32_t tile = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const uint32_t tile = threadIdx.x / 32;
         const bool there = tile0 + tile < tiles;
-        const uint8_t *from = w + (there ? (uint64_t)(tile0 + tile) * units + step : 0) * CU_MX_BYTES;
-        to += tile * CU_MX_BYTES;
-        copy16(to + lane * 16, from + lane * 16, there);
-        if (lane < (CU_MX_BYTES - CU_MX_CODES) / 16)
-            copy16(to + CU_MX_CODES + lane * 16, from + CU_MX_CODES + lane * 16, there);
+        const uint64_t unit = there ? (uint64_t)(tile0 + tile) * units + step : 0;
+        copy16(to + threadIdx.x * 16, w + unit * CU_MX_BYTES + threadIdx.x % 32 * 16, there);
+        if (threadIdx.x < CU_GEMM_N / CU_TILE * 2) { /* scales behind the codes of all tiles */
+            const uint32_t other = threadIdx.x / 2;
+            const bool inside = tile0 + other < tiles;
+            const uint64_t at_unit = inside ? (uint64_t)(tile0 + other) * units + step : 0;
+            copy16(to + CU_GEMM_N / CU_TILE * CU_MX_CODES + threadIdx.x * 16,
+                   w + at_unit * CU_MX_BYTES + CU_MX_CODES + threadIdx.x % 2 * 16, inside);
+        }
     }
 
     __device__ __forceinline__ void step(uint32_t weights, uint32_t acts, uint32_t warp_n, uint32_t warp_m,
@@ -97,13 +101,12 @@ struct gemm_mx {
         uint32_t code[2][4], scale[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint32_t from = weights + (warp_n * 2 + i) * CU_MX_BYTES;
-            const uint4 c = lds16(from + lane * 16);
+            const uint4 c = lds16(weights + (warp_n * 2 + i) * CU_MX_CODES + lane * 16);
             code[i][0] = c.x;
             code[i][1] = c.y;
             code[i][2] = c.z;
             code[i][3] = c.w;
-            scale[i] = lds4(from + CU_MX_CODES + g * 4);
+            scale[i] = lds4(weights + CU_GEMM_N / CU_TILE * CU_MX_CODES + (warp_n * 2 + i) * CU_MX_SCALES + g * 4);
         }
 #pragma unroll
         for (uint32_t half = 0; half < 2; half++) {

@@ -181,7 +181,8 @@ __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING> &s, const g
     __syncthreads();
 }
 
-#define GEMV_PARTS 2 /* 16 bytes a thread each: 2880 and 4096 inputs */
+#define GEMV_AHEAD (NIB_SM >= 90) /* the registers for it are there */
+#define GEMV_PARTS 2              /* 16 bytes a thread each: 2880 and 4096 inputs */
 
 /* A row of activations on its way to shared memory; asked for before it is known that it is needed. */
 struct gemv_row {
@@ -221,10 +222,11 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
     s.open(w, units, first, step, tiles, sh.ring);
     overlap_wait();
     gemv_row row0;
-    row0.ask((const uint8_t *)from(0), k);
+    if (GEMV_AHEAD)
+        row0.ask((const uint8_t *)from(0), k);
     const uint32_t all = count();
     for (uint32_t r0 = 0; r0 < all; r0 += CU_GEMV_ROWS) {
-        const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = r0 == 0;
+        const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = GEMV_AHEAD && r0 == 0;
         if (r0 > 0)
             s.open(w, units, first, step, tiles, sh.ring);
         gemv_rows<CU_GEMV_WARPS>(sh, rows, CU_DENSE_RING * CU_DENSE_BYTES);

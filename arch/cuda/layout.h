@@ -29,8 +29,9 @@
 #define CU_DENSE_UNIT  32   /* inputs of a dense unit */
 #define CU_DENSE_BYTES 1024 /* of a unit of a tile */
 #define CU_MX_UNIT     64
-#define CU_MX_BYTES    544 /* of a unit of a tile */
-#define CU_MX_CODES    512 /* of them codes; behind them scales */
+#define CU_MX_CODES    512 /* bytes of a unit of a tile */
+#define CU_MX_SCALES   32  /* behind them */
+#define CU_MX_BYTES    (CU_MX_CODES + CU_MX_SCALES)
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
