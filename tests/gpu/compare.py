@@ -6,7 +6,8 @@
 tests/gpu/logits runs prompts and given answers on the engine: alone and in batches of up to 64 of mixed lengths, in chunks that
 cut pages and windows, steps that mix prompts and answers. Answers are given, not sampled, so that both sides see one text. The
 reference is transformers with eager attention and experts, twice: in fp32 (the truth) and in bf16. What the two differ by at a
-position, the largest difference of a logit, is the reference's own bf16 noise there.
+position, the largest difference of a logit, is the reference's own bf16 noise there. One run may miss an expert that a last bit
+decides: where a verdict hangs on the noise, it is the largest of DRAWS runs, the embedding's last bits drawn anew for each.
 
 Random weights of 24 layers amplify any rounding until the bf16 reference itself is lost. So parts of the weights are multiplied
 by powers of two on both sides, which is exact. Three runs:
@@ -44,6 +45,7 @@ ROWS_MAX = 2048
 SHIFTS = {"out": -3, "up": 2, "down": -6, "router": 1, "q": 1, "sinks": 2}
 CALM = {"out": -5, "up": 2, "down": -8, "router": 1, "sinks": 2}
 BATCHES = [2, 8, 17, 32, 64]
+DRAWS = 16
 begin = time.monotonic()
 
 
@@ -264,15 +266,30 @@ def judge(title, rows, got, truth, half, rule):
         wrong.append("ours is further from bf16 than its noise explains")
     if rule == "calm" and not mean["kl_half"] < KL_LIMIT:
         wrong.append("the mean KL from bf16 is above the limit")
-    if rule != "plain" and not bool(m["same"][decided].all()):
-        wrong.append("another largest logit where the margin exceeds the noise")
     if rule != "plain" and not decided.any():
         wrong.append("no position is decided")
     if differ:
         wrong.append("results that should be the same bits are not")
     for text in wrong:
         print(f"FAILED: {title}: {text}", flush=True)
-    return len(wrong)
+    disputed = (decided & (m["same"] == 0)).nonzero().flatten().tolist() if rule != "plain" else []
+    return len(wrong), {(rows[i]["text"], rows[i]["pos"]) for i in disputed}
+
+
+def settle(model, title, texts, truth, disputed, chunk):
+    """Positions where ours has another largest logit though the margin exceeds the noise of one run: how many exceed that of DRAWS."""
+    failed = 0
+    for text, pos in sorted(disputed):
+        exact = truth.logits([{"text": text, "pos": pos}])[0]
+        best, draw, noise = exact.topk(2).values, torch.Generator().manual_seed(pos), 0.0
+        for _ in range(DRAWS):
+            drawn = model.logits(model.hidden(texts[text][: pos + 1], chunk, draw)[-1:])[0]
+            noise = max(noise, float((drawn - exact).abs().max()))
+        margin = float(best[0] - best[1])
+        failed += margin > noise
+        what = "FAILED: another largest logit" if margin > noise else "not decided after all"
+        print(f"{what}: {title}, text {text}, position {pos}: margin {margin:.4f}, noise {noise:.4f} of {DRAWS} runs", flush=True)
+    return failed
 
 
 @torch.no_grad()
@@ -351,7 +368,7 @@ def main():
             log(f"{name}: reference in {what}")
             if what == "fp32" and rule == "sharp":
                 mistakes(model, texts[6])
-    failed = 0
+    failed, disputed = 0, {}
     for name, steps, shifts, rule in runs:
         print(f"{name}: shifts {json.dumps(shifts)}")
         for row in rows:
@@ -359,10 +376,16 @@ def main():
                 failed += 1
                 continue
             got = np.memmap(files[name, row], np.float32, "r").reshape(len(steps.wanted), -1)
-            failed += judge(f"{name}, {row}", steps.wanted, got, truth[name], half[name], rule)
+            bad, more = judge(f"{name}, {row}", steps.wanted, got, truth[name], half[name], rule)
+            failed += bad
+            disputed.setdefault(name, set()).update(more)
             log("compared")
             del got
             os.unlink(files[name, row])
+    model.narrow()
+    for name, steps, shifts, _ in runs:
+        model.shift(shifts)
+        failed += settle(model, name, steps.texts, truth[name], disputed.get(name, ()), options.chunk)
     print(f"{failed} failed")
     return 1 if failed else 0
 

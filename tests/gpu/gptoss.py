@@ -151,13 +151,22 @@ class Model:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def narrow(self):
+        """widen() undone: exact too."""
+        for p in self.model.parameters():
+            p.data = p.data.bfloat16()
+
     @torch.no_grad()
-    def hidden(self, ids, chunk):
-        """What goes into lm_head at every position, [T, H], computed `chunk` tokens at a time."""
+    def hidden(self, ids, chunk, draw=None):
+        """What goes into lm_head at every position, [T, H], computed `chunk` tokens at a time. `draw`, a generator: the last bit of
+        every element of the embedding is drawn anew (bf16), to see what such a change makes of the result."""
         cache, out = DynamicCache(config=self.model.config), []
         for begin in range(0, len(ids), chunk):
-            part = torch.tensor([ids[begin : begin + chunk]], device=self.device)
-            out.append(self.model.model(part, past_key_values=cache, use_cache=True).last_hidden_state[0])
+            part = self.model.model.embed_tokens(torch.tensor([ids[begin : begin + chunk]], device=self.device))
+            if draw:
+                change = (torch.rand(part.shape, generator=draw).to(self.device) - 0.5) * 2**-7
+                part = (part.float() * (1 + change)).to(part.dtype)
+            out.append(self.model.model(inputs_embeds=part, past_key_values=cache, use_cache=True).last_hidden_state[0])
         return torch.cat(out)
 
     @torch.no_grad()

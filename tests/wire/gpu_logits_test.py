@@ -26,7 +26,7 @@ def run(folder, image, steps, *shifts, slots=2):
     (folder / "steps").write_bytes(struct.pack("<III", slots, 256, 64) + b"".join(steps))
     env = {**os.environ, "NIBBLED_LIBCUDA": str(FAKE),
            "NIBBLED_FAKE_PROFILE": str(d.ROOT / "etc" / "profiles" / "h200.json")}
-    done = subprocess.run([LOGITS, image, folder / "steps", folder / "out", "sm80", "256", *shifts],
+    done = subprocess.run([LOGITS, image, folder / "steps", folder / "out", "sm80", "2048", *shifts],
                           env=env, capture_output=True, text=True, timeout=d.HANG_S)
     got = (folder / "out").read_bytes() if done.returncode == 0 else b""
     size = 4 * VOCAB
