@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import shlex
 import subprocess
 import threading
 import time
@@ -38,7 +39,7 @@ def counted(tmp_path, start, monkeypatch):
         pytest.skip("the release build is not there")
     monkeypatch.setattr(d, "NIBBLED", program)
     library = tmp_path / "noalloc.so"
-    subprocess.run([os.environ.get("CC", "cc"), "-O1", "-shared", "-fPIC", "-o", library,
+    subprocess.run([*shlex.split(os.environ.get("CC", "cc")), "-O1", "-shared", "-fPIC", "-o", library,
                     d.ROOT / "tests" / "wire" / "noalloc.c", "-ldl"], check=True)
     shared = tmp_path / "counts"
     shared.write_bytes(bytes(ctypes.sizeof(Counts)))
