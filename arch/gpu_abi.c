@@ -1,6 +1,8 @@
-/* arch/gpu_abi.c: owns the names of the kernels and the sizes of what host and device exchange. Any thread. Cannot fail. */
+/* arch/gpu_abi.c: owns the names of the kernels, what a machine takes from its model, and the sizes of what host and device
+ * exchange. Any thread. Cannot fail. */
 #include "arch/gpu_abi.h"
 
+#include "arch/rope.h"
 #include "core/arith.h"
 #include "core/err.h"
 
@@ -31,6 +33,21 @@ const char *nib_gpu_op_symbol(enum nib_gpu_op op)
 {
     NIB_MUST((unsigned)op < NIB_GPU_OP_COUNT);
     return symbols[op];
+}
+
+void nib_gpu_machine_model(struct nib_gpu_machine *m, const struct nib_shape *shape)
+{
+    m->layers = shape->layers;
+    m->experts = shape->experts;
+    m->experts_used = shape->experts_used;
+    m->hidden = shape->hidden;
+    m->intermediate = shape->intermediate;
+    m->heads = shape->heads;
+    m->kv_heads = shape->kv_heads;
+    m->vocab = shape->vocab;
+    m->window = shape->window;
+    nib_rope_frequencies(m->rope_freq);
+    m->rope_factor = nib_rope_factor();
 }
 
 static uint64_t piece(uint64_t bytes)

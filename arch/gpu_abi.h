@@ -157,7 +157,8 @@ struct nib_gpu_geometry {
     uint32_t block;
     uint32_t shared_bytes; /* dynamic */
     uint32_t overlap;      /* 1: may start before the op before it has ended (programmatic dependent launch): the kernel
-                              waits by itself (griddepcontrol.wait) before it reads or writes anything but weights */
+                              waits by itself (griddepcontrol.wait) before it writes, or reads anything but weights and
+                              what ops that have surely ended left */
 };
 
 /* One choice of a row's router. */
@@ -196,6 +197,9 @@ struct nib_gpu_kernels {
                      uint32_t want, struct nib_gpu_geometry *ret);
     struct nib_gpu_forms forms;
 };
+
+/* Sets what of a machine follows from the model alone: shape, angles of the rotation. The rest stays as it is. */
+void nib_gpu_machine_model(struct nib_gpu_machine *m, const struct nib_shape *shape);
 
 /* "nib_gpu_begin", ...: symbol of an op in every image. */
 const char *nib_gpu_op_symbol(enum nib_gpu_op op);

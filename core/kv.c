@@ -13,6 +13,11 @@ uint32_t nib_kv_pages_for(uint32_t tokens)
     return (uint32_t)nib_div_up(tokens, NIB_KV_PAGE_TOKENS);
 }
 
+uint32_t nib_kv_ring_pages(uint32_t window, uint32_t step_rows)
+{
+    return nib_kv_pages_for(window - 1 + step_rows) + 1;
+}
+
 static bool dims_allowed(const struct nib_engine_dims *dims)
 {
     return dims->slots >= 1 && dims->slots <= NIB_MAX_SLOTS && dims->ctx_tokens >= 1 &&

@@ -25,6 +25,9 @@ struct nib_kv {
 /* Pages that hold that many tokens. */
 uint32_t nib_kv_pages_for(uint32_t tokens);
 
+/* Pages of a window layer's ring, of one slot: what a step's first row still sees, and all of its rows, wherever a page begins. */
+uint32_t nib_kv_ring_pages(uint32_t window, uint32_t step_rows);
+
 /* Bytes nib_kv_init takes from the arena, padding included. */
 size_t nib_kv_bytes(const struct nib_engine_dims *dims);
 

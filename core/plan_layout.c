@@ -6,6 +6,7 @@
 #include "core/plan_layout.h"
 
 #include "core/arith.h"
+#include "core/kv.h"
 #include "core/sample.h"
 #include "core/sched.h"
 
@@ -126,7 +127,7 @@ static void add_kv(struct builder *b)
     uint64_t page = b->row->kv_page_bytes(s->kv_heads);
     uint32_t full_layers = s->layers / 2;
     uint32_t window_layers = s->layers - full_layers;
-    b->plan->ring_pages = (uint32_t)nib_div_up(s->window - 1 + d->step_rows_max, NIB_KV_PAGE_TOKENS) + 1;
+    b->plan->ring_pages = nib_kv_ring_pages(s->window, d->step_rows_max);
     add_life(b, NIB_R_KV_FULL, near, -1, (uint64_t)d->kv_pages * full_layers * page);
     add_life(b, NIB_R_KV_WINDOW, near, -1, (uint64_t)d->slots * window_layers * b->plan->ring_pages * page);
 }

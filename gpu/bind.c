@@ -2,7 +2,6 @@
  * Sizes are core/plan_layout.c's; a disagreement stops the process. Boot thread. */
 #include <string.h>
 
-#include "arch/rope.h"
 #include "core/arith.h"
 #include "core/sample.h"
 #include "gpu/state.h"
@@ -40,26 +39,15 @@ static nib_gpu_ptr whole(const struct nib_gpu_engine *e, enum nib_region_kind ki
 
 static void bind_shape(struct nib_gpu_engine *e)
 {
-    const struct nib_shape *s = e->base.shape;
     const struct nib_engine_dims *d = &e->base.dims;
     struct nib_gpu_machine *m = &e->machine;
-    m->layers = s->layers;
-    m->experts = s->experts;
-    m->experts_used = s->experts_used;
-    m->hidden = s->hidden;
-    m->intermediate = s->intermediate;
-    m->heads = s->heads;
-    m->kv_heads = s->kv_heads;
-    m->vocab = s->vocab;
-    m->window = s->window;
+    nib_gpu_machine_model(m, e->base.shape);
     m->slots = d->slots;
     m->ctx_pages = (uint32_t)nib_div_up(d->ctx_tokens, NIB_KV_PAGE_TOKENS);
     m->ring_pages = e->plan->ring_pages;
     m->step_rows_max = d->step_rows_max;
     m->splits_max = e->k->splits_max(d->ctx_tokens);
     m->kv_pages = d->kv_pages;
-    nib_rope_frequencies(m->rope_freq);
-    m->rope_factor = nib_rope_factor();
 }
 
 static void bind_vectors(struct nib_gpu_engine *e)

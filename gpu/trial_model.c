@@ -3,8 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "arch/rope.h"
 #include "core/arith.h"
+#include "core/kv.h"
 #include "core/mx.h"
 #include "core/sample.h"
 #include "gpu/trial.h"
@@ -95,26 +95,15 @@ static uint16_t *vector(struct nib_trial *t, uint64_t count, nib_gpu_ptr *ret_de
 static void lay_out_shape(struct nib_trial *t)
 {
     const struct nib_shape *s = &t->shape;
-    const uint32_t sms = t->m.sms;
-    t->m = (struct nib_gpu_machine){.layers = s->layers,
-                                    .experts = s->experts,
-                                    .experts_used = s->experts_used,
-                                    .hidden = s->hidden,
-                                    .intermediate = s->intermediate,
-                                    .heads = s->heads,
-                                    .kv_heads = s->kv_heads,
-                                    .vocab = s->vocab,
-                                    .window = s->window,
-                                    .slots = NIB_TRIAL_SLOTS,
+    t->m = (struct nib_gpu_machine){.slots = NIB_TRIAL_SLOTS,
                                     .ctx_pages = NIB_TRIAL_PAGES,
+                                    .ring_pages = nib_kv_ring_pages(s->window, NIB_TRIAL_ROWS),
                                     .step_rows_max = NIB_TRIAL_ROWS,
                                     .splits_max = t->k->splits_max(NIB_TRIAL_CTX_TOKENS),
                                     .kv_pages = NIB_TRIAL_SLOTS * NIB_TRIAL_PAGES,
-                                    .sms = sms};
-    t->m.ring_pages = (uint32_t)nib_div_up(s->window - 1 + NIB_TRIAL_ROWS, NIB_KV_PAGE_TOKENS) + 1;
+                                    .sms = t->m.sms};
+    nib_gpu_machine_model(&t->m, s);
     t->m.page_stride = 2ull * s->kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
-    nib_rope_frequencies(t->m.rope_freq);
-    t->m.rope_factor = nib_rope_factor();
 }
 
 /* Both layers have the same weights; each its own pages. */

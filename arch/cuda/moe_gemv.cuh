@@ -266,8 +266,8 @@ __device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared
     }
 }
 
-/* from(place): its row of activations; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this one began when the routing was done, so that weights are
- * asked for while it still runs. */
+/* from(place): its row of activations; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this
+ * one began when the routing was done, so that weights are asked for while it still runs. */
 template <int SPLIT, bool EARLY, class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
                                          const uint8_t *likely, From from, const Done &done)

@@ -5,8 +5,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "arch/rope.h"
 #include "core/arith.h"
+#include "core/kv.h"
 #include "core/sample.h"
 
 double rig_now(void)
@@ -219,24 +219,15 @@ void rig_machine(struct rig *rig, const struct nib_shape *s, uint32_t layers, ui
                  uint32_t rows, uint32_t kv_pages)
 {
     struct nib_gpu_machine *m = &rig->m;
-    *m = (struct nib_gpu_machine){.layers = layers,
-                                  .experts = s->experts,
-                                  .experts_used = s->experts_used,
-                                  .hidden = s->hidden,
-                                  .intermediate = s->intermediate,
-                                  .heads = s->heads,
-                                  .kv_heads = s->kv_heads,
-                                  .vocab = s->vocab,
-                                  .window = s->window,
-                                  .slots = slots,
+    *m = (struct nib_gpu_machine){.slots = slots,
                                   .ctx_pages = (uint32_t)nib_div_up(ctx_tokens, NIB_KV_PAGE_TOKENS),
-                                  .ring_pages = (uint32_t)nib_div_up(s->window - 1 + rows, NIB_KV_PAGE_TOKENS) + 1,
+                                  .ring_pages = nib_kv_ring_pages(s->window, rows),
                                   .step_rows_max = rows,
                                   .splits_max = rig->k->splits_max(ctx_tokens),
                                   .kv_pages = kv_pages,
                                   .sms = rig->sms};
-    nib_rope_frequencies(m->rope_freq);
-    m->rope_factor = nib_rope_factor();
+    nib_gpu_machine_model(m, s);
+    m->layers = layers;
     machine_state(rig);
     const uint64_t picks = (uint64_t)rows * s->experts_used, q_dim = nib_q_dim(s);
     const uint64_t wide = q_dim > s->hidden ? q_dim : s->hidden, decode = slots < rows ? slots : rows;
