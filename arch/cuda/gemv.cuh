@@ -210,8 +210,9 @@ struct gemv_row {
     }
 };
 
-/* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is. Every block of
- * the grid calls it once. */
+/* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
+ * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. Every block of the grid calls it
+ * once. */
 template <class Count, class From, class Done>
 __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
 {
@@ -234,7 +235,7 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
             row0.keep(sh.acts, k);
         load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });
         __syncthreads();
-        auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row, r0 + rows, c); };
+        auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows, c); };
         if (CU_GEMV_ROWS <= 8 || rows <= 8)
             dense_pass<1, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);
         else

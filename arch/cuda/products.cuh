@@ -11,10 +11,7 @@ KERNEL(qkv, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
     const struct done_qkv done = {m, step->rows, layer};
     dense_gemv(
         m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden,
-        [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); },
-        [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
-            done(tile, row + threadIdx.x % 4 * 2, end, c);
-        });
+        [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done);
 }
 
 KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
@@ -22,10 +19,7 @@ KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
     const struct done_out done = {m, layer};
     dense_gemv(
         m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
-        [&](uint32_t r) { return acts_row(m, r); },
-        [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
-            done(tile, row + threadIdx.x % 4 * 2, end, c);
-        });
+        [&](uint32_t r) { return acts_row(m, r); }, done);
 }
 
 KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
@@ -34,10 +28,7 @@ KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
     const struct done_head done = {m};
     dense_gemv(
         m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
-        [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); },
-        [&](uint32_t tile, uint32_t row, uint32_t end, const float c[4]) {
-            done(tile, row + threadIdx.x % 4 * 2, end, c);
-        });
+        [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done);
 }
 
 KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)

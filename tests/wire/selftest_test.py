@@ -41,6 +41,14 @@ def boot(tmp_path, image, fault, **more):
     return d.Daemon(tmp_path / "n", image, env=fake_env(tmp_path / "n", fault=fault), **{**GPU, **more})
 
 
+def runs_sm80(daemon, right):
+    """sm90 is struck, the answers are right, and it stops as it should."""
+    health = daemon.get("/health").json
+    assert health["row"] == "sm80" and health["struck"] == ["sm90"]
+    assert answers(daemon) == right
+    daemon.stop()
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_a_wrong_kernel_strikes_its_row(tmp_path, image, right, op):
     daemon = boot(tmp_path, image, f"nib_gpu_{op}@cubin:1+:wrong")
@@ -48,10 +56,7 @@ def test_a_wrong_kernel_strikes_its_row(tmp_path, image, right, op):
         log = daemon.log.read_text()
         assert f"row sm90 is struck by its self-test: kernel nib_gpu_{op} is wrong" in log
         assert "row sm80 passed its self-test" in log
-        health = daemon.get("/health").json
-        assert health["row"] == "sm80" and health["struck"] == ["sm90"]
-        assert answers(daemon) == right
-        daemon.stop()
+        runs_sm80(daemon, right)
     finally:
         daemon.kill()
 
@@ -68,10 +73,7 @@ def test_a_row_that_stops_the_gpu_is_left_by_a_new_start(tmp_path, image, right,
     try:
         log = daemon.log.read_text()
         assert "starting again without row sm90" in log and why in log
-        health = daemon.get("/health").json
-        assert health["row"] == "sm80" and health["struck"] == ["sm90"]
-        assert answers(daemon) == right
-        daemon.stop()
+        runs_sm80(daemon, right)
     finally:
         daemon.kill()
 
