@@ -182,6 +182,10 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
                                     .self_test = b->self_test,
                                     .struck = b->struck,
                                     .struck_count = b->struck_count,
+                                    .made_up = b->made_up,
+                                    .made_up_source = b->made_up_source,
+                                    .made_up_vocab = b->made_up_vocab,
+                                    .made_up_vocab_bytes = b->made_up_vocab_bytes,
                                     .front_bytes = front_bytes,
                                     .front_arg = &sizing};
     enum nib_err err = o.key ? read_key(c->image_key, key, msg) : NIB_OK;
@@ -242,7 +246,7 @@ void nib_boot_again(struct nib_boot *b)
         m->struck[count].row = testing->name;
         (void)nib_fail(&m->struck[count++].why, NIB_E_DEVICE, "a call of the driver did not return");
     }
-    if (b->config->row[0] || (!testing && !m->stopped))
+    if (!b->config_path || b->config->row[0] || (!testing && !m->stopped))
         return;
     nib_log(NIB_LOG_WARN, "the GPU has stopped: starting again without row %s", m->struck[count - 1].row);
     nib_again(b->config_path, b->passed_fd, m->struck, count);

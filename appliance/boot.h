@@ -8,13 +8,18 @@
 
 struct nib_boot {
     const struct nib_config *config;
-    struct nib_front *front;    /* gets its memory */
-    struct nib_machine machine; /* kept for the life of the process */
-    bool self_test;             /* false for nibbled --plan */
-    const char *config_path;
+    struct nib_front *front;                     /* gets its memory */
+    struct nib_machine machine;                  /* kept for the life of the process */
+    bool self_test;                              /* false for nibbled --plan */
+    const char *config_path;                     /* NULL: this program does not start again by itself */
     int passed_fd;                               /* systemd's listening socket, or -1 */
     struct nib_struck struck[NIB_MAX_ARCH_ROWS]; /* [struck_count] in this process' earlier life */
     uint32_t struck_count;
+    /* no image but weights of a shape: as in struct nib_machine_options */
+    const struct nib_shape *made_up;
+    struct nib_gpu_source made_up_source;
+    const uint8_t *made_up_vocab; /* [made_up_vocab_bytes] */
+    size_t made_up_vocab_bytes;
 };
 
 /* The plan that boot would carry out, in boot->machine.plan; takes no memory. */

@@ -32,6 +32,7 @@ static const struct nib_field fields[] = {
     {"logprobs", NIB_FIELD_INT, COMPL, 0, NIB_MAX_TOP_LOGPROBS, AT(completion_logprobs)},
     {"top_logprobs", NIB_FIELD_INT, CHAT, 0, NIB_MAX_TOP_LOGPROBS, AT(top_logprobs)},
     {"echo", NIB_FIELD_BOOL, COMPL, 0, 0, AT(echo)},
+    {"ignore_eos", NIB_FIELD_BOOL, COMPL, 0, 1, AT(ignore_eos)},
     {"stop", NIB_FIELD_CODE, BOTH, 0, 0, 0},
     {"logit_bias", NIB_FIELD_CODE, BOTH, 0, 0, 0},
     {"stream_options", NIB_FIELD_CODE, BOTH, 0, 0, 0},

@@ -99,7 +99,7 @@ static void start_job(struct nib_front *front, struct nib_conn *conn, int32_t in
     job->first_us = job->last_us = 0;
     set_sampling(front, chat, &in->sampling);
     in->uid = conn->peer.uid;
-    in->stop_count = front->mem.stop_count;
+    in->stop_count = front->params.ignore_eos ? 0 : front->mem.stop_count;
     memcpy(in->stop, front->mem.stop, sizeof in->stop);
     struct nib_answer_spec spec = {.tokenizer = front->mem.tokenizer,
                                    .buf = front->mem.answers + (size_t)index * front->config->answer_bytes,

@@ -34,21 +34,40 @@ static const struct nib_tensor *blob(const struct nib_machine *m, enum nib_tenso
     return nib_image_tensor(&m->image, id, 0);
 }
 
-/* The vocabulary blob and its tables. */
-static enum nib_err tokenizer_bytes(const struct nib_machine *m, uint64_t *ret_bytes, struct nib_msg *msg)
+/* The vocabulary blob: the image's, or that which came with made-up weights. */
+static enum nib_err find_vocab(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
+    if (o->made_up) {
+        m->vocab = o->made_up_vocab;
+        m->vocab_bytes = o->made_up_vocab_bytes;
+        return NIB_OK;
+    }
     const struct nib_tensor *t = blob(m, NIB_T_TOKENIZER);
+    m->vocab = m->image_base + t->offset;
+    m->vocab_bytes = t->bytes;
+    return nib_image_check_tensor(t, m->vocab, msg);
+}
+
+/* The vocabulary blob and its tables. */
+static enum nib_err tokenizer_bytes(struct nib_machine *m, const struct nib_machine_options *o, uint64_t *ret_bytes,
+                                    struct nib_msg *msg)
+{
     size_t tables;
-    enum nib_err err = nib_image_check_tensor(t, m->image_base + t->offset, msg);
+    enum nib_err err = find_vocab(m, o, msg);
+    if (err || !m->vocab)
+        return err;
+    err = nib_tokenizer_plan(m->vocab, m->vocab_bytes, &tables, msg);
     if (!err)
-        err = nib_tokenizer_plan(m->image_base + t->offset, t->bytes, &tables, msg);
-    if (!err)
-        *ret_bytes = nib_round_up(t->bytes, 64) + nib_round_up(tables, 64) + 64;
+        *ret_bytes = nib_round_up(m->vocab_bytes, 64) + nib_round_up(tables, 64) + 64;
     return err;
 }
 
 static enum nib_err read_generation(struct nib_machine *m, struct nib_msg *msg)
 {
+    if (!m->file_open) {
+        nib_generation_default(m->image.shape, &m->generation);
+        return NIB_OK;
+    }
     const struct nib_tensor *t = blob(m, NIB_T_GENERATION);
     const char *text = (const char *)m->image_base + t->offset;
     enum nib_err err = nib_image_check_tensor(t, text, msg);
@@ -62,7 +81,7 @@ static enum nib_err read_generation(struct nib_machine *m, struct nib_msg *msg)
 static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_options *o, struct nib_msg *msg)
 {
     struct nib_plan_request request = o->ask;
-    enum nib_err err = o->made_up ? NIB_OK : tokenizer_bytes(m, &request.tokenizer_bytes, msg);
+    enum nib_err err = tokenizer_bytes(m, o, &request.tokenizer_bytes, msg);
     if (err)
         return err;
     m->facts = nib_arch_facts(m->row);
@@ -92,7 +111,7 @@ enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_op
     m->device_us = nib_now_us() - image;
     if (!err && o->made_up && !m->row->gpu)
         err = nib_fail(msg, NIB_E_UNSUPPORTED, "made-up weights run on a GPU only; %s", m->device_note.text);
-    if (!err && !o->made_up)
+    if (!err)
         err = read_generation(m, msg);
     if (!err)
         err = make_plan(m, o, msg);
@@ -130,18 +149,18 @@ static enum nib_err map_arena(const struct nib_machine *m, enum nib_space space,
 static enum nib_err open_tokenizer(struct nib_machine *m, struct nib_msg *msg)
 {
     const struct nib_region *region = nib_plan_region(&m->plan, NIB_R_TOKENIZER, -1);
-    const struct nib_tensor *t = blob(m, NIB_T_TOKENIZER);
     const struct nib_shape *s = m->image.shape;
     struct nib_arena arena;
     nib_arena_init(&arena, (uint8_t *)m->base[region->space] + region->offset, region->bytes);
-    uint8_t *copy = nib_arena_take(&arena, t->bytes, 64);
+    uint8_t *copy = nib_arena_take(&arena, m->vocab_bytes, 64);
     NIB_MUST(copy);
-    memcpy(copy, m->image_base + t->offset, t->bytes);
-    enum nib_err err = nib_tokenizer_open(&arena, copy, t->bytes, &m->tokenizer, msg);
+    memcpy(copy, m->vocab, m->vocab_bytes);
+    m->vocab = NULL;
+    enum nib_err err = nib_tokenizer_open(&arena, copy, m->vocab_bytes, &m->tokenizer, msg);
     if (err)
         return err;
     if (nib_tokenizer_vocab(m->tokenizer) != s->vocab || nib_tokenizer_special_base(m->tokenizer) != s->special_base)
-        return nib_fail(msg, NIB_E_FORMAT, "the image's vocabulary has %u ids, its shape %s has %u",
+        return nib_fail(msg, NIB_E_FORMAT, "the vocabulary has %u ids, its shape %s has %u",
                         nib_tokenizer_vocab(m->tokenizer), s->name, s->vocab);
     return NIB_OK;
 }
@@ -153,7 +172,7 @@ enum nib_err nib_machine_map(struct nib_machine *m, struct nib_msg *msg)
     if (!err && m->gpu_open)
         err = nib_gpu_take(&m->gpu, &m->plan, msg);
     m->memory_us = nib_now_us() - begin;
-    return err || !m->image_base ? err : open_tokenizer(m, msg);
+    return err || !m->vocab ? err : open_tokenizer(m, msg);
 }
 
 typedef void progress_fn(void *arg, uint64_t done, uint64_t total);

@@ -40,9 +40,11 @@ struct nib_machine_options {
     uint32_t struck_count;
     struct nib_plan_request ask; /* ctx_tokens, slots, step_rows_max, threads, memory_limit_bytes, queue_max,
                                     prefill_rows_max; 0 = automatic (threads: one a CPU). The rest is filled in */
-    /* GPU only: no image at all but weights of this shape from a source, for measurements; there is no tokenizer then */
+    /* GPU only: no image at all but weights of this shape from a source, for measurements */
     const struct nib_shape *made_up;
     struct nib_gpu_source made_up_source;
+    const uint8_t *made_up_vocab; /* [made_up_vocab_bytes] a vocabulary blob, kept until map; NULL: no tokenizer */
+    size_t made_up_vocab_bytes;
     uint32_t step_ms_max; /* GPU: a step that takes longer is a lost device; 0 = NIB_MAX_STEP_MS */
     /* what the front thread needs besides, given the dimensions; NULL: nothing */
     uint64_t (*front_bytes)(void *arg, const struct nib_engine_dims *dims);
@@ -59,7 +61,9 @@ struct nib_machine {
     struct nib_generation generation; /* defaults the image carries */
     struct nib_plan plan;
     void *base[NIB_SPACE_COUNT];
-    const struct nib_tokenizer *tokenizer; /* NULL for made-up weights */
+    const struct nib_tokenizer *tokenizer; /* NULL for made-up weights without a vocabulary */
+    const uint8_t *vocab;                  /* [vocab_bytes] its blob, until map */
+    size_t vocab_bytes;
     struct nib_engine *engine;
     struct nib_gpu gpu; /* when the row is one */
     uint32_t step_ms_max;

@@ -94,6 +94,26 @@ def test_logit_bias_forces_a_token(nibbled):
     assert r.json["choices"][0]["text"] == "xxxxx"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_ignore_eos_goes_on_to_max_tokens(nibbled, special_ids, stream):
+    bias = {str(special_ids["<|return|>"]): 100}
+
+    def ask(**more):
+        r = nibbled.complete(max_tokens=6, logit_bias=bias, stream=stream, **more,
+                             **({"stream_options": {"include_usage": True}} if stream else {}))
+        choices = [e["choices"][0] for e in r.events if e["choices"]] if stream else r.json["choices"]
+        usage = r.events[-1]["usage"] if stream else r.json["usage"]
+        return choices[-1]["finish_reason"], usage["completion_tokens"]
+
+    assert ask() == ask(ignore_eos=False) == ("stop", 1)
+    assert ask(ignore_eos=True) == ("length", 6)
+
+
+def test_ignore_eos_is_not_for_chat(nibbled):
+    r = nibbled.chat(ignore_eos=True)  # a turn's end is part of the conversation's form
+    assert (r.status, r.error["code"]) == (400, "unknown_parameter")
+
+
 def test_prompt_as_token_ids(nibbled):
     ids = nibbled.post("/tokenize", {"text": "hello"}).json["tokens"]
     a = nibbled.complete("hello", seed=5).json
