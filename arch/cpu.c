@@ -15,8 +15,10 @@ static enum nib_err cpu_submit(struct nib_engine *engine, const struct nib_step 
         return err;
     if (cpu->ready)
         return nib_fail(msg, NIB_E_STATE, "step %llu was not collected yet", (unsigned long long)cpu->out.serial);
+    nib_cpu_kv_load(cpu, step);
     nib_cpu_step_begin(cpu, step);
     nib_pool_run(&cpu->pool, nib_cpu_forward, cpu);
+    nib_cpu_kv_save(cpu, step);
     cpu->step = NULL;
     cpu->ready = true;
     return NIB_OK;

@@ -127,6 +127,10 @@ static inline uint32_t nib_cpu_token(const struct nib_cpu *cpu, const struct nib
  * of prompt tokens. */
 void nib_cpu_step_begin(struct nib_cpu *cpu, const struct nib_step *step);
 
+/* cpu_kv.c, one thread: the step's copies of window layers from kept pages, before the rows; and to them, after. */
+void nib_cpu_kv_load(struct nib_cpu *cpu, const struct nib_step *step);
+void nib_cpu_kv_save(struct nib_cpu *cpu, const struct nib_step *step);
+
 /* cpu_forward.c: a whole step, run by every worker of the pool. */
 void nib_cpu_forward(void *arg, uint32_t worker);
 

@@ -65,6 +65,24 @@ static enum nib_err check_run(const struct nib_engine *engine, const struct nib_
     return check_table(engine, &step->tables[last->slot], last, msg);
 }
 
+static enum nib_err check_copies(const struct nib_engine *engine, const char *what, const struct nib_kv_copy *copies,
+                                 uint32_t count, uint32_t most, struct nib_msg *msg)
+{
+    const struct nib_engine_dims *dims = &engine->dims;
+    if (count > most)
+        return nib_fail(msg, NIB_E_ARG, "step with %u %s, allowed are %u", count, what, most);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct nib_kv_copy *c = &copies[i];
+        if (c->slot >= dims->slots || c->page >= dims->kv_pages ||
+            c->index > (dims->ctx_tokens - 1) / NIB_KV_PAGE_TOKENS)
+            return nib_fail(msg, NIB_E_ARG,
+                            "copy %u of the %s: page %u, place %u, slot %u; the engine has %u pages, %u tokens of "
+                            "context and %u slots",
+                            i, what, c->page, c->index, c->slot, dims->kv_pages, dims->ctx_tokens, dims->slots);
+    }
+    return NIB_OK;
+}
+
 enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
 {
     if (step->serial == 0)
@@ -76,6 +94,11 @@ enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_st
         return nib_fail(msg, NIB_E_ARG, "step of %u rows: allowed are 1 to %u", step->rows_count, rows_max);
     if (!step->tables || !step->sampling)
         return nib_fail(msg, NIB_E_ARG, "step without %s", step->tables ? "sampling" : "tables");
+    enum nib_err wrong = check_copies(engine, "loads", step->loads, step->loads_count, NIB_MAX_KV_LOADS, msg);
+    if (!wrong)
+        wrong = check_copies(engine, "saves", step->saves, step->saves_count, NIB_MAX_KV_SAVES, msg);
+    if (wrong)
+        return wrong;
     bool seen[NIB_MAX_SLOTS];
     memset(seen, 0, sizeof seen);
     for (uint32_t first = 0, end; first < step->rows_count; first = end) {

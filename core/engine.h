@@ -24,7 +24,8 @@ enum nib_row_flag {
     NIB_ROW_DECODE = 2, /* carries an answer token: the only row of its slot in this step (decode kernels), and already
                              counted when it was sampled. Rows without it carry prompt tokens */
     NIB_ROW_FEEDBACK = 4, /* `token` is ignored: use the token this slot's last NIB_ROW_LOGITS row sampled */
-    NIB_ROW_FIRST = 8     /* first row of a new sequence in this slot: forget the slot's sampler state */
+    NIB_ROW_FIRST = 8 /* first row of a new sequence in this slot: forget the slot's sampler state. At position 0, or at
+                             the first position after the pages that were computed before (see nib_kv_copy) */
 };
 
 struct nib_row {
@@ -63,6 +64,15 @@ struct nib_kv_table {
     uint32_t pages_count;
 };
 
+/* Keys and values of all window layers at the positions of one page, copied between a slot's rings and a page of the
+ * pool, which has room for them since every shape has as many full layers as window layers. So a sequence can begin
+ * behind pages that an earlier one computed: its table names them, and its rings get what its first rows still see. */
+struct nib_kv_copy {
+    uint32_t page;  /* of the pool */
+    uint32_t index; /* of the page in its sequence: positions index * NIB_KV_PAGE_TOKENS and on */
+    uint16_t slot;
+};
+
 struct nib_step {
     uint64_t serial;     /* counts from 1 */
     uint32_t rows_count; /* 1..step_rows_max of the engine */
@@ -71,7 +81,10 @@ struct nib_step {
                                              slot wants logits, and it is the slot's last row */
     const struct nib_kv_table *tables;   /* [slots]; must stay valid until the step is collected */
     const struct nib_sampling *sampling; /* [slots]; likewise */
-    float *logits;                       /* tests: [rows that want logits][vocab] raw logits, row order; else NULL */
+    uint32_t loads_count, saves_count;
+    struct nib_kv_copy loads[NIB_MAX_KV_LOADS]; /* before the rows, in order: page to ring */
+    struct nib_kv_copy saves[NIB_MAX_KV_SAVES]; /* after the rows, in order: ring to page */
+    float *logits; /* tests: [rows that want logits][vocab] raw logits, row order; else NULL */
 };
 
 struct nib_top {

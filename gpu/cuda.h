@@ -131,6 +131,7 @@ _Static_assert(sizeof(struct nib_cu_launch_config) == 56, "CUlaunchConfig");
     X(cuMemHostGetDevicePointer, 3020, (nib_cu_ptr *ptr, void *host, unsigned flags)) \
     X(cuMemcpyHtoDAsync, 3020, (nib_cu_ptr dst, const void *src, size_t bytes, struct CUstream_st *stream)) \
     X(cuMemcpyDtoHAsync, 3020, (void *dst, nib_cu_ptr src, size_t bytes, struct CUstream_st *stream)) \
+    X(cuMemcpyDtoDAsync, 3020, (nib_cu_ptr dst, nib_cu_ptr src, size_t bytes, struct CUstream_st *stream)) \
     X(cuMemsetD8Async, 3020, (nib_cu_ptr dst, unsigned char value, size_t bytes, struct CUstream_st *stream)) \
     X(cuStreamCreate, 2000, (struct CUstream_st **stream, unsigned flags)) \
     X(cuStreamDestroy, 4000, (struct CUstream_st *stream)) \

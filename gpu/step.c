@@ -98,6 +98,23 @@ static float *bounce(const struct nib_gpu_engine *e, uint64_t serial)
     return e->logits + serial % NIB_MAX_STEPS_AHEAD * e->logits_rows * e->machine.vocab;
 }
 
+/* Window layers of one page between a slot's rings and a page of the pool, a copy a layer: a full layer's page of that id
+ * holds the window layer before it. The stream keeps the order with the steps' kernels. */
+static enum nib_err copy_window(struct nib_gpu_engine *e, const struct nib_kv_copy *copy, bool load,
+                                struct nib_msg *why)
+{
+    const struct nib_gpu_machine *m = &e->machine;
+    const uint64_t ring = (uint64_t)copy->slot * m->ring_pages + copy->index % m->ring_pages;
+    enum nib_err err = NIB_OK;
+    for (uint32_t l = 0; l + 1 < m->layers && !err; l += 2) {
+        const nib_gpu_ptr in_ring = m->layer[l].kv + ring * m->page_stride;
+        const nib_gpu_ptr in_pool = m->layer[l + 1].kv + copy->page * m->page_stride;
+        err = NIB_CU(e->cuda, why, cuMemcpyDtoDAsync, load ? in_ring : in_pool, load ? in_pool : in_ring,
+                     m->page_stride, e->stream);
+    }
+    return err;
+}
+
 static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, struct nib_msg *why)
 {
     const uint64_t serial = e->submitted + 1;
@@ -116,7 +133,12 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
     __atomic_store_n(&to->serial, serial, __ATOMIC_RELEASE);
     const struct nib_gpu_bucket *b = nib_gpu_bucket_for(e, to->decode_count, to->rows_count - to->decode_count);
     NIB_MUST(b != NULL);
-    err = NIB_CU(e->cuda, why, cuGraphLaunch, b->exec, e->stream);
+    for (uint32_t i = 0; i < step->loads_count && !err; i++)
+        err = copy_window(e, &step->loads[i], true, why);
+    if (!err)
+        err = NIB_CU(e->cuda, why, cuGraphLaunch, b->exec, e->stream);
+    for (uint32_t i = 0; i < step->saves_count && !err; i++)
+        err = copy_window(e, &step->saves[i], false, why);
     if (!err && flight->logits && flight->want_count)
         err = NIB_CU(e->cuda, why, cuMemcpyDtoHAsync, bounce(e, serial), e->machine.logits,
                      (size_t)flight->want_count * e->machine.vocab * sizeof(float), e->stream);

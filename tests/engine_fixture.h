@@ -160,7 +160,7 @@ static inline void fixture_poison(struct fixture *f, uint32_t slots_used)
 static inline void fixture_begin(struct fixture *f)
 {
     f->step.serial = ++f->serial;
-    f->step.rows_count = 0;
+    f->step.rows_count = f->step.loads_count = f->step.saves_count = 0;
     f->step.tables = f->tables;
     f->step.sampling = f->sampling;
     f->step.logits = NULL;
@@ -197,6 +197,33 @@ static inline void fixture_prefill(struct fixture *f, uint32_t slot, const uint3
             fixture_row(f, slot, from, tokens[from], from + 1 == to ? NIB_ROW_LOGITS : 0);
         fixture_run(f, from == to ? logits : NULL);
     }
+}
+
+/* Lets `to` begin behind the first `count` pages of slot `from`, whose rings stand at page `count` or at most a step
+ * further: the tables share the pages; window pages go through spare pages of the pool, and the step that loads them is
+ * the one that feeds tokens[64 count .. end). */
+static inline void fixture_begin_warm(struct fixture *f, uint32_t from, uint32_t to, uint32_t count,
+                                      const uint32_t *spare, const uint32_t *tokens, uint32_t end, float *logits)
+{
+    const uint32_t first = count < 2 ? 0 : count - 2;
+    memcpy(f->pages[to], f->pages[from], count * sizeof(uint32_t));
+    fixture_begin(f); /* any step of another kind carries the saves */
+    for (uint32_t i = first; i < count; i++)
+        f->step.saves[f->step.saves_count++] =
+            (struct nib_kv_copy){.page = spare[i - first], .index = i, .slot = (uint16_t)from};
+    fixture_row(f, to, 0, 0, 0);
+    const struct nib_kv_table table = f->tables[to];
+    f->tables[to] = (struct nib_kv_table){.pages = spare + 2, .pages_count = 1};
+    fixture_run(f, NULL);
+    f->tables[to] = table;
+    fixture_begin(f);
+    for (uint32_t i = first; i < count; i++)
+        f->step.loads[f->step.loads_count++] =
+            (struct nib_kv_copy){.page = spare[i - first], .index = i, .slot = (uint16_t)to};
+    for (uint32_t p = count * NIB_KV_PAGE_TOKENS; p < end; p++)
+        fixture_row(f, to, p, tokens[p],
+                    (p == count * NIB_KV_PAGE_TOKENS ? NIB_ROW_FIRST : 0) | (p + 1 == end ? NIB_ROW_LOGITS : 0));
+    fixture_run(f, logits);
 }
 
 /* One decode row. */

@@ -116,4 +116,30 @@ START_TEST(tables_cover_the_rows)
 }
 END_TEST
 
-NIB_SUITE(engine, a_step_needs_its_parts, each_row_obeys_its_limits, a_slot_has_one_run_of_rows, tables_cover_the_rows)
+START_TEST(copies_stay_inside_the_engine)
+{
+    struct nib_msg msg = {""};
+    good();
+    step.loads_count = step.saves_count = 1;
+    step.loads[0] = (struct nib_kv_copy){.page = 15, .index = 3, .slot = 3};
+    step.saves[0] = step.loads[0];
+    ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_OK);
+    step.loads[0].page = 16;
+    step.loads_count = 1;
+    refused("copy 0 of the loads: page 16");
+    step.loads_count = 1;
+    step.loads[0] = (struct nib_kv_copy){.index = 4};
+    refused("place 4");
+    step.saves_count = 2;
+    step.saves[0] = (struct nib_kv_copy){0};
+    step.saves[1] = (struct nib_kv_copy){.slot = 4};
+    refused("copy 1 of the saves: page 0, place 0, slot 4");
+    step.loads_count = NIB_MAX_KV_LOADS + 1;
+    refused("loads");
+    step.saves_count = NIB_MAX_KV_SAVES + 1;
+    refused("saves");
+}
+END_TEST
+
+NIB_SUITE(engine, copies_stay_inside_the_engine, a_step_needs_its_parts, each_row_obeys_its_limits,
+          a_slot_has_one_run_of_rows, tables_cover_the_rows)

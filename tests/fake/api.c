@@ -302,6 +302,15 @@ FAKE_EXPORT int cuMemcpyDtoHAsync(void *dst, nib_cu_ptr src, size_t bytes, struc
     return enqueue_copy("cuMemcpyDtoHAsync", &work, stream);
 }
 
+FAKE_EXPORT int cuMemcpyDtoDAsync(nib_cu_ptr dst, nib_cu_ptr src, size_t bytes, struct CUstream_st *stream)
+{
+    ENTER_CTX(cuMemcpyDtoDAsync);
+    if (!fake_map(src, bytes))
+        return bad("cuMemcpyDtoDAsync", "the source is no device memory");
+    const struct fake_work work = {.kind = FAKE_WITHIN, .device = dst, .from = src, .bytes = bytes};
+    return enqueue_copy("cuMemcpyDtoDAsync", &work, stream);
+}
+
 FAKE_EXPORT int cuMemsetD8Async(nib_cu_ptr dst, unsigned char value, size_t bytes, struct CUstream_st *stream)
 {
     ENTER_CTX(cuMemsetD8Async);

@@ -77,11 +77,12 @@ struct fake_report {
 };
 
 /* What an enqueued piece of work is. */
-enum fake_work_kind { FAKE_TO_DEVICE, FAKE_TO_HOST, FAKE_FILL, FAKE_KERNEL, FAKE_GRAPH, FAKE_EVENT };
+enum fake_work_kind { FAKE_TO_DEVICE, FAKE_TO_HOST, FAKE_WITHIN, FAKE_FILL, FAKE_KERNEL, FAKE_GRAPH, FAKE_EVENT };
 
 struct fake_work {
     enum fake_work_kind kind;
     nib_cu_ptr device; /* copies, fill */
+    nib_cu_ptr from;   /* copies within the device */
     uint8_t *host;     /* copies */
     uint8_t *staged;   /* copies from memory that is not pinned: what it held at the call */
     size_t bytes;

@@ -81,6 +81,14 @@ static int run_one(const struct fake_work *w)
     case FAKE_TO_DEVICE:
     case FAKE_TO_HOST:
         return copy(w);
+    case FAKE_WITHIN: {
+        uint8_t *to = fake_map(w->device, w->bytes);
+        const uint8_t *from = fake_map(w->from, w->bytes);
+        if (!to || !from)
+            return NIB_CU_ILLEGAL_ADDRESS;
+        memmove(to, from, w->bytes);
+        return 0;
+    }
     case FAKE_FILL: {
         uint8_t *device = fake_map(w->device, w->bytes);
         if (!device)

@@ -307,6 +307,59 @@ START_TEST(two_readers_share_the_largest_tensors)
 }
 END_TEST
 
+/* A sequence behind pages of another slot, window pages by copies on the stream: the same logits as from its start. */
+START_TEST(a_warm_begin_changes_nothing)
+{
+    const uint32_t spare[] = {21, 22, 23};
+    for (uint32_t count = 1; count <= 6; count++) {
+        const uint32_t keep = count * NIB_KV_PAGE_TOKENS, end = keep + 20;
+        fake_env("h200", "");
+        gpu_fixture_open(&g, &nano);
+        for (uint32_t s = 0; s < 3; s++)
+            g.f.tables[s].pages_count = 7;
+        fixture_tokens(g.f.image.shape, 6, tokens, 600);
+        fixture_prefill(&g.f, 0, tokens, 0, end, 64, want);
+        fixture_prefill(&g.f, 1, tokens + 50, 0, 300, 64, NULL);
+        fixture_prefill(&g.f, 0, tokens, 0, keep, 64, NULL);
+        fixture_prefill(&g.f, 0, tokens + 70, keep, keep + 64, 64, NULL);
+        const uint64_t before = fake_env_count("cuMemcpyDtoDAsync");
+        fixture_begin_warm(&g.f, 0, 1, count, spare, tokens, end, got);
+        ck_assert_mem_eq(got, want, VOCAB * sizeof *got);
+        ck_assert_uint_eq(fake_env_count("cuMemcpyDtoDAsync") - before, count < 2 ? 2 : 4);
+        gpu_fixture_close(&g);
+    }
+    ck_assert_uint_eq(fake_env_report()->violations, 0);
+}
+END_TEST
+
+/* A copy that fails loses the engine. */
+static void fail_a_copy(bool save)
+{
+    struct nib_msg msg = {""};
+    fake_env("h200", "cuMemcpyDtoDAsync:1:700");
+    gpu_fixture_open(&g, &nano);
+    fixture_begin(&g.f);
+    fixture_row(&g.f, 0, 0, 1, NIB_ROW_LOGITS);
+    *(save ? &g.f.step.saves_count : &g.f.step.loads_count) = 1;
+    *(save ? g.f.step.saves : g.f.step.loads) = (struct nib_kv_copy){.page = 2, .index = 1, .slot = 1};
+    ck_assert_int_eq(g.f.engine->ops->submit(g.f.engine, &g.f.step, &msg), NIB_E_DEVICE);
+    ck_assert_msg(strstr(msg.text, "cuMemcpyDtoDAsync") != NULL, "%s", msg.text);
+    ck_assert_int_eq(g.f.engine->ops->submit(g.f.engine, &g.f.step, &msg), NIB_E_DEVICE);
+    gpu_fixture_close(&g);
+}
+
+START_TEST(a_load_that_fails_loses_the_engine)
+{
+    fail_a_copy(false);
+}
+END_TEST
+
+START_TEST(a_save_that_fails_loses_the_engine)
+{
+    fail_a_copy(true);
+}
+END_TEST
+
 /* After open, steps make no call but the launch and looks at the stream. */
 START_TEST(steps_allocate_nothing)
 {
@@ -368,6 +421,8 @@ START_TEST(scratch_is_zero_before_the_first_step)
 }
 END_TEST
 
-NIB_SUITE(gpu_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s, steps_ahead_change_nothing,
-          results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks,
-          two_readers_share_the_largest_tensors, experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)
+NIB_SUITE(gpu_engine, a_warm_begin_changes_nothing, a_load_that_fails_loses_the_engine,
+          a_save_that_fails_loses_the_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s,
+          steps_ahead_change_nothing, results_keep_the_caller_s_order, bad_steps_change_nothing,
+          load_reports_and_checks, two_readers_share_the_largest_tensors, experts_in_host_memory_give_the_same_bits,
+          steps_allocate_nothing)

@@ -150,6 +150,40 @@ START_TEST(pages_do_not_matter)
 }
 END_TEST
 
+/* A sequence that begins behind pages which another slot computed, with window pages copied to kept ones and back: the same
+ * bits as computed from its start; and the pages it shares stay as they are. */
+static void try_a_warm_begin_changes_nothing(const struct fixture_options *base)
+{
+    enum { END = 404 };
+    for (uint32_t count = 1; count <= 6; count++) {
+        const uint32_t keep = count * NIB_KV_PAGE_TOKENS, end = keep + 20;
+        const uint32_t spare[] = {21, 22, 23};
+        fixture_open(&f, base);
+        ck_assert_uint_eq(f.plan.dims.kv_pages, 24);
+        fixture_tokens(f.image.shape, 6, tokens, END + 100);
+        fixture_prefill(&f, 0, tokens, 0, end, 64, want);      /* cold */
+        fixture_prefill(&f, 1, tokens + 50, 0, 300, 64, NULL); /* what slot 1's rings held before */
+        /* another sequence with the same first pages goes on differently, up to where the ring still has them */
+        fixture_prefill(&f, 0, tokens, 0, keep, 64, NULL);
+        fixture_prefill(&f, 0, tokens + 70, keep, keep + 64, 64, NULL);
+        for (uint32_t s = 0; s < 2; s++)
+            f.tables[s].pages_count = 7;
+        fixture_begin_warm(&f, 0, 1, count, spare, tokens, end, got);
+        expect_same(got, want);
+        fixture_prefill(&f, 2, tokens, 0, end, 64, want);
+        fixture_decode(&f, 2, end, 7, want);
+        fixture_decode(&f, 1, end, 7, got);
+        expect_same(got, want);
+        fixture_close(&f);
+    }
+}
+
+START_TEST(a_warm_begin_changes_nothing)
+{
+    on_every_row(try_a_warm_begin_changes_nothing);
+}
+END_TEST
+
 static void try_memory_before_does_not_matter(const struct fixture_options *base)
 {
     enum { COUNT = 200 };
@@ -451,7 +485,8 @@ START_TEST(banned_ids_are_never_sampled)
 }
 END_TEST
 
-NIB_SUITE(engine, chunks_do_not_matter, neighbours_do_not_matter, pages_do_not_matter, memory_before_does_not_matter,
-          threads_do_not_matter, feedback_is_the_last_token, a_step_that_breaks_a_rule_changes_nothing,
-          a_result_is_collected_once, a_nan_fails_its_own_row, prompt_and_answer_tokens_are_counted,
-          router_ties_go_to_the_lowest_expert, load_reports_and_checks, banned_ids_are_never_sampled)
+NIB_SUITE(engine, a_warm_begin_changes_nothing, chunks_do_not_matter, neighbours_do_not_matter, pages_do_not_matter,
+          memory_before_does_not_matter, threads_do_not_matter, feedback_is_the_last_token,
+          a_step_that_breaks_a_rule_changes_nothing, a_result_is_collected_once, a_nan_fails_its_own_row,
+          prompt_and_answer_tokens_are_counted, router_ties_go_to_the_lowest_expert, load_reports_and_checks,
+          banned_ids_are_never_sampled)
