@@ -88,6 +88,7 @@ static enum nib_err make_plan(struct nib_machine *m, const struct nib_machine_op
     request.profile = &m->profile;
     request.row = &m->facts;
     request.shape = m->image.shape;
+    request.dense = m->image.dense;
     request.front_bytes = 0;
     if (!request.threads)
         request.threads = m->row->gpu ? 1 : m->profile.sms;
@@ -103,8 +104,8 @@ enum nib_err nib_machine_plan(struct nib_machine *m, const struct nib_machine_op
     m->source = o->made_up_source;
     m->step_ms_max = o->step_ms_max;
     const uint64_t begin = nib_now_us();
-    enum nib_err err =
-        o->made_up ? nib_image_layout(o->made_up, "made up", 1, 1, &m->image, msg) : map_image(m, o, msg);
+    enum nib_err err = o->made_up ? nib_image_layout(o->made_up, o->made_up_dense, "made up", 1, 1, &m->image, msg)
+                                  : map_image(m, o, msg);
     const uint64_t image = nib_now_us();
     if (!err)
         err = nib_device_choose(m, o, msg);

@@ -42,6 +42,7 @@ struct nib_machine_options {
                                     prefill_rows_max; 0 = automatic (threads: one a CPU). The rest is filled in */
     /* GPU only: no image at all but weights of this shape from a source, for measurements */
     const struct nib_shape *made_up;
+    enum nib_dense made_up_dense;
     struct nib_gpu_source made_up_source;
     const uint8_t *made_up_vocab; /* [made_up_vocab_bytes] a vocabulary blob, kept until map; NULL: no tokenizer */
     size_t made_up_vocab_bytes;

@@ -51,6 +51,9 @@ static enum nib_err check(const struct nib_cpu_open *open, struct nib_msg *msg)
     if (open->image->shape != plan->shape)
         return nib_fail(msg, NIB_E_ARG, "the image holds the shape %s, the plan is for %s", open->image->shape->name,
                         plan->shape->name);
+    if (open->image->dense != plan->dense)
+        return nib_fail(msg, NIB_E_ARG, "the image's dense matrices are %s, the plan is for %s",
+                        nib_dense_name(open->image->dense), nib_dense_name(plan->dense));
     if (plan->row->dense_bytes != k->dense_bytes || plan->row->mx_bytes != k->mx_bytes)
         return nib_fail(msg, NIB_E_ARG, "the plan is for the row %s, the kernels are %s", plan->row->name, k->name);
     return NIB_OK;

@@ -26,7 +26,7 @@ struct nib_cpu_open {
 };
 
 /* NIB_E_HASH names the tensor that differs from its hash. NIB_E_ARG: image and plan are of
- * different shapes, or the plan is not one of the kernels' row. NIB_E_NOMEM: threads. On failure no
+ * different shapes or forms, or the plan is not one of the kernels' row. NIB_E_NOMEM: threads. On failure no
  * thread is left. Boot thread. */
 enum nib_err nib_cpu_engine_open(const struct nib_cpu_open *open, struct nib_engine **ret_engine,
                                  struct nib_msg *msg) NIB_CHECKED;

@@ -89,17 +89,24 @@ static enum nib_err load_dense(struct walk *w, enum nib_tensor_id id, uint32_t l
 {
     const struct nib_cpu *cpu = w->loader->cpu;
     const struct nib_tensor *t = tensor(w->loader, id, layer);
-    const uint8_t *from = bytes_of(w->loader, t);
+    const struct nib_tensor *ts = t->dtype == NIB_DTYPE_E4M3 ? tensor(w->loader, nib_image_scales_of(id), layer) : NULL;
+    const uint8_t *from = bytes_of(w->loader, t), *scales = ts ? bytes_of(w->loader, ts) : NULL;
     const uint32_t n = (uint32_t)t->dims[0], k = (uint32_t)t->dims[1];
-    const uint64_t row_bytes = (uint64_t)k * 2;
+    const uint64_t row_bytes = k * nib_dtype_bytes(t->dtype), row_scales = ts ? k / NIB_MX_BLOCK : 0;
     const uint32_t step = chunk_rows(cpu, row_bytes);
+    enum nib_err err = ts ? nib_image_check_tensor(ts, scales, &w->msg) : NIB_OK;
+    if (err)
+        return err;
     struct nib_sha256 hash = {0};
     nib_sha256_begin(&hash);
     for (uint32_t n0 = 0; n0 < n; n0 += step) {
         uint32_t n1 = (uint32_t)nib_min_u64(n, (uint64_t)n0 + step);
         nib_sha256_add(&hash, from + n0 * row_bytes, (n1 - n0) * row_bytes);
-        cpu->k->dense_repack(to, (const uint16_t *)(const void *)from, n, k, n0, n1);
-        advance(w, (n1 - n0) * row_bytes);
+        if (ts)
+            cpu->k->mxfp8_repack(to, from, scales, n, k, n0, n1);
+        else
+            cpu->k->dense_repack(to, (const uint16_t *)(const void *)from, n, k, n0, n1);
+        advance(w, (n1 - n0) * (row_bytes + row_scales));
     }
     uint8_t digest[NIB_SHA256_BYTES];
     nib_sha256_end(&hash, digest);

@@ -59,6 +59,10 @@ struct nib_kernels {
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
     void (*dense_repack)(void *dst, const uint16_t *src /* bf16 [n][k] */, uint32_t n, uint32_t k, uint32_t n0,
                          uint32_t n1);
+    /* the same layout from MXFP8, each weight as bf16: dense_gemv and dense_gemm run on it. The bits are those of dense_repack
+     * of the decoded matrix */
+    void (*mxfp8_repack)(void *dst, const uint8_t *codes /* [n][k] */, const uint8_t *scales /* [n][k/32] */,
+                         uint32_t n, uint32_t k, uint32_t n0, uint32_t n1);
     uint64_t (*mx_bytes)(uint32_t n, uint32_t k);
     void (*mx_repack)(void *dst, const uint8_t *blocks /* [n][k/32][16] */, const uint8_t *scales /* [n][k/32] */,
                       uint32_t n, uint32_t k, uint32_t n0, uint32_t n1);

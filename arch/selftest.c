@@ -24,10 +24,15 @@ static const struct {
     const char *name;
     double bound;
 } kernels[NIB_CPU_KERNEL_COUNT] = {
-    [NIB_CPU_DENSE_GEMV] = {"dense_gemv", 4e-6}, [NIB_CPU_DENSE_GEMM] = {"dense_gemm", 1e-4},
-    [NIB_CPU_MX_GEMV] = {"mx_gemv", 3e-4},       [NIB_CPU_MX_GEMM] = {"mx_gemm", 3e-4},
-    [NIB_CPU_RMSNORM] = {"rmsnorm", 1e-6},       [NIB_CPU_ROPE] = {"rope", 1e-6},
-    [NIB_CPU_SWIGLU] = {"swiglu", 2e-6},         [NIB_CPU_ATTN] = {"attn", 5e-6},
+    [NIB_CPU_DENSE_GEMV] = {"dense_gemv", 4e-6},
+    [NIB_CPU_DENSE_GEMM] = {"dense_gemm", 1e-4},
+    [NIB_CPU_MXFP8] = {"mxfp8_repack", 4e-6},
+    [NIB_CPU_MX_GEMV] = {"mx_gemv", 3e-4},
+    [NIB_CPU_MX_GEMM] = {"mx_gemm", 3e-4},
+    [NIB_CPU_RMSNORM] = {"rmsnorm", 1e-6},
+    [NIB_CPU_ROPE] = {"rope", 1e-6},
+    [NIB_CPU_SWIGLU] = {"swiglu", 2e-6},
+    [NIB_CPU_ATTN] = {"attn", 5e-6},
 };
 
 const char *nib_cpu_kernel_name(enum nib_cpu_kernel kernel)
@@ -88,18 +93,27 @@ static uint8_t *bytes(struct work *w, uint64_t count, uint8_t first, uint8_t ran
 
 /* Each of these makes its input anew from the same seed, runs one kernel of w->k, and returns *ret_count outputs. */
 
-/* In two ranges, the later first, as loading threads may. */
-static const void *repack(struct work *w, bool mx, uint32_t n, uint32_t k)
+static bool is_mx(enum nib_cpu_kernel kernel)
 {
-    const uint16_t *dense = mx ? NULL : bf16s(w, (uint64_t)n * k);
+    return kernel == NIB_CPU_MX_GEMV || kernel == NIB_CPU_MX_GEMM;
+}
+
+/* In two ranges, the later first, as loading threads may. */
+static const void *repack(struct work *w, enum nib_cpu_kernel kernel, uint32_t n, uint32_t k)
+{
+    const bool mx = is_mx(kernel), mxfp8 = kernel == NIB_CPU_MXFP8;
+    const uint16_t *dense = mx || mxfp8 ? NULL : bf16s(w, (uint64_t)n * k);
     const uint8_t *blocks = mx ? bytes(w, (uint64_t)n * k / 2, 0, 255) : NULL;
-    const uint8_t *scales = mx ? bytes(w, (uint64_t)n * k / NIB_MX_BLOCK, 120, 8) : NULL;
+    const uint8_t *codes = mxfp8 ? bytes(w, (uint64_t)n * k, 0, 127) : NULL;
+    const uint8_t *scales = mx || mxfp8 ? bytes(w, (uint64_t)n * k / NIB_MX_BLOCK, 120, 8) : NULL;
     void *to = take(w, mx ? w->k->mx_bytes(n, k) : w->k->dense_bytes(n, k));
     const uint32_t cut = n / 2 / w->k->tile_n * w->k->tile_n;
     for (int part = 1; part >= 0; part--) {
         const uint32_t n0 = part ? cut : 0, n1 = part ? n : cut;
         if (mx)
             w->k->mx_repack(to, blocks, scales, n, k, n0, n1);
+        else if (mxfp8)
+            w->k->mxfp8_repack(to, codes, scales, n, k, n0, n1);
         else
             w->k->dense_repack(to, dense, n, k, n0, n1);
     }
@@ -108,17 +122,17 @@ static const void *repack(struct work *w, bool mx, uint32_t n, uint32_t k)
 
 static const float *product(struct work *w, enum nib_cpu_kernel kernel, uint64_t *ret_count)
 {
-    const bool mx = kernel == NIB_CPU_MX_GEMV || kernel == NIB_CPU_MX_GEMM;
+    const bool mx = is_mx(kernel);
     const uint32_t k = w->shape->hidden;
     const float *x = floats(w, (uint64_t)ROWS * k);
     const uint16_t *bias = bf16s(w, OUTPUTS);
-    const void *matrix = repack(w, mx, OUTPUTS, k);
+    const void *matrix = repack(w, kernel, OUTPUTS, k);
     void *acts = take(w, ROWS * w->k->acts_bytes(k)), *scratch = take(w, w->k->gemm_scratch_bytes(k));
     float *y = take(w, ROWS * OUTPUTS * 4);
     w->k->acts_prep(acts, x, k, ROWS, k);
     const struct nib_matmul mm = {
         .w = matrix, .x = acts, .bias = bias, .y = y, .ldy = OUTPUTS, .m = ROWS, .n = OUTPUTS, .k = k, .n1 = OUTPUTS};
-    if (kernel == NIB_CPU_DENSE_GEMV || kernel == NIB_CPU_MX_GEMV)
+    if (kernel != NIB_CPU_DENSE_GEMM && kernel != NIB_CPU_MX_GEMM)
         (mx ? w->k->mx_gemv : w->k->dense_gemv)(&mm);
     else
         (mx ? w->k->mx_gemm : w->k->dense_gemm)(&mm, scratch);

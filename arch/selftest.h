@@ -11,6 +11,7 @@
 enum nib_cpu_kernel {
     NIB_CPU_DENSE_GEMV, /* with the row's dense_repack and acts_prep */
     NIB_CPU_DENSE_GEMM,
+    NIB_CPU_MXFP8,   /* mxfp8_repack, by dense_gemv */
     NIB_CPU_MX_GEMV, /* with mx_repack and acts_prep */
     NIB_CPU_MX_GEMM,
     NIB_CPU_RMSNORM,

@@ -195,6 +195,7 @@ struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
             .slots = 8,
             .steps_ahead = 1,
             .dense_bytes = k->dense_bytes,
+            .mxfp8_bytes = k->dense_bytes, /* decoded while loading */
             .mx_bytes = k->mx_bytes,
             .acts_bytes = k->acts_bytes,
             .gemm_scratch_bytes = k->gemm_scratch_bytes,

@@ -3,13 +3,14 @@
  *     u64 header length | JSON header, padded with spaces | tensors, each followed by zeros to
  * 4,096
  *
- * The file is canonical: shape, source, the two blob sizes and the tensors' content decide every
+ * The file is canonical: shape, form of the dense matrices, source, the two blob sizes and the tensors' content decide every
  * byte. The reader walks the same description of the header as the writer and compares byte for
  * byte; the only sizes it takes from the file are those of the two blobs, each under its cap. The
  * zeros after a tensor are a u8 tensor "pad.N" of their own (N counts tensors), since safetensors
  * wants no holes.
  *
- * Metadata ("__metadata__", strings): format, shape, source, tokenizer_bytes, generation_bytes,
+ * Metadata ("__metadata__", strings): format, shape, dense (only when the dense matrices are not bf16), source,
+ * tokenizer_bytes, generation_bytes,
  * header_sha256 (of the whole header with this field and the signature written as zeros), key and
  * signature (Ed25519; both all zeros in an unsigned image), sha256.NAME for each tensor.
  *
@@ -32,17 +33,19 @@
 enum nib_dtype {
     NIB_DTYPE_BF16,
     NIB_DTYPE_U8,
+    NIB_DTYPE_E4M3,
 };
 
-/* In file order: EMBED, then each layer's ATTN_NORM..DOWN_BIAS, then FINAL_NORM..GENERATION. */
+/* In file order: EMBED, then each layer's ATTN_NORM..DOWN_BIAS, then FINAL_NORM..GENERATION. The scales of a dense matrix
+ * follow it. Numbers stay: seeded weights depend on them. */
 enum nib_tensor_id {
     NIB_T_EMBED, /* bf16 [V, H] */
     /* each layer */
     NIB_T_ATTN_NORM,     /* bf16 [H] */
-    NIB_T_QKV_WEIGHT,    /* bf16 [q_dim + 2 kv_dim, H]: rows of q, then k, then v */
+    NIB_T_QKV_WEIGHT,    /* dense [q_dim + 2 kv_dim, H]: rows of q, then k, then v */
     NIB_T_QKV_BIAS,      /* bf16 [q_dim + 2 kv_dim] */
     NIB_T_SINKS,         /* bf16 [heads] */
-    NIB_T_OUT_WEIGHT,    /* bf16 [H, q_dim] */
+    NIB_T_OUT_WEIGHT,    /* dense [H, q_dim] */
     NIB_T_OUT_BIAS,      /* bf16 [H] */
     NIB_T_MLP_NORM,      /* bf16 [H] */
     NIB_T_ROUTER_WEIGHT, /* bf16 [E, H] */
@@ -55,9 +58,13 @@ enum nib_tensor_id {
     NIB_T_DOWN_BIAS,     /* bf16 [E, H] */
     /* once */
     NIB_T_FINAL_NORM, /* bf16 [H] */
-    NIB_T_LM_HEAD,    /* bf16 [V, H] */
+    NIB_T_LM_HEAD,    /* dense [V, H] */
     NIB_T_TOKENIZER,  /* u8 [n]: the blob of core/tokenizer.h */
     NIB_T_GENERATION, /* u8 [n]: JSON text of the generation defaults */
+    /* of NIB_DENSE_MXFP8, whose dense matrices are E4M3; not in other images */
+    NIB_T_QKV_SCALES,     /* u8 [q_dim + 2 kv_dim, H/32], in each layer */
+    NIB_T_OUT_SCALES,     /* u8 [H, q_dim/32], in each layer */
+    NIB_T_LM_HEAD_SCALES, /* u8 [V, H/32] */
     NIB_T_COUNT
 };
 
@@ -75,6 +82,7 @@ struct nib_tensor {
 
 struct nib_image {
     const struct nib_shape *shape;
+    enum nib_dense dense;
     uint64_t header_bytes; /* with the 8 of its length; multiple of NIB_IMAGE_ALIGN */
     uint64_t file_bytes;   /* multiple of NIB_IMAGE_ALIGN */
     bool is_signed;
@@ -87,19 +95,23 @@ struct nib_image {
 };
 
 /* Tensors of an image of that shape. */
-uint32_t nib_image_tensor_count(const struct nib_shape *shape);
+uint32_t nib_image_tensor_count(const struct nib_shape *shape, enum nib_dense dense);
 
-/* Fills shape, source, sizes, names, dims and offsets of the image that these arguments make;
+/* Fills shape, dense, source, sizes, names, dims and offsets of the image that these arguments make;
  * hashes, key and signature are zeros. NIB_E_ARG: source has bytes outside printable ASCII, or " or
  * \; a blob is empty or above its cap. The description of the file, without a file. */
-enum nib_err nib_image_layout(const struct nib_shape *shape, const char *source, uint64_t tokenizer_bytes,
-                              uint64_t generation_bytes, struct nib_image *ret_image, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_image_layout(const struct nib_shape *shape, enum nib_dense dense, const char *source,
+                              uint64_t tokenizer_bytes, uint64_t generation_bytes, struct nib_image *ret_image,
+                              struct nib_msg *msg) NIB_CHECKED;
 
 /* The tensor; never NULL. `layer` is 0 for tensors outside layers. The process stops on an id or
- * layer that the shape does not have. */
+ * layer that the image does not have. */
 const struct nib_tensor *nib_image_tensor(const struct nib_image *image, enum nib_tensor_id id, uint32_t layer);
 
-/* "BF16", "U8" */
+/* The scales of a dense matrix by its id; NIB_T_COUNT when `id` is none of the three. */
+enum nib_tensor_id nib_image_scales_of(enum nib_tensor_id id);
+
+/* "BF16", "U8", "F8_E4M3": as safetensors calls them */
 const char *nib_dtype_name(enum nib_dtype dtype);
 uint64_t nib_dtype_bytes(enum nib_dtype dtype);
 
@@ -174,8 +186,8 @@ struct nib_image_writer {
 };
 
 enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path, const struct nib_shape *shape,
-                                   const char *source, uint64_t tokenizer_bytes, uint64_t generation_bytes,
-                                   struct nib_msg *msg) NIB_CHECKED;
+                                   enum nib_dense dense, const char *source, uint64_t tokenizer_bytes,
+                                   uint64_t generation_bytes, struct nib_msg *msg) NIB_CHECKED;
 
 /* The tensor that the next byte belongs to, or NULL when all are complete. */
 const struct nib_tensor *nib_image_write_next(const struct nib_image_writer *w);

@@ -17,6 +17,7 @@ enum mode { COUNT, WRITE, MATCH };
 /* The header's content apart from the table. */
 struct fields {
     const struct nib_shape *shape;
+    enum nib_dense dense;
     char shape_name[NIB_MAX_SHAPE_NAME];
     char source[NIB_MAX_SOURCE_BYTES];
     uint64_t tokenizer_bytes;
@@ -117,10 +118,22 @@ static void walk_size(struct walk *w, uint64_t *number, uint64_t max)
     w->at = at;
 }
 
+/* bf16 matrices are not mentioned. MATCH stores which it is; anything else then differs from what follows. */
+static void walk_dense(struct walk *w, enum nib_dense *dense)
+{
+    static const char mxfp8[] = "\",\"dense\":\"mxfp8";
+    const size_t n = sizeof mxfp8 - 1;
+    if (w->mode == MATCH && w->good)
+        *dense = w->bytes - w->at >= n && memcmp(w->in + w->at, mxfp8, n) == 0 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
+    if (*dense == NIB_DENSE_MXFP8)
+        put(w, mxfp8, n);
+}
+
 static void walk_fields(struct walk *w, struct fields *f)
 {
     put_text(w, "{\"__metadata__\":{\"format\":\"" NIB_IMAGE_FORMAT "\",\"shape\":\"");
     walk_string(w, f->shape_name, sizeof f->shape_name);
+    walk_dense(w, &f->dense);
     put_text(w, "\",\"source\":\"");
     walk_string(w, f->source, sizeof f->source);
     put_text(w, "\",\"tokenizer_bytes\":\"");
@@ -171,10 +184,10 @@ static uint64_t walk_header(struct walk *w, struct fields *f, struct nib_image *
         w->good = false;
         return 0;
     }
-    uint32_t count = nib_image_tensor_count(f->shape);
+    uint32_t count = nib_image_tensor_count(f->shape, f->dense);
     struct nib_tensor t;
     for (uint32_t i = 0; i < count && w->good; i++) {
-        nib_image_tensor_at(f->shape, f->tokenizer_bytes, f->generation_bytes, i, &t);
+        nib_image_tensor_at(f->shape, f->dense, f->tokenizer_bytes, f->generation_bytes, i, &t);
         put_text(w, ",\"sha256.");
         put_text(w, t.name);
         put_text(w, "\":\"");
@@ -185,7 +198,7 @@ static uint64_t walk_header(struct walk *w, struct fields *f, struct nib_image *
     uint64_t offset = 0;
     for (uint32_t i = 0; i < count && w->good; i++) {
         char pad_name[24];
-        nib_image_tensor_at(f->shape, f->tokenizer_bytes, f->generation_bytes, i, &t);
+        nib_image_tensor_at(f->shape, f->dense, f->tokenizer_bytes, f->generation_bytes, i, &t);
         walk_entry(w, t.name, t.dtype, t.dims, t.dim_count, t.bytes, &offset);
         uint64_t pad = nib_round_up(t.bytes, NIB_IMAGE_ALIGN) - t.bytes;
         (void)snprintf(pad_name, sizeof pad_name, "pad.%u", i);
@@ -200,6 +213,7 @@ uint64_t nib_image_header_print(const struct nib_image *image, uint8_t *out)
 {
     struct walk w = {.mode = out ? WRITE : COUNT, .out = out, .at = LENGTH_BYTES, .good = true};
     struct fields f = {.shape = image->shape,
+                       .dense = image->dense,
                        .tokenizer_bytes = nib_image_tensor(image, NIB_T_TOKENIZER, 0)->bytes,
                        .generation_bytes = nib_image_tensor(image, NIB_T_GENERATION, 0)->bytes};
     (void)snprintf(f.shape_name, sizeof f.shape_name, "%s", image->shape->name);
@@ -322,7 +336,8 @@ static void fill_image(const struct fields *f, const uint8_t *head, uint64_t hea
 {
     struct walk w = {.mode = MATCH, .in = head, .bytes = header_bytes, .at = LENGTH_BYTES, .good = true};
     struct fields again = {0};
-    NIB_MUST(nib_image_layout(f->shape, f->source, f->tokenizer_bytes, f->generation_bytes, ret_image, NULL) == NIB_OK);
+    NIB_MUST(nib_image_layout(f->shape, f->dense, f->source, f->tokenizer_bytes, f->generation_bytes, ret_image,
+                              NULL) == NIB_OK);
     memcpy(ret_image->header_sha256, f->header_sha256, sizeof f->header_sha256);
     memcpy(ret_image->key, f->key, sizeof f->key);
     memcpy(ret_image->signature, f->signature, sizeof f->signature);

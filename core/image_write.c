@@ -27,15 +27,15 @@ static enum nib_err write_at(int fd, uint64_t offset, const void *bytes, size_t 
 }
 
 enum nib_err nib_image_write_begin(struct nib_image_writer *w, const char *path, const struct nib_shape *shape,
-                                   const char *source, uint64_t tokenizer_bytes, uint64_t generation_bytes,
-                                   struct nib_msg *msg)
+                                   enum nib_dense dense, const char *source, uint64_t tokenizer_bytes,
+                                   uint64_t generation_bytes, struct nib_msg *msg)
 {
     w->hash.ctx = NULL;
     int n = snprintf(w->temp_path, sizeof w->temp_path, "%s.tmp.%ld", path, (long)getpid());
     if (n < 0 || (size_t)n >= sizeof w->temp_path)
         return nib_fail(msg, NIB_E_LIMIT, "the image's path is longer than %d bytes", NIB_MAX_PATH_BYTES - 24);
     (void)snprintf(w->path, sizeof w->path, "%s", path);
-    enum nib_err err = nib_image_layout(shape, source, tokenizer_bytes, generation_bytes, &w->image, msg);
+    enum nib_err err = nib_image_layout(shape, dense, source, tokenizer_bytes, generation_bytes, &w->image, msg);
     if (err)
         return err;
     w->fd = open(w->temp_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);

@@ -16,7 +16,7 @@
 #define NIB_MAX_SHAPE_NAME   32     /* bytes with NUL */
 
 /* model image */
-#define NIB_MAX_TENSORS          1024         /* NIB_MAX_LAYERS x 15 + 5 = 965 */
+#define NIB_MAX_TENSORS          1100         /* NIB_MAX_LAYERS x 17 + 6 = 1,094 */
 #define NIB_MAX_TENSOR_NAME      96           /* bytes with NUL */
 #define NIB_MAX_TENSOR_DIMS      4            /* experts' blocks: [E, 2I, H/32, 16] */
 #define NIB_MAX_HEADER_BYTES     (1u << 20)   /* safetensors header of an image */

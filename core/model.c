@@ -1,4 +1,4 @@
-/* core/model.c: owns the table of shapes. Limits: see core/limits.h. Any thread. Cannot fail. */
+/* core/model.c: owns the table of shapes and the names of dense forms. Limits: see core/limits.h. Any thread. Cannot fail. */
 #include "core/model.h"
 
 #include <string.h>
@@ -118,4 +118,21 @@ const struct nib_shape *nib_shape_match(const struct nib_shape *d)
             return s;
     }
     return NULL;
+}
+
+static const char *const dense_names[NIB_DENSE_COUNT] = {[NIB_DENSE_BF16] = "bf16", [NIB_DENSE_MXFP8] = "mxfp8"};
+
+const char *nib_dense_name(enum nib_dense dense)
+{
+    return (unsigned)dense < NIB_DENSE_COUNT ? dense_names[dense] : "unknown";
+}
+
+bool nib_dense_find(const char *name, enum nib_dense *ret_dense)
+{
+    for (unsigned i = 0; i < NIB_DENSE_COUNT; i++)
+        if (strcmp(dense_names[i], name) == 0) {
+            *ret_dense = (enum nib_dense)i;
+            return true;
+        }
+    return false;
 }

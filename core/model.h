@@ -29,6 +29,14 @@ struct nib_shape {
     uint32_t ctx_max;      /* tokens */
 };
 
+/* The form in which an image keeps its dense matrices: QKV, attention output and LM head. The router, the embedding, norms and
+ * biases are bf16 in both. */
+enum nib_dense {
+    NIB_DENSE_BF16,
+    NIB_DENSE_MXFP8, /* E4M3 with one E8M0 scale a block of 32 inputs (core/mx.h) */
+    NIB_DENSE_COUNT
+};
+
 /* YaRN constants of every shape (arXiv:2309.00071; config.json "rope_scaling"). */
 #define NIB_ROPE_THETA     150000.0
 #define NIB_ROPE_FACTOR    32.0
@@ -61,6 +69,12 @@ const struct nib_shape *nib_shape_find(const char *name);
 
 /* The row with exactly these dimensions (name and special_base not compared), or NULL. */
 const struct nib_shape *nib_shape_match(const struct nib_shape *dims);
+
+/* "bf16", "mxfp8" */
+const char *nib_dense_name(enum nib_dense dense);
+
+/* The form of that name; false when there is none. */
+bool nib_dense_find(const char *name, enum nib_dense *ret_dense);
 
 /* Even layers slide a window; odd layers attend to the whole context. */
 static inline bool nib_layer_windowed(uint32_t layer)

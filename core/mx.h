@@ -77,6 +77,10 @@ void nib_mxfp4_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[1
 void nib_mxfp8_decode(uint8_t scale, const uint8_t codes[32], float ret_x[32]);
 void nib_mxfp8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[32]);
 
+/* A block as bf16: exact for scale codes 3 to 246, which every block of bf16 numbers of at least 2^-116 gets; below it may
+ * round, above it may overflow. */
+void nib_mxfp8_decode_bf16(uint8_t scale, const uint8_t codes[32], uint16_t ret_x[32]);
+
 /* NVFP4: value = E2M1 * block scale (E4M3) * tensor scale (fp32). The tensor scale is max|x| / (6 *
  * 448), or 1 for a tensor of zeros; a block's scale is max|block| / 6 / tensor scale, rounded to
  * E4M3. x is finite. */

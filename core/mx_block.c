@@ -78,6 +78,14 @@ void nib_mxfp8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[3
     *ret_scale = scale;
 }
 
+void nib_mxfp8_decode_bf16(uint8_t scale, const uint8_t codes[32], uint16_t ret_x[32])
+{
+    float x[NIB_MX_BLOCK];
+    nib_mxfp8_decode(scale, codes, x);
+    for (int i = 0; i < NIB_MX_BLOCK; i++)
+        ret_x[i] = nib_bf16_encode(x[i]);
+}
+
 float nib_nvfp4_tensor_scale(const float *x, size_t count)
 {
     float max = max_magnitude(x, count);

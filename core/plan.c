@@ -161,7 +161,10 @@ enum nib_err nib_plan_make(const struct nib_plan_request *r, struct nib_plan *re
     enum nib_err err = check_request(r, msg);
     if (err)
         return err;
-    struct nib_plan plan = {.shape = r->shape, .row = r->row, .threads = r->row->gpu ? 1 : r->threads};
+    if (r->dense == NIB_DENSE_MXFP8 && !r->row->mxfp8_bytes)
+        return nib_fail(msg, NIB_E_UNSUPPORTED, "the row %s has no kernels for dense weights in MXFP8", r->row->name);
+    struct nib_plan plan = {
+        .shape = r->shape, .dense = r->dense, .row = r->row, .threads = r->row->gpu ? 1 : r->threads};
     plan.dims.slots = r->slots ? r->slots : r->row->slots;
     plan.dims.step_rows_max = r->step_rows_max ? r->step_rows_max : r->row->step_rows_max;
     plan.dims.ctx_tokens = r->ctx_tokens ? r->ctx_tokens : r->shape->ctx_max;

@@ -94,6 +94,11 @@ static uint64_t small_layer_bytes(const struct nib_shape *s)
     return bytes;
 }
 
+uint64_t nib_plan_dense_bytes(const struct nib_row_facts *row, enum nib_dense dense, uint32_t n, uint32_t k)
+{
+    return dense == NIB_DENSE_MXFP8 ? row->mxfp8_bytes(n, k) : row->dense_bytes(n, k);
+}
+
 static uint64_t expert_bytes(const struct nib_row_facts *row, const struct nib_shape *s)
 {
     return row->mx_bytes(2 * s->intermediate, s->hidden) + row->mx_bytes(s->hidden, s->intermediate);
@@ -107,10 +112,10 @@ static void add_weights(struct builder *b)
     enum nib_space embed = b->plan->embed_spilled ? NIB_SPACE_PINNED : near;
     uint64_t table = (uint64_t)s->vocab * s->hidden * 2;
     add_life(b, NIB_R_EMBED, embed, -1, table);
-    add_life(b, NIB_R_LM_HEAD, near, -1, row->dense_bytes(s->vocab, s->hidden));
+    add_life(b, NIB_R_LM_HEAD, near, -1, nib_plan_dense_bytes(row, b->plan->dense, s->vocab, s->hidden));
     add_life(b, NIB_R_SMALL, near, -1, s->layers * small_layer_bytes(s) + nib_round_up(s->hidden * 2ull, 64));
-    add_life(b, NIB_R_QKV, near, -1, s->layers * row->dense_bytes(nib_qkv_dim(s), s->hidden));
-    add_life(b, NIB_R_OUT, near, -1, s->layers * row->dense_bytes(s->hidden, nib_q_dim(s)));
+    add_life(b, NIB_R_QKV, near, -1, s->layers * nib_plan_dense_bytes(row, b->plan->dense, nib_qkv_dim(s), s->hidden));
+    add_life(b, NIB_R_OUT, near, -1, s->layers * nib_plan_dense_bytes(row, b->plan->dense, s->hidden, nib_q_dim(s)));
     add_life(b, NIB_R_ROUTER, near, -1, s->layers * row->dense_bytes(s->experts, s->hidden));
     for (uint32_t layer = 0; layer < s->layers; layer++) {
         bool spilled = layer >= s->layers - b->plan->spilled_layers;

@@ -15,7 +15,8 @@ static struct layer_cost layer_cost(const struct nib_plan *plan)
 {
     const struct nib_shape *s = plan->shape;
     const struct nib_row_facts *row = plan->row;
-    uint64_t dense = row->dense_bytes(nib_qkv_dim(s), s->hidden) + row->dense_bytes(s->hidden, nib_q_dim(s)) +
+    uint64_t dense = nib_plan_dense_bytes(row, plan->dense, nib_qkv_dim(s), s->hidden) +
+                     nib_plan_dense_bytes(row, plan->dense, s->hidden, nib_q_dim(s)) +
                      row->dense_bytes(s->experts, s->hidden);
     uint64_t expert = row->mx_bytes(2 * s->intermediate, s->hidden) + row->mx_bytes(s->hidden, s->intermediate);
     return (struct layer_cost){.dense = (double)dense, .expert = (double)expert};
@@ -34,7 +35,7 @@ static double step_seconds(const struct nib_plan_request *r, const struct nib_pl
     const struct nib_shape *s = plan->shape;
     struct layer_cost cost = layer_cost(plan);
     double experts = distinct_experts(s, batch) * cost.expert;
-    double head = (double)plan->row->dense_bytes(s->vocab, s->hidden);
+    double head = (double)nib_plan_dense_bytes(plan->row, plan->dense, s->vocab, s->hidden);
     double near = s->layers * cost.dense + (s->layers - plan->spilled_layers) * experts + head;
     double far = plan->spilled_layers * experts;
     *ret_bytes = near + far;

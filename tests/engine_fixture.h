@@ -16,6 +16,7 @@
 struct fixture_options {
     const char *shape;
     const struct nib_kernels *kernels;
+    enum nib_dense dense;
     uint64_t seed;
     uint32_t ctx_tokens, slots, step_rows_max, threads;
     /* changes the image's tensors before the hashes are made; or NULL */
@@ -51,11 +52,11 @@ static inline void fixture_image(struct fixture *f, const struct fixture_options
 {
     const struct nib_shape *shape = nib_shape_find(o->shape);
     ck_assert_ptr_nonnull(shape);
-    ck_assert_int_eq(nib_image_layout(shape, "seeded", 1, 1, &f->image, NULL), NIB_OK);
+    ck_assert_int_eq(nib_image_layout(shape, o->dense, "seeded", 1, 1, &f->image, NULL), NIB_OK);
     f->image_base = fixture_alloc(f->image.file_bytes);
     for (uint32_t i = 0; i < f->image.tensor_count; i++) {
         const struct nib_tensor *t = &f->image.tensors[i];
-        const struct nib_synth_piece piece = {.id = t->id, .layer = t->layer, .bytes = t->bytes};
+        const struct nib_synth_piece piece = {.id = t->id, .layer = t->layer, .dense = o->dense, .bytes = t->bytes};
         if (t->id != NIB_T_TOKENIZER && t->id != NIB_T_GENERATION)
             nib_synth_fill(shape, o->seed, &piece, f->image_base + t->offset);
     }
@@ -85,6 +86,7 @@ static inline void fixture_prepare(struct fixture *f, const struct fixture_optio
     const struct nib_plan_request request = {.profile = &f->profile,
                                              .row = &f->facts,
                                              .shape = f->image.shape,
+                                             .dense = f->image.dense,
                                              .ctx_tokens = o->ctx_tokens,
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,

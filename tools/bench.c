@@ -317,7 +317,12 @@ static const char *const devices[] = {
 static enum nib_err make_up(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
                             struct nib_msg *msg)
 {
-    const struct nib_synth_piece piece = {.id = t->id, .layer = t->layer, .begin_byte = at, .bytes = n};
+    const bool mxfp8 = t->dtype == NIB_DTYPE_E4M3 || t->id >= NIB_T_QKV_SCALES;
+    const struct nib_synth_piece piece = {.id = t->id,
+                                          .layer = t->layer,
+                                          .dense = mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16,
+                                          .begin_byte = at,
+                                          .bytes = n};
     (void)msg;
     nib_synth_fill(arg, 1, &piece, buf);
     return NIB_OK;
@@ -347,6 +352,8 @@ static bool parse_option(int option, struct options *o)
         return nib_option_choice("nibble bench: --device", optarg, devices, &o->machine.device);
     case 's':
         return parse_shape(optarg, o);
+    case 'w':
+        return nib_option_dense("nibble bench: --dense", optarg, &o->machine.made_up_dense);
     case 't':
         return nib_option_count("nibble bench: --threads", optarg, NIB_MAX_THREADS, &ask->threads);
     case 'p':
@@ -366,17 +373,13 @@ static bool parse_option(int option, struct options *o)
 
 static bool parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {{"format", required_argument, 0, 'f'},
-                                          {"mask", required_argument, 0, 'm'},
-                                          {"threads", required_argument, 0, 't'},
-                                          {"prompt", required_argument, 0, 'p'},
-                                          {"tokens", required_argument, 0, 'n'},
-                                          {"batch", required_argument, 0, 'b'},
-                                          {"rows", required_argument, 0, 'r'},
-                                          {"memory-limit", required_argument, 0, 'l'},
-                                          {"device", required_argument, 0, 'd'},
-                                          {"shape", required_argument, 0, 's'},
-                                          {0}};
+    static const struct option longs[] = {
+        {"format", required_argument, 0, 'f'},  {"mask", required_argument, 0, 'm'},
+        {"threads", required_argument, 0, 't'}, {"prompt", required_argument, 0, 'p'},
+        {"tokens", required_argument, 0, 'n'},  {"batch", required_argument, 0, 'b'},
+        {"rows", required_argument, 0, 'r'},    {"memory-limit", required_argument, 0, 'l'},
+        {"device", required_argument, 0, 'd'},  {"shape", required_argument, 0, 's'},
+        {"dense", required_argument, 0, 'w'},   {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
@@ -384,6 +387,11 @@ static bool parse_args(int argc, char **argv, struct options *o)
             return false;
     if (optind + (o->machine.made_up ? 0 : 1) != argc) {
         (void)fprintf(stderr, "nibble bench: name one image, or a shape with --shape\n");
+        return false;
+    }
+    if (!o->machine.made_up && o->machine.made_up_dense != NIB_DENSE_BF16) {
+        (void)fprintf(stderr,
+                      "nibble bench: --dense is for --shape; an image says itself what its dense matrices are\n");
         return false;
     }
     o->machine.image = argv[optind];

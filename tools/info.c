@@ -19,14 +19,14 @@ static void tensor_shape(const struct nib_tensor *t, const char *separator, char
 
 static void print_tensors(const struct nib_image *image)
 {
-    (void)printf("\n%-26s %-5s %-20s %15s %13s  %s\n", "tensor", "type", "shape", "offset", "bytes", "sha256");
+    (void)printf("\n%-26s %-7s %-20s %15s %13s  %s\n", "tensor", "type", "shape", "offset", "bytes", "sha256");
     for (uint32_t i = 0; i < image->tensor_count; i++) {
         const struct nib_tensor *t = &image->tensors[i];
         char dims[96];
         char digest[2 * NIB_SHA256_BYTES + 1];
         tensor_shape(t, "x", dims);
         nib_hex_print(t->sha256, NIB_SHA256_BYTES, digest);
-        (void)printf("%-26s %-5s %-20s %15llu %13llu  %.16s\n", t->name, nib_dtype_name(t->dtype), dims,
+        (void)printf("%-26s %-7s %-20s %15llu %13llu  %.16s\n", t->name, nib_dtype_name(t->dtype), dims,
                      (unsigned long long)t->offset, (unsigned long long)t->bytes, digest);
     }
 }
@@ -46,6 +46,7 @@ static void print_text(const char *path, const struct nib_image *image)
                  "vocabulary %u, context %u\n",
                  s->name, s->layers, s->hidden, s->intermediate, s->experts, s->experts_used, s->heads, s->kv_heads,
                  s->vocab, s->ctx_max);
+    (void)printf("dense      %s\n", nib_dense_name(image->dense));
     (void)printf("identity   %s\nsigned by  %s\n", digest, image->is_signed ? key : "nobody");
     (void)printf("content is not checked here; nibble verify does that\n");
 }
@@ -58,10 +59,11 @@ static void print_json(const struct nib_image *image, int tensors)
     char key[2 * NIB_ED25519_KEY_BYTES + 1];
     nib_hex_print(image->header_sha256, NIB_SHA256_BYTES, digest);
     nib_hex_print(image->key, NIB_ED25519_KEY_BYTES, key);
-    (void)printf("{\"format\":\"%s\",\"shape\":\"%s\",\"source\":\"%s\",\"file_bytes\":%llu,\"header_bytes\":%llu,"
+    (void)printf("{\"format\":\"%s\",\"shape\":\"%s\",\"dense\":\"%s\",\"source\":\"%s\",\"file_bytes\":%llu,\"header_"
+                 "bytes\":%llu,"
                  "\"header_sha256\":\"%s\",\"signed_by\":",
-                 NIB_IMAGE_FORMAT, s->name, image->source, (unsigned long long)image->file_bytes,
-                 (unsigned long long)image->header_bytes, digest);
+                 NIB_IMAGE_FORMAT, s->name, nib_dense_name(image->dense), image->source,
+                 (unsigned long long)image->file_bytes, (unsigned long long)image->header_bytes, digest);
     (void)printf(image->is_signed ? "\"%s\"" : "null", key);
     (void)printf(",\"layers\":%u,\"hidden\":%u,\"intermediate\":%u,\"experts\":%u,\"experts_used\":%u,\"heads\":%u,"
                  "\"kv_heads\":%u,\"vocab\":%u,\"special_base\":%u,\"window\":%u,\"ctx_max\":%u",

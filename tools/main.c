@@ -15,16 +15,19 @@ struct command {
 
 /* In the order a person meets them. */
 static const struct command commands[] = {
-    {"synth", "SHAPE OUT [--seed N] [--format image|hf] [--vocab FILE]",
+    {"synth", "SHAPE OUT [--seed N] [--format image|hf] [--dense bf16|mxfp8] [--vocab FILE]",
      "make a random, seeded model image or checkpoint of a listed shape",
      "    --seed N       same seed, same bytes (default 1)\n"
      "    --format image write the model image OUT (default)\n"
      "    --format hf    write a Hugging Face checkpoint into the folder OUT; its weights equal the image's\n"
+     "    --dense mxfp8  the dense matrices in MXFP8, as pack makes them (default: bf16)\n"
      "    --vocab FILE   o200k ranks, for shapes with the whole vocabulary (default: the installed "
      "o200k_base.tiktoken)\n",
      nib_cmd_synth},
-    {"pack", "SOURCE OUT [--key SECRET] [--vocab FILE]", "turn a checkpoint into the model image OUT",
+    {"pack", "SOURCE OUT [--dense bf16|mxfp8] [--key SECRET] [--vocab FILE]",
+     "turn a checkpoint into the model image OUT",
      "    SOURCE         a Hugging Face folder, OpenAI's original folder, or a GGUF file (the first of a split)\n"
+     "    --dense mxfp8  QKV, attention output and LM head rounded to E4M3 with a scale a block of 32: half the bytes\n"
      "    --key SECRET   sign the image with the file NAME.key that keygen made\n"
      "    --vocab FILE   a .tiktoken file in place of the source's own tokenizer\n",
      nib_cmd_pack},
@@ -32,6 +35,7 @@ static const struct command commands[] = {
      "    --profile NAME      a name in etc/profiles, or a JSON file (default: this machine)\n"
      "    --device DEVICE     of this machine: auto, cpu or gpu (default auto)\n"
      "    --all               a line each for 20b and 120b on every profile\n"
+     "    --dense FORM        of the dense matrices: bf16 or mxfp8 (default bf16)\n"
      "    --context N         longest sequence, tokens (default: the largest that fits)\n"
      "    --slots N           sequences at once (default: the row's)\n"
      "    --threads N         CPU rows: worker threads (default: the CPUs of this process)\n"
@@ -61,6 +65,7 @@ static const struct command commands[] = {
      "    --threads N         worker threads (default: the CPUs of this process)\n"
      "    --device DEVICE     auto, cpu or gpu (default auto: the GPU when there is one)\n"
      "    --shape SHAPE       GPU only: no image but made-up weights of that shape\n"
+     "    --dense FORM        of the dense matrices of --shape: bf16 or mxfp8 (default bf16)\n"
      "    --mask ROWS         pass over these rows of the capability table, e.g. amx,avx512\n"
      "    --memory-limit SIZE plan as if the memory were this small\n"
      "    --format FORMAT     text, json or csv\n",

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +15,13 @@
 #include "tools/commands.h"
 #include "tools/keys.h"
 #include "tools/progress.h"
+#include "tools/units.h"
 
 struct job {
     const char *src;
     const char *out;
     const char *vocab_path; /* or NULL */
+    enum nib_dense dense;
     bool sign;
     uint8_t secret[NIB_ED25519_KEY_BYTES];
     struct nib_pack pack;
@@ -62,8 +65,8 @@ static enum nib_err check_out(const struct job *j, struct nib_msg *msg)
 /* The image at PATH, unsigned. */
 static enum nib_err write_image(struct job *j, const char *path, struct nib_msg *msg)
 {
-    enum nib_err err = nib_image_write_begin(&j->writer, path, j->pack.shape, j->pack.source, j->pack.tokenizer_bytes,
-                                             j->pack.generation_bytes, msg);
+    enum nib_err err = nib_image_write_begin(&j->writer, path, j->pack.shape, j->pack.dense, j->pack.source,
+                                             j->pack.tokenizer_bytes, j->pack.generation_bytes, msg);
     if (err)
         return err;
     nib_progress_begin(&j->progress, "pack", j->image.file_bytes);
@@ -118,6 +121,9 @@ static void print_summary(const struct job *j)
     if (p->values_converted)
         (void)printf("values     %" PRIu64 " dense values converted to bf16, %" PRIu64 " of them rounded\n",
                      p->values_converted, p->values_inexact);
+    if (p->mxfp8_values)
+        (void)printf("dense      %" PRIu64 " weights rounded to MXFP8, relative error %.4f\n", p->mxfp8_values,
+                     p->mxfp8_norm > 0 ? sqrt(p->mxfp8_error / p->mxfp8_norm) : 0.0);
     if (p->eos_added)
         (void)printf("stop ids   %" PRIu32
                      " that the source lacked added: return, endoftext and call all end an answer\n",
@@ -128,11 +134,12 @@ static void print_summary(const struct job *j)
 static enum nib_err run(struct job *j, struct nib_msg *msg)
 {
     enum nib_err err = nib_pack_open(&j->pack, j->src, j->vocab_path, msg);
+    j->pack.dense = j->dense;
     if (!err)
         err = check_out(j, msg);
     if (!err)
-        err = nib_image_layout(j->pack.shape, j->pack.source, j->pack.tokenizer_bytes, j->pack.generation_bytes,
-                               &j->image, msg);
+        err = nib_image_layout(j->pack.shape, j->pack.dense, j->pack.source, j->pack.tokenizer_bytes,
+                               j->pack.generation_bytes, &j->image, msg);
     if (!err)
         err = nib_pack_resolve(&j->pack, &j->image, msg);
     catch_signals();
@@ -149,12 +156,17 @@ static enum nib_err run(struct job *j, struct nib_msg *msg)
 
 static bool parse_options(int argc, char **argv, struct job *j)
 {
-    static const struct option options[] = {
-        {"key", required_argument, NULL, 'k'}, {"vocab", required_argument, NULL, 'v'}, {0}};
+    static const struct option options[] = {{"key", required_argument, NULL, 'k'},
+                                            {"vocab", required_argument, NULL, 'v'},
+                                            {"dense", required_argument, NULL, 'd'},
+                                            {0}};
     struct nib_msg msg;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'v') {
             j->vocab_path = optarg;
+        } else if (c == 'd') {
+            if (!nib_option_dense("nibble pack: --dense", optarg, &j->dense))
+                return false;
         } else if (c == 'k') {
             j->sign = true;
             if (nib_key_read(optarg, j->secret, &msg) != NIB_OK) {

@@ -31,12 +31,12 @@ enum nib_pack_kind {
 
 /* How an image tensor is made from its source tensors. */
 enum nib_pack_how {
-    NIB_PACK_ROWS,        /* dense, one after the other, to bf16 */
+    NIB_PACK_ROWS,        /* dense, one after the other, to bf16 or MXFP8 as the tensor is */
     NIB_PACK_BYTES,       /* u8 as it is */
     NIB_PACK_PAIR,        /* dense, elements of two interleaved, to bf16 */
     NIB_PACK_BLOCKS,      /* the codes of one MXFP4 tensor */
     NIB_PACK_PAIR_BLOCKS, /* the codes of two, rows interleaved */
-    NIB_PACK_SCALES,      /* the scales that the tensor before left behind */
+    NIB_PACK_SCALES,      /* the scales that the tensor of codes before left behind */
 };
 
 /* Where one image tensor comes from. */
@@ -51,7 +51,8 @@ struct nib_pack {
     struct nib_weights *weights;
     struct nib_gguf *gguf; /* metadata of a GGUF source's first file; else NULL */
     const struct nib_shape *shape;
-    uint8_t *tokenizer; /* vocabulary blob */
+    enum nib_dense dense; /* of the image */
+    uint8_t *tokenizer;   /* vocabulary blob */
     size_t tokenizer_bytes;
     char generation[NIB_GENERATION_TEXT_BYTES];
     size_t generation_bytes;
@@ -59,6 +60,8 @@ struct nib_pack {
     char source[NIB_MAX_SOURCE_BYTES];
     struct nib_pack_origin origins[NIB_MAX_TENSORS]; /* by image tensor, blobs left out */
     uint64_t values_converted, values_inexact;       /* dense values that were not bf16 */
+    uint64_t mxfp8_values;                           /* dense weights encoded as MXFP8 */
+    double mxfp8_error, mxfp8_norm;                  /* squares of what rounding took, and of the weights */
     const volatile sig_atomic_t *stop;               /* or NULL; write ends with an error once it is not 0 */
 };
 
@@ -93,8 +96,8 @@ enum nib_err nib_pack_gguf_tokenizer(struct nib_pack *p, struct nib_msg *msg) NI
  * shape, or that no gpt-oss model has. */
 enum nib_err nib_pack_resolve(struct nib_pack *p, const struct nib_image *image, struct nib_msg *msg) NIB_CHECKED;
 
-/* Writes every tensor to w, which has begun. Refuses values that are not finite and NaN scales.
- * `progress` (or NULL) gets the image bytes just written. */
+/* Writes every tensor to w, which has begun. Refuses values that are not finite, NaN scales, and values too large for dense
+ * weights in MXFP8.  * `progress` (or NULL) gets the image bytes just written. */
 enum nib_err nib_pack_write(struct nib_pack *p, struct nib_image_writer *w, void (*progress)(void *arg, uint64_t bytes),
                             void *arg, struct nib_msg *msg) NIB_CHECKED;
 

@@ -160,7 +160,8 @@ static enum nib_err check_part(const struct nib_pack *p, const struct nib_tensor
 static enum nib_err resolve_tensor(struct nib_pack *p, const struct nib_tensor *t, struct nib_pack_origin *origin,
                                    bool *used, struct nib_msg *msg)
 {
-    const struct row *row = &rows[p->kind][t->id];
+    static const struct row scales = {NIB_PACK_SCALES, {NULL}};
+    const struct row *row = t->id < NIB_T_TOKENIZER ? &rows[p->kind][t->id] : &scales;
     *origin = (struct nib_pack_origin){.how = row->how};
     for (; origin->count < NIB_PACK_PARTS_MAX && row->names[origin->count]; origin->count++) {
         char name[NIB_MAX_TENSOR_NAME];

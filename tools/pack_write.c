@@ -8,9 +8,10 @@
 #include "core/mx.h"
 #include "tools/pack.h"
 
-#define CHUNK      ((size_t)1 << 20) /* elements of a dense chunk; a multiple of every block */
-#define CODE_BYTES ((size_t)NIB_MX_BLOCK / 2)
-#define GGUF_BLOCK (1 + CODE_BYTES) /* scale, codes */
+#define CHUNK           ((size_t)1 << 20) /* elements of a dense chunk; a multiple of every block */
+#define CODE_BYTES      ((size_t)NIB_MX_BLOCK / 2)
+#define GGUF_BLOCK      (1 + CODE_BYTES) /* scale, codes */
+#define MXFP8_SCALE_MAX 134 /* of a dense matrix: beyond it the GPU rows' arithmetic overflows (arch/cuda/layout.h) */
 
 struct stream {
     struct nib_pack *p;
@@ -21,7 +22,7 @@ struct stream {
     uint8_t *in;        /* CHUNK of the widest type */
     uint16_t *dense[2]; /* CHUNK of bf16 */
     uint8_t *out;       /* 4 * CHUNK bytes */
-    uint8_t *scales;    /* of the MXFP4 tensor written last */
+    uint8_t *scales;    /* of the MX tensor written last */
     uint64_t scales_used, scales_cap;
 };
 
@@ -114,6 +115,47 @@ static enum nib_err write_rows(struct stream *s, const struct nib_weight *t)
         enum nib_err err = read_dense(s, t, at, n, s->dense[0]);
         if (!err)
             err = put(s, s->dense[0], n * 2);
+        if (err)
+            return err;
+    }
+    return NIB_OK;
+}
+
+/* n elements, whole blocks, to codes in s->out and scales behind those of the tensor so far. */
+static enum nib_err encode_mxfp8(struct stream *s, const struct nib_weight *t, const uint16_t *in, size_t n)
+{
+    NIB_MUST(n / NIB_MX_BLOCK <= s->scales_cap - s->scales_used);
+    for (size_t at = 0; at < n; at += NIB_MX_BLOCK) {
+        float x[NIB_MX_BLOCK], back[NIB_MX_BLOCK];
+        uint8_t *scale = &s->scales[s->scales_used++];
+        for (size_t i = 0; i < NIB_MX_BLOCK; i++)
+            x[i] = nib_bf16_decode(in[at + i]);
+        nib_mxfp8_encode(x, scale, s->out + at);
+        if (*scale > MXFP8_SCALE_MAX)
+            return nib_fail(s->msg, NIB_E_FORMAT,
+                            "tensor %s has a value of 65536 or more, which is too large for dense weights in MXFP8",
+                            t->name);
+        nib_mxfp8_decode(*scale, s->out + at, back);
+        for (size_t i = 0; i < NIB_MX_BLOCK; i++) {
+            s->p->mxfp8_error += ((double)x[i] - (double)back[i]) * ((double)x[i] - (double)back[i]);
+            s->p->mxfp8_norm += (double)x[i] * (double)x[i];
+        }
+    }
+    s->p->mxfp8_values += n;
+    return NIB_OK;
+}
+
+/* The codes of a dense matrix in MXFP8; its scales are kept. */
+static enum nib_err write_rows_mxfp8(struct stream *s, const struct nib_weight *t)
+{
+    uint64_t total = elements(t);
+    for (uint64_t at = 0; at < total; at += CHUNK) {
+        size_t n = (size_t)(total - at < CHUNK ? total - at : CHUNK);
+        enum nib_err err = read_dense(s, t, at, n, s->dense[0]);
+        if (!err)
+            err = encode_mxfp8(s, t, s->dense[0], n);
+        if (!err)
+            err = put(s, s->out, n);
         if (err)
             return err;
     }
@@ -214,8 +256,10 @@ static enum nib_err write_tensor(struct stream *s, const struct nib_tensor *t, c
     enum nib_err err = NIB_OK;
     switch (origin->how) {
     case NIB_PACK_ROWS:
+        if (t->dtype == NIB_DTYPE_E4M3)
+            s->scales_used = 0;
         for (uint32_t i = 0; !err && i < origin->count; i++)
-            err = write_rows(s, origin->parts[i]);
+            err = (t->dtype == NIB_DTYPE_E4M3 ? write_rows_mxfp8 : write_rows)(s, origin->parts[i]);
         return err;
     case NIB_PACK_PAIR:
         return write_pair(s, origin->parts);
@@ -246,14 +290,25 @@ static enum nib_err write_all(struct stream *s)
     return err ? err : nib_weights_check_unchanged(s->p->weights, s->msg);
 }
 
+/* Bytes of the largest tensor of scales. */
+static uint64_t most_scales(const struct nib_image *image)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < image->tensor_count; i++) {
+        const struct nib_tensor *t = &image->tensors[i];
+        const bool scales = t->id == NIB_T_UP_SCALES || t->id == NIB_T_DOWN_SCALES || t->id >= NIB_T_QKV_SCALES;
+        if (scales && t->bytes > most)
+            most = t->bytes;
+    }
+    NIB_MUST(most > 0);
+    return most;
+}
+
 enum nib_err nib_pack_write(struct nib_pack *p, struct nib_image_writer *w, void (*progress)(void *arg, uint64_t bytes),
                             void *arg, struct nib_msg *msg)
 {
     struct stream s = {.p = p, .w = w, .progress = progress, .arg = arg, .msg = msg};
-    s.scales_cap = nib_image_tensor(&w->image, NIB_T_UP_SCALES, 0)->bytes;
-    uint64_t down = nib_image_tensor(&w->image, NIB_T_DOWN_SCALES, 0)->bytes;
-    if (down > s.scales_cap)
-        s.scales_cap = down;
+    s.scales_cap = most_scales(&w->image);
     s.in = malloc(4 * CHUNK);
     s.out = malloc(4 * CHUNK);
     s.dense[0] = malloc(2 * CHUNK);

@@ -12,6 +12,7 @@
 #include "core/vocab.h"
 #include "tools/commands.h"
 #include "tools/synth_weights.h"
+#include "tools/units.h"
 
 #define VOCAB_FILE        "o200k_base.tiktoken"
 #define FULL_SPECIAL_BASE 199998 /* of shapes that have the whole vocabulary */
@@ -99,7 +100,7 @@ static uint32_t weight_pieces(const struct nib_image *image, struct nib_synth_pi
     uint32_t count = image->tensor_count - 2;
     for (uint32_t i = 0; i < count; i++) {
         const struct nib_tensor *t = &image->tensors[i];
-        pieces[i] = (struct nib_synth_piece){.id = t->id, .layer = t->layer, .bytes = t->bytes};
+        pieces[i] = (struct nib_synth_piece){.id = t->id, .layer = t->layer, .dense = image->dense, .bytes = t->bytes};
     }
     return count;
 }
@@ -128,8 +129,8 @@ enum nib_err nib_synth_image(const struct nib_synth *synth, const uint8_t *blob,
     struct image_sink *sink = malloc(sizeof *sink);
     if (!sink)
         return nib_fail(msg, NIB_E_NOMEM, "no memory for an image's description");
-    enum nib_err err =
-        nib_image_write_begin(&sink->writer, synth->out, synth->shape, source, blob_bytes, generation_bytes, msg);
+    enum nib_err err = nib_image_write_begin(&sink->writer, synth->out, synth->shape, synth->dense, source, blob_bytes,
+                                             generation_bytes, msg);
     if (!err) {
         nib_progress_begin(&sink->progress, "synth", sink->writer.image.file_bytes);
         err = fill_image(synth, sink, blob, blob_bytes, generation, generation_bytes, msg);
@@ -149,6 +150,7 @@ static bool parse_options(int argc, char **argv, struct nib_synth *synth, bool *
     static const struct option options[] = {{"seed", required_argument, NULL, 's'},
                                             {"format", required_argument, NULL, 'f'},
                                             {"vocab", required_argument, NULL, 'v'},
+                                            {"dense", required_argument, NULL, 'd'},
                                             {0}};
     bool hf = false;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
@@ -169,6 +171,10 @@ static bool parse_options(int argc, char **argv, struct nib_synth *synth, bool *
                 return false;
             }
             break;
+        case 'd':
+            if (!nib_option_dense("nibble synth: --dense", optarg, &synth->dense))
+                return false;
+            break;
         case 'v':
             synth->vocab_path = optarg;
             break;
@@ -178,6 +184,11 @@ static bool parse_options(int argc, char **argv, struct nib_synth *synth, bool *
     }
     if (argc - optind != 2)
         return false;
+    if (hf && synth->dense != NIB_DENSE_BF16) {
+        (void)fprintf(stderr, "nibble synth: --dense %s is for images; a checkpoint in --format hf has bf16\n",
+                      nib_dense_name(synth->dense));
+        return false;
+    }
     synth->shape = nib_shape_find(argv[optind]);
     synth->out = argv[optind + 1];
     if (!synth->shape)

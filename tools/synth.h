@@ -7,6 +7,7 @@
 
 struct nib_synth {
     const struct nib_shape *shape;
+    enum nib_dense dense; /* of the image form */
     uint64_t seed;
     const char *out;        /* file, or folder of the HF layout */
     const char *vocab_path; /* o200k ranks; NULL: find them */

@@ -243,7 +243,7 @@ enum nib_err nib_synth_hf(const struct nib_synth *synth, const uint8_t *blob, si
     if (!c)
         return nib_fail(msg, NIB_E_NOMEM, "no memory for a checkpoint's description");
     c->synth = synth;
-    enum nib_err err = nib_image_layout(synth->shape, "", 1, 1, &c->image, msg);
+    enum nib_err err = nib_image_layout(synth->shape, NIB_DENSE_BF16, "", 1, 1, &c->image, msg);
     if (!err) {
         plan_checkpoint(c);
         err = nib_synth_hf_configs(synth, msg);

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "core/arith.h"
 #include "core/mx.h"
@@ -100,9 +101,43 @@ static void fill_scales(uint64_t key, uint8_t code, uint64_t begin, uint64_t cou
         out[i] = (uint8_t)(code + jitter[out[i] & 3]);
 }
 
+/* Blocks [begin, begin + count) of a dense matrix as MXFP8: their codes, or their scales. */
+static void fill_mxfp8(uint64_t key, struct spread spread, uint64_t begin, uint64_t count, bool scales, uint8_t *out)
+{
+    for (uint64_t b = 0; b < count; b++) {
+        uint8_t bf16[2 * NIB_MX_BLOCK], codes[NIB_MX_BLOCK], scale;
+        float x[NIB_MX_BLOCK];
+        fill_bf16(key, spread, (begin + b) * NIB_MX_BLOCK, NIB_MX_BLOCK, bf16);
+        for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
+            x[i] = nib_bf16_decode((uint16_t)(bf16[2 * i] | bf16[2 * i + 1] << 8));
+        nib_mxfp8_encode(x, &scale, codes);
+        if (scales)
+            out[b] = scale;
+        else
+            memcpy(out + b * NIB_MX_BLOCK, codes, sizeof codes);
+    }
+}
+
+/* The matrix that these are the scales of; other ids as they are. */
+static enum nib_tensor_id matrix_of(enum nib_tensor_id id)
+{
+    return id == NIB_T_QKV_SCALES       ? NIB_T_QKV_WEIGHT
+           : id == NIB_T_OUT_SCALES     ? NIB_T_OUT_WEIGHT
+           : id == NIB_T_LM_HEAD_SCALES ? NIB_T_LM_HEAD
+                                        : id;
+}
+
 void nib_synth_fill(const struct nib_shape *shape, uint64_t seed, const struct nib_synth_piece *piece, uint8_t *out)
 {
-    uint64_t key = mix(mix(seed + 0x9e3779b97f4a7c15u) + ((uint64_t)piece->id << 32 | piece->layer));
+    const enum nib_tensor_id id = matrix_of(piece->id);
+    uint64_t key = mix(mix(seed + 0x9e3779b97f4a7c15u) + ((uint64_t)id << 32 | piece->layer));
+    if (piece->dense == NIB_DENSE_MXFP8 && nib_image_scales_of(id) != NIB_T_COUNT) {
+        const bool scales = piece->id != id;
+        const uint64_t block = scales ? 1 : NIB_MX_BLOCK;
+        NIB_MUST(piece->begin_byte % block == 0 && piece->bytes % block == 0);
+        fill_mxfp8(key, spread_of(shape, id), piece->begin_byte / block, piece->bytes / block, scales, out);
+        return;
+    }
     switch (piece->id) {
     case NIB_T_UP_BLOCKS:
     case NIB_T_DOWN_BLOCKS:

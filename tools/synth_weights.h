@@ -15,7 +15,8 @@
 struct nib_synth_piece {
     enum nib_tensor_id id; /* not TOKENIZER or GENERATION */
     uint32_t layer;
-    uint64_t begin_byte; /* even for bf16; multiple of 8 for u8 */
+    enum nib_dense dense; /* of the image; a dense matrix in MXFP8 has the same values, rounded */
+    uint64_t begin_byte;  /* even for bf16; multiple of 8 for u8, of 32 for E4M3 */
     uint64_t bytes;
 };
 

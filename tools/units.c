@@ -71,3 +71,15 @@ bool nib_option_choice(const char *what, const char *text, const char *const nam
     (void)fputc('\n', stderr);
     return false;
 }
+
+bool nib_option_dense(const char *what, const char *text, enum nib_dense *ret_dense)
+{
+    const char *names[NIB_DENSE_COUNT + 1] = {NULL};
+    uint32_t index;
+    for (unsigned i = 0; i < NIB_DENSE_COUNT; i++)
+        names[i] = nib_dense_name((enum nib_dense)i);
+    if (!nib_option_choice(what, text, names, &index))
+        return false;
+    *ret_dense = (enum nib_dense)index;
+    return true;
+}

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "core/model.h"
+
 /* Each reads `text`, the value of the option that `what` names ("nibble plan: --context"), or says on stderr what is
  * allowed and returns false. */
 
@@ -16,5 +18,8 @@ bool nib_option_size(const char *what, const char *text, uint64_t *ret_bytes);
 
 /* One of `names`, NULL at the end; *ret_index is its place. */
 bool nib_option_choice(const char *what, const char *text, const char *const names[], uint32_t *ret_index);
+
+/* A form of dense matrices: "bf16", "mxfp8". */
+bool nib_option_dense(const char *what, const char *text, enum nib_dense *ret_dense);
 
 #endif

@@ -1,4 +1,4 @@
-/* arch/ref/dense.c: y = x W^T + b with bf16 W [n][k]. Owns nothing; any thread; cannot fail. */
+/* arch/ref/dense.c: y = x W^T + b with bf16 W [n][k]; MXFP8 weights become bf16 when they are repacked. Owns nothing; any thread; cannot fail. */
 #include <string.h>
 
 #include "arch/ref/ref.h"
@@ -15,6 +15,15 @@ void nib_ref_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k
     (void)n;
     uint64_t first = (uint64_t)n0 * k, count = (uint64_t)(n1 - n0) * k;
     memcpy((uint16_t *)dst + first, src + first, count * sizeof(uint16_t));
+}
+
+void nib_ref_mxfp8_repack(void *dst, const uint8_t *codes, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
+                          uint32_t n1)
+{
+    const uint64_t blocks = k / NIB_MX_BLOCK;
+    (void)n;
+    for (uint64_t b = n0 * blocks; b < n1 * blocks; b++)
+        nib_mxfp8_decode_bf16(scales[b], codes + b * NIB_MX_BLOCK, (uint16_t *)dst + b * NIB_MX_BLOCK);
 }
 
 void nib_ref_dense_gemv(const struct nib_matmul *mm)

@@ -28,6 +28,8 @@ uint64_t nib_ref_gemm_scratch_bytes(uint32_t k);
 /* dense.c: bf16 [n][k] */
 uint64_t nib_ref_dense_bytes(uint32_t n, uint32_t k);
 void nib_ref_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k, uint32_t n0, uint32_t n1);
+void nib_ref_mxfp8_repack(void *dst, const uint8_t *codes, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
+                          uint32_t n1);
 void nib_ref_dense_gemv(const struct nib_matmul *mm);
 void nib_ref_dense_gemm(const struct nib_matmul *mm, void *scratch);
 

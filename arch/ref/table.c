@@ -7,6 +7,7 @@ const struct nib_kernels nib_kernels_ref = {
     .kv_elem_bytes = sizeof(float),
     .dense_bytes = nib_ref_dense_bytes,
     .dense_repack = nib_ref_dense_repack,
+    .mxfp8_repack = nib_ref_mxfp8_repack,
     .mx_bytes = nib_ref_mx_bytes,
     .mx_repack = nib_ref_mx_repack,
     .acts_bytes = nib_ref_acts_bytes,

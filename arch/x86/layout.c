@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "core/mx.h"
+
 uint64_t nib_x86_dense_bytes(uint32_t n, uint32_t k)
 {
     return (uint64_t)((n + NIB_TILE_N - 1) / NIB_TILE_N) * nib_x86_dense_tile_bytes(k);
@@ -24,6 +26,27 @@ void nib_x86_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k
         for (uint32_t p = 0; p < k / 2; p++)
             for (uint32_t r = 0; r < rows; r++)
                 memcpy(tile + p * NIB_LINE_BYTES + r * 4, src + (uint64_t)(t + r) * k + 2 * p, 4);
+    }
+}
+
+void nib_x86_mxfp8_repack(void *dst, const uint8_t *codes, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
+                          uint32_t n1)
+{
+    const uint64_t blocks = k / NIB_MX_BLOCK;
+    for (uint32_t t = n0; t < n1; t += NIB_TILE_N) {
+        uint8_t *tile = (uint8_t *)dst + t / NIB_TILE_N * nib_x86_dense_tile_bytes(k);
+        const uint32_t rows = n - t < NIB_TILE_N ? n - t : NIB_TILE_N;
+        if (rows < NIB_TILE_N)
+            memset(tile, 0, nib_x86_dense_tile_bytes(k));
+        for (uint64_t b = 0; b < blocks; b++)
+            for (uint32_t r = 0; r < rows; r++) {
+                const uint64_t at = (t + r) * blocks + b;
+                uint8_t *line = tile + b * (NIB_MX_BLOCK / 2) * NIB_LINE_BYTES + r * 4;
+                uint16_t x[NIB_MX_BLOCK];
+                nib_mxfp8_decode_bf16(scales[at], codes + at * NIB_MX_BLOCK, x);
+                for (uint32_t p = 0; p < NIB_MX_BLOCK / 2; p++)
+                    memcpy(line + p * NIB_LINE_BYTES, x + 2 * p, 4);
+            }
     }
 }
 

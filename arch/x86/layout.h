@@ -3,7 +3,7 @@
  * Both kinds are cut in tiles of 16 output rows (n padded with zero rows), one tile after another, so that a thread
  * streams its range of n once, in order. Inside a tile a 64-byte line holds, for each of the 16 rows, one dword.
  *
- * dense (bf16): line p of k / 2 has the pair (W[r][2p], W[r][2p+1]) of row r in dword r. This is also the shape that an
+ * dense (bf16, or MXFP8 decoded to bf16): line p of k / 2 has the pair (W[r][2p], W[r][2p+1]) of row r in dword r. This is also the shape that an
  *   AMX tile wants for its second operand: 16 lines are a tile of 32 k.
  * mx (MXFP4): k is cut in groups of 4 blocks of 32 (the last may be shorter). A group is one line of scales, block b's
  *   16 bytes at 16 b, then 4 lines a block; a line has 8 k of each row. Order of the nibbles inside a line:
@@ -75,6 +75,8 @@ static inline uint64_t nib_x86_acts_bytes(uint32_t k)
 
 uint64_t nib_x86_dense_bytes(uint32_t n, uint32_t k);
 void nib_x86_dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k, uint32_t n0, uint32_t n1);
+void nib_x86_mxfp8_repack(void *dst, const uint8_t *codes, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
+                          uint32_t n1);
 uint64_t nib_x86_mx_bytes(uint32_t n, uint32_t k);
 void nib_x86_mx_repack_lane(void *dst, const uint8_t *blocks, const uint8_t *scales, uint32_t n, uint32_t k,
                             uint32_t n0, uint32_t n1);

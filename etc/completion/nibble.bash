@@ -2,12 +2,12 @@
 
 _nibble_options() {
     case $1 in
-    synth) echo "--seed --format --vocab" ;;
-    pack) echo "--key --vocab" ;;
-    plan) echo "--profile --device --all --context --slots --threads --memory-limit --mask --json" ;;
+    synth) echo "--seed --format --dense --vocab" ;;
+    pack) echo "--dense --key --vocab" ;;
+    plan) echo "--profile --device --all --dense --context --slots --threads --memory-limit --mask --json" ;;
     arch) echo "--profile --mask --device" ;;
     selftest) echo "--row --device --shape --all" ;;
-    bench) echo "--prompt --tokens --batch --rows --threads --device --shape --mask --memory-limit --format" ;;
+    bench) echo "--prompt --tokens --batch --rows --threads --device --shape --dense --mask --memory-limit --format" ;;
     chat) echo "--socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
     verify) echo "--key" ;;
@@ -44,6 +44,7 @@ _nibble() {
         ;;
     --device) mapfile -t COMPREPLY < <(compgen -W "auto cpu gpu" -- "$word") && return ;;
     --shape) mapfile -t COMPREPLY < <(compgen -W "$shapes" -- "$word") && return ;;
+    --dense) mapfile -t COMPREPLY < <(compgen -W "bf16 mxfp8" -- "$word") && return ;;
     --effort) mapfile -t COMPREPLY < <(compgen -W "low medium high" -- "$word") && return ;;
     --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
     --key | --vocab | --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;

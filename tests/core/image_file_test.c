@@ -49,8 +49,8 @@ static void fill(const struct nib_tensor *t, uint64_t at, uint8_t *out, size_t n
 static void begin(const char *path)
 {
     struct nib_msg msg;
-    ck_assert_msg(nib_image_write_begin(&writer, path, nib_shape_find("nano"), "a test", TOKENIZER_BYTES,
-                                        GENERATION_BYTES, &msg) == NIB_OK,
+    ck_assert_msg(nib_image_write_begin(&writer, path, nib_shape_find("nano"), NIB_DENSE_BF16, "a test",
+                                        TOKENIZER_BYTES, GENERATION_BYTES, &msg) == NIB_OK,
                   "%s", msg.text);
 }
 
@@ -174,7 +174,8 @@ START_TEST(the_writer_refuses_what_does_not_fit)
     ck_assert_ptr_null(nib_image_write_next(&writer));
     ck_assert_int_eq(nib_image_write(&writer, chunk, 1, &msg), NIB_E_ARG);
     nib_image_write_abort(&writer);
-    ck_assert_int_eq(nib_image_write_begin(&writer, "/no/such/folder/a.nib", nib_shape_find("nano"), "x", 1, 1, &msg),
+    ck_assert_int_eq(nib_image_write_begin(&writer, "/no/such/folder/a.nib", nib_shape_find("nano"), NIB_DENSE_BF16,
+                                           "x", 1, 1, &msg),
                      NIB_E_IO);
     ck_assert_int_eq(rmdir(folder), 0); /* nothing is left behind */
 }
@@ -199,8 +200,9 @@ START_TEST(a_full_disk_is_known_at_the_beginning)
     make_folder();
     (void)signal(SIGXFSZ, SIG_IGN);
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
-    ck_assert_int_eq(nib_image_write_begin(&writer, in_folder("a.nib"), nib_shape_find("nano"), "x", 1, 1, &msg),
-                     NIB_E_IO);
+    ck_assert_int_eq(
+        nib_image_write_begin(&writer, in_folder("a.nib"), nib_shape_find("nano"), NIB_DENSE_BF16, "x", 1, 1, &msg),
+        NIB_E_IO);
     ck_assert_ptr_nonnull(strstr(msg.text, "needs"));
     ck_assert_int_eq(rmdir(folder), 0);
 }

@@ -250,6 +250,71 @@ START_TEST(mxfp4_decodes_every_scale_and_code)
 }
 END_TEST
 
+/* An E4M3 code by the text of OFP8 1.0: sign, 4 bits of exponent with bias 7, 3 of fraction; S.1111.111 is NaN. */
+static double e4m3_of(unsigned code)
+{
+    const int exponent = (int)(code >> 3 & 15), fraction = (int)(code & 7);
+    const double magnitude = exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9);
+    return (code & 0x7f) == 0x7f ? NAN : code & 0x80 ? -magnitude : magnitude;
+}
+
+/* x to bf16 in double arithmetic: to the nearest multiple of its last place, ties to even; too large is infinite. */
+static double bf16_of(double x)
+{
+    int exponent;
+    if (x == 0 || !isfinite(x))
+        return x;
+    (void)frexp(x, &exponent);
+    const int last = exponent - 8 < -133 ? -133 : exponent - 8;
+    const double rounded = ldexp(rint(ldexp(x, -last)), last);
+    return fabs(rounded) >= 0x1p128 ? copysign(INFINITY, x) : rounded;
+}
+
+START_TEST(mxfp8_decodes_every_scale_and_code)
+{
+    for (unsigned scale = 0; scale < 256; scale++)
+        for (unsigned first = 0; first < 256; first += 32) {
+            uint8_t codes[32];
+            float x[32];
+            uint16_t narrow[32];
+            for (unsigned i = 0; i < 32; i++)
+                codes[i] = (uint8_t)(first + i);
+            nib_mxfp8_decode((uint8_t)scale, codes, x);
+            nib_mxfp8_decode_bf16((uint8_t)scale, codes, narrow);
+            for (unsigned i = 0; i < 32; i++) {
+                const double want = scale == 255 ? NAN : ldexp(e4m3_of(first + i), (int)scale - 127);
+                const double got = (double)nib_bf16_decode(narrow[i]);
+                ck_assert(isnan(want) ? isnan(x[i]) && isnan(got) : (double)x[i] == (double)(float)want);
+                ck_assert_msg(isnan(want) || got == bf16_of(want), "scale %u code %u: %a, not %a", scale, first + i,
+                              got, bf16_of(want));
+                if (!isnan(want) && scale >= 3 && scale <= 246)
+                    ck_assert(got == want && signbit(got) == signbit(want));
+            }
+        }
+}
+END_TEST
+
+/* The scale is the power of two of the largest element, divided by that of 448 (MX 1.0, 6.3): what then lies above 448 is
+ * cut to it. */
+START_TEST(mxfp8_scales_follow_the_specification)
+{
+    static const struct {
+        float max;
+        uint8_t scale, code;
+    } cases[] = {{448.0f, 127, 0x7e}, {256.0f, 127, 0x78},     {511.0f, 127, 0x7e}, {512.0f, 128, 0x78},
+                 {1.0f, 119, 0x78},   {-1.75f, 119, 0xfe},     {-1.99f, 119, 0xfe}, {0x1p-120f, 0, 0x70},
+                 {0, 0, 0},           {0x1.fep127f, 246, 0x7e}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        float x[32] = {0};
+        uint8_t scale, codes[32];
+        x[i] = cases[i].max;
+        nib_mxfp8_encode(x, &scale, codes);
+        ck_assert_msg(scale == cases[i].scale && codes[i] == cases[i].code, "%a: scale %u, code %#x",
+                      (double)cases[i].max, scale, codes[i]);
+    }
+}
+END_TEST
+
 START_TEST(mx_blocks_decode_what_they_encode)
 {
     float x[32];
@@ -384,6 +449,7 @@ END_TEST
 
 NIB_SUITE(mx, every_code_decodes_as_the_reference, encoding_rounds_as_the_reference,
           nan_stays_nan_where_the_format_has_one, every_code_survives_a_round_trip, e2m1_is_ocps_and_not_eighths,
-          mx_blocks_encode_as_the_reference, mxfp4_decodes_every_scale_and_code, mx_blocks_decode_what_they_encode,
-          a_block_with_nan_or_infinity_is_nan, nvfp4_encodes_as_the_reference_and_decodes_back,
-          nf4_encodes_as_the_reference, nf4_map_is_the_dynamic_map, q8_0_encodes_as_gguf)
+          mx_blocks_encode_as_the_reference, mxfp4_decodes_every_scale_and_code, mxfp8_decodes_every_scale_and_code,
+          mxfp8_scales_follow_the_specification, mx_blocks_decode_what_they_encode, a_block_with_nan_or_infinity_is_nan,
+          nvfp4_encodes_as_the_reference_and_decodes_back, nf4_encodes_as_the_reference, nf4_map_is_the_dynamic_map,
+          q8_0_encodes_as_gguf)

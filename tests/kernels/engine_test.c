@@ -3,6 +3,7 @@
  * before. On ref, a token gives the same bits as prompt and as answer. */
 #include <math.h>
 
+#include "core/mx.h"
 #include "tests/engine_fixture.h"
 
 enum { VOCAB = 288, LONG = 420 };
@@ -353,6 +354,103 @@ START_TEST(a_nan_fails_its_own_row)
 }
 END_TEST
 
+/* The dense matrices become what an MXFP8 image of the same seed decodes to. */
+static void round_dense(uint8_t *base, const struct nib_image *image)
+{
+    for (uint32_t i = 0; i < image->tensor_count; i++) {
+        const struct nib_tensor *t = &image->tensors[i];
+        if (nib_image_scales_of(t->id) == NIB_T_COUNT)
+            continue;
+        uint16_t *w = (uint16_t *)(void *)(base + t->offset);
+        for (uint64_t b = 0; b < t->dims[0] * t->dims[1] / NIB_MX_BLOCK; b++, w += NIB_MX_BLOCK) {
+            float x[NIB_MX_BLOCK];
+            uint8_t scale, codes[NIB_MX_BLOCK];
+            for (uint32_t e = 0; e < NIB_MX_BLOCK; e++)
+                x[e] = nib_bf16_decode(w[e]);
+            nib_mxfp8_encode(x, &scale, codes);
+            nib_mxfp8_decode_bf16(scale, codes, w);
+        }
+    }
+}
+
+/* Relative distance of two rows of logits. */
+static double distance(const float *a, const float *b)
+{
+    double diff = 0, norm = 0;
+    for (uint32_t i = 0; i < VOCAB; i++) {
+        diff += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        norm += (double)b[i] * (double)b[i];
+    }
+    return sqrt(diff / norm);
+}
+
+/* An MXFP8 image gives the bits of the bf16 image that holds its decoded weights, as prompt and as answer; and logits near
+ * those of the unrounded weights. */
+static void try_mxfp8_is_its_decoded_weights(const struct fixture_options *base)
+{
+    enum { COUNT = 150 };
+    static float exact[VOCAB];
+    struct fixture_options o = *base;
+    fixture_tokens(nib_shape_find("nano"), 9, tokens, COUNT);
+    fixture_open(&f, &o);
+    fixture_prefill(&f, 0, tokens, 0, COUNT, 64, exact);
+    fixture_close(&f);
+    o.patch = round_dense;
+    fixture_open(&f, &o);
+    o.patch = NULL;
+    o.dense = NIB_DENSE_MXFP8;
+    fixture_open(&g, &o);
+    ck_assert_uint_lt(g.image.file_bytes, f.image.file_bytes);
+    fixture_prefill(&f, 0, tokens, 0, COUNT, 64, want);
+    fixture_prefill(&g, 0, tokens, 0, COUNT, 64, got);
+    expect_same(got, want);
+    const double off = distance(want, exact);
+    printf("%s: logits of MXFP8 are %.3f from those of bf16\n", base->kernels->name, off);
+    ck_assert(off > 1e-3 && off < 0.2);
+    for (uint32_t p = COUNT; p < COUNT + 20; p++) {
+        fixture_decode(&f, 0, p, tokens[p - COUNT], want);
+        fixture_decode(&g, 0, p, tokens[p - COUNT], got);
+        expect_same(got, want);
+    }
+    fixture_close(&f);
+    fixture_close(&g);
+}
+
+START_TEST(mxfp8_is_its_decoded_weights)
+{
+    on_every_row(try_mxfp8_is_its_decoded_weights);
+}
+END_TEST
+
+/* A changed byte in the codes or the scales of a dense matrix is found while loading; a plan for the other form is refused. */
+START_TEST(damaged_mxfp8_tensors_are_refused)
+{
+    static const enum nib_tensor_id ids[] = {NIB_T_QKV_WEIGHT, NIB_T_QKV_SCALES, NIB_T_OUT_WEIGHT,
+                                             NIB_T_OUT_SCALES, NIB_T_LM_HEAD,    NIB_T_LM_HEAD_SCALES};
+    struct fixture_options o = nano;
+    struct nib_msg msg;
+    o.dense = NIB_DENSE_MXFP8;
+    for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
+        fixture_prepare(&f, &o);
+        const struct nib_tensor *t = nib_image_tensor(&f.image, ids[i], 0);
+        f.image_base[t->offset + t->bytes / 2] ^= 4;
+        const struct nib_cpu_open open = fixture_args(&f, &o);
+        ck_assert_int_eq(nib_cpu_engine_open(&open, &f.engine, &msg), NIB_E_HASH);
+        ck_assert_msg(strstr(msg.text, t->name) != NULL, "%s: %s", t->name, msg.text);
+        fixture_close(&f);
+    }
+    fixture_prepare(&f, &nano);
+    fixture_image(&g, &o);
+    struct nib_cpu_open open = fixture_args(&f, &o);
+    open.image = &g.image;
+    open.image_base = g.image_base;
+    ck_assert_int_eq(nib_cpu_engine_open(&open, &f.engine, &msg), NIB_E_ARG);
+    ck_assert_str_eq(msg.text, "the image's dense matrices are mxfp8, the plan is for bf16");
+    free(g.image_base);
+    fixture_close(&f);
+}
+END_TEST
+
 START_TEST(prompt_and_answer_tokens_are_counted)
 {
     fixture_open(&f, &nano);
@@ -488,5 +586,5 @@ END_TEST
 NIB_SUITE(engine, a_warm_begin_changes_nothing, chunks_do_not_matter, neighbours_do_not_matter, pages_do_not_matter,
           memory_before_does_not_matter, threads_do_not_matter, feedback_is_the_last_token,
           a_step_that_breaks_a_rule_changes_nothing, a_result_is_collected_once, a_nan_fails_its_own_row,
-          prompt_and_answer_tokens_are_counted, router_ties_go_to_the_lowest_expert, load_reports_and_checks,
-          banned_ids_are_never_sampled)
+          mxfp8_is_its_decoded_weights, damaged_mxfp8_tensors_are_refused, prompt_and_answer_tokens_are_counted,
+          router_ties_go_to_the_lowest_expert, load_reports_and_checks, banned_ids_are_never_sampled)

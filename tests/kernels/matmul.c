@@ -177,6 +177,43 @@ START_TEST(products_do_not_depend_on_their_cut)
 }
 END_TEST
 
+/* MXFP8 weights are repacked as the bf16 matrix that they decode to: all codes, scales at both ends, whole and in parts. */
+static void expect_same_as_decoded(const struct nib_kernels *row, uint32_t n, uint32_t k, uint64_t *seed)
+{
+    const uint32_t blocks = k / NIB_MX_BLOCK;
+    struct kt_matrix w = {.n = n, .k = k, .dense = kt_take((size_t)n * k * sizeof(uint16_t))};
+    struct kt_buf codes = kt_take((size_t)n * k), scales = kt_take((size_t)n * blocks);
+    for (size_t b = 0; b < scales.bytes; b++) {
+        uint8_t *scale = (uint8_t *)scales.p + b, *code = (uint8_t *)codes.p + b * NIB_MX_BLOCK;
+        *scale = (uint8_t)(nib_test_rand(seed) >> 40);
+        for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
+            code[i] = (uint8_t)(nib_test_rand(seed) >> 40);
+        nib_mxfp8_decode_bf16(*scale, code, (uint16_t *)w.dense.p + b * NIB_MX_BLOCK);
+    }
+    struct kt_buf want = kt_repack(row, &w), have = kt_take(row->dense_bytes(n, k));
+    const uint32_t cut = n / 2 / row->tile_n * row->tile_n;
+    row->mxfp8_repack(have.p, codes.p, scales.p, n, k, cut, n);
+    row->mxfp8_repack(have.p, codes.p, scales.p, n, k, 0, cut);
+    ck_assert_msg(memcmp(have.p, want.p, want.bytes) == 0, "%s n %u k %u", row->name, n, k);
+    kt_free(&want);
+    kt_free(&have);
+    kt_free(&codes);
+    kt_free(&scales);
+    kt_matrix_free(&w);
+}
+
+START_TEST(mxfp8_weights_become_the_bf16_they_decode_to)
+{
+    uint64_t seed = nib_test_seed();
+    const uint32_t n[] = {16, 1, 40, 96, 130}, k[] = {32, 96, 544, 2880};
+    expect_same_as_decoded(kt_ref, 33, 96, &seed);
+    for (size_t r = 0; r < kt_rows_count; r++)
+        for (size_t i = 0; i < 5; i++)
+            for (size_t j = 0; j < 4; j++)
+                expect_same_as_decoded(kt_rows[r], n[i], k[j], &seed);
+}
+END_TEST
+
 /* A NaN in one row of x, in one scale or in one dense weight spoils the outputs it belongs to and no others. */
 static void expect_contained(const struct nib_kernels *row, bool mx, bool gemm, uint64_t *seed)
 {
@@ -289,4 +326,4 @@ START_TEST(the_smallest_scales)
 END_TEST
 
 KT_TESTS(kt_matmul_tests, products_equal_ref, products_do_not_depend_on_their_cut, a_nan_stays_where_it_is, all_scales,
-         the_smallest_scales)
+         mxfp8_weights_become_the_bf16_they_decode_to, the_smallest_scales)

@@ -103,6 +103,12 @@ static void dense_repack(void *dst, const uint16_t *src, uint32_t n, uint32_t k,
     ref->dense_repack(dst, src, n, k, n0, n1 - 1);
 }
 
+static void mxfp8_repack(void *dst, const uint8_t *codes, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
+                         uint32_t n1)
+{
+    ref->mxfp8_repack(dst, codes, scales + 1, n, k, n0, n1 - 1); /* the wrong block's scale */
+}
+
 static void mx_repack(void *dst, const uint8_t *blocks, const uint8_t *scales, uint32_t n, uint32_t k, uint32_t n0,
                       uint32_t n1)
 {
@@ -128,6 +134,7 @@ START_TEST(a_wrong_kernel_is_named)
 {
     BREAK(dense_gemv, "dense_gemv");
     BREAK(dense_gemm, "dense_gemm");
+    BREAK(mxfp8_repack, "mxfp8_repack");
     BREAK(mx_gemv, "mx_gemv");
     BREAK(mx_gemm, "mx_gemm");
     BREAK(rmsnorm, "rmsnorm");

@@ -46,7 +46,7 @@ HF_TO_GGUF = {
     "mlp.router.bias": "ffn_gate_inp.bias",
     "mlp.experts.down_proj_bias": "ffn_down_exps.bias",
 }
-TYPES = {"BF16": np.uint16, "U8": np.uint8, "F32": np.float32, "F16": np.float16}
+TYPES = {"BF16": np.uint16, "U8": np.uint8, "F8_E4M3": np.uint8, "F32": np.float32, "F16": np.float16}
 
 
 def read_safetensors(path):

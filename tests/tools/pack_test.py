@@ -112,6 +112,88 @@ def test_lossy_gguf_rounds_to_nearest_even(checkpoint, tmp_path, dense):
         assert got["embed"] != exact["embed"] and " 0 of them rounded" not in text
 
 
+def mxfp8(codes):
+    """bf16 codes [n, k] -> E4M3 codes [n, k], scales [n, k/32]: MX 1.0 section 6.3 in float64, rounded by ml_dtypes."""
+    x = codes.view(ml_dtypes.bfloat16).astype(np.float64).reshape(codes.shape[0], -1, 32)
+    largest = np.abs(x).max(axis=2, keepdims=True)
+    exponent = np.floor(np.log2(np.where(largest > 0, largest, 1))) - 8
+    scale = np.where(largest > 0, np.clip(exponent + 127, 0, 254), 0).astype(np.uint8)
+    scaled = np.clip(x * 2.0 ** (127.0 - scale), -448, 448)
+    e4m3 = scaled.astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    return e4m3.reshape(codes.shape), scale.reshape(codes.shape[0], -1)
+
+
+def is_dense(name):
+    return name == "lm_head" or name.endswith(("qkv.weight", "out.weight"))
+
+
+def scales_of(name):
+    return name.removesuffix(".weight") + ".scales"
+
+
+def test_mxfp8_matrices_are_as_numpy_rounds_them(checkpoint, tmp_path):
+    hf, synth = checkpoint
+    text = must("pack", hf, tmp_path / "m8.nib", "--dense", "mxfp8")
+    must("verify", tmp_path / "m8.nib")
+    exact, got = sources.read_safetensors(synth), sources.read_safetensors(tmp_path / "m8.nib")
+    names = [name for name in exact if not name.startswith("pad.")]
+    dense = [name for name in names if is_dense(name)]
+    assert len(dense) == 1 + 2 * sum(name.endswith("sinks") for name in names)
+    assert {n for n in got if not n.startswith("pad.")} == {*names, *map(scales_of, dense)}
+    off = norm = count = 0
+    for name in names:
+        if name not in dense:
+            assert got[name][1].tobytes() == exact[name][1].tobytes(), name
+            continue
+        codes, scales = mxfp8(exact[name][1])
+        assert got[name][0] == "F8_E4M3" and got[scales_of(name)][0] == "U8"
+        assert np.array_equal(got[name][1], codes) and np.array_equal(got[scales_of(name)][1], scales), name
+        x = exact[name][1].view(ml_dtypes.bfloat16).astype(np.float64)
+        y = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * 2.0 ** (scales.repeat(32, axis=1) - 127.0)
+        off, norm, count = off + ((x - y) ** 2).sum(), norm + (x**2).sum(), count + x.size
+    assert f"dense      {count} weights rounded to MXFP8, relative error {(off / norm) ** 0.5:.4f}\n" in text
+    info = json.loads(must("info", tmp_path / "m8.nib", "--json"))
+    assert info["dense"] == "mxfp8" and json.loads(must("info", synth, "--json"))["dense"] == "bf16"
+
+
+def test_mxfp8_of_three_layouts_and_of_synth_is_the_same(checkpoint, tmp_path):
+    hf, synth = checkpoint
+    seed = 7
+    must("synth", "nano" if "nano" in str(hf.parent) else "tiny", tmp_path / "synth.nib", "--seed", seed, "--dense", "mxfp8")
+    wanted = tensors_of(tmp_path / "synth.nib")
+    sources.to_openai(hf, tmp_path / "openai")
+    sources.to_gguf(hf, tmp_path / "model.gguf", "F32")
+    for source in (hf, tmp_path / "openai", tmp_path / "model.gguf"):
+        must("pack", source, tmp_path / "out.nib", "--dense", "mxfp8")
+        assert tensors_of(tmp_path / "out.nib") == wanted
+
+
+def test_weights_too_large_for_mxfp8_are_refused(nano, tmp_path):
+    shutil.copytree(nano / "hf", tmp_path / "hf")
+    shard = next(s for s in (tmp_path / "hf").glob("*.safetensors") if "lm_head.weight" in sources.read_safetensors(s))
+    tensors = {name: (kind, array.copy()) for name, (kind, array) in sources.read_safetensors(shard).items()}
+    tensors["lm_head.weight"][1][5, 7] = 0xC780  # -65536
+    sources.write_safetensors(tensors, shard)
+    must("pack", tmp_path / "hf", tmp_path / "bf16.nib")
+    done = nibble("pack", tmp_path / "hf", tmp_path / "m8.nib", "--dense", "mxfp8")
+    assert done.returncode == 1 and not (tmp_path / "m8.nib").exists()
+    assert done.stderr == ("nibble pack: tensor lm_head.weight has a value of 65536 or more, which is too large for dense "
+                           "weights in MXFP8\n")
+    tensors["lm_head.weight"][1][5, 7] = 0xC77F  # -65280
+    sources.write_safetensors(tensors, shard)
+    must("pack", tmp_path / "hf", tmp_path / "m8.nib", "--dense", "mxfp8")
+
+
+@pytest.mark.parametrize("args", [("pack", "SRC", "OUT", "--dense", "fp8"), ("synth", "nano", "OUT", "--dense", ""),
+                                  ("synth", "nano", "OUT", "--dense", "mxfp8", "--format", "hf"),
+                                  ("bench", "IMAGE", "--dense", "mxfp8")])
+def test_forms_that_are_refused(nano, tmp_path, args):
+    names = {"SRC": nano / "hf", "OUT": tmp_path / "out", "IMAGE": tmp_path / "image.nib"}
+    done = nibble(*[names.get(a, a) for a in args])
+    assert done.returncode == 2 and "--dense" in done.stderr.splitlines()[0]
+    assert list(tmp_path.iterdir()) == []
+
+
 def check_signal_leaves_nothing(source, folder):
     """Stops a pack as soon as its temporary file is there: exit 1, a sentence, an empty folder."""
     folder.mkdir()
