@@ -64,24 +64,40 @@ enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena, const struc
     return NIB_OK;
 }
 
-enum nib_err nib_kv_take(struct nib_kv *kv, uint32_t slot, uint32_t tokens)
+/* Takes the page on top of the free stack. */
+static uint32_t pop(struct nib_kv *kv, uint32_t place)
 {
-    if (slot >= kv->slots || tokens == 0)
-        return NIB_E_ARG;
+    uint32_t page = kv->free[--kv->free_count];
+    NIB_MUST(page < kv->pages_count && kv->place[page] == NIB_KV_FREE + kv->free_count);
+    kv->place[page] = place;
+    return page;
+}
+
+static void push(struct nib_kv *kv, uint32_t page)
+{
+    NIB_MUST(kv->free_count < kv->pages_count);
+    kv->place[page] = NIB_KV_FREE + kv->free_count;
+    kv->free[kv->free_count++] = page;
+}
+
+enum nib_err nib_kv_take(struct nib_kv *kv, uint32_t slot, uint32_t tokens, const uint32_t *shared,
+                         uint32_t shared_count)
+{
     uint32_t want = nib_kv_pages_for(tokens);
+    if (slot >= kv->slots || tokens == 0 || shared_count > want)
+        return NIB_E_ARG;
     if (want > kv->table_pages)
         return NIB_E_LIMIT;
+    for (uint32_t i = 0; i < shared_count; i++)
+        if (shared[i] >= kv->pages_count || kv->place[shared[i]] != NIB_KV_KEPT)
+            return NIB_E_ARG;
     if (kv->tables[slot].pages_count != 0)
         return NIB_E_STATE;
-    if (want > kv->free_count)
+    if (want - shared_count > kv->free_count)
         return NIB_E_FULL;
     uint32_t *ids = kv->ids + (size_t)slot * kv->table_pages;
-    for (uint32_t i = 0; i < want; i++) {
-        uint32_t page = kv->free[--kv->free_count];
-        NIB_MUST(page < kv->pages_count && kv->place[page] == NIB_KV_FREE + kv->free_count);
-        kv->place[page] = slot * kv->table_pages + i;
-        ids[i] = page;
-    }
+    for (uint32_t i = 0; i < want; i++)
+        ids[i] = i < shared_count ? shared[i] : pop(kv, slot * kv->table_pages + i);
     kv->tables[slot].pages_count = want;
     return NIB_OK;
 }
@@ -95,18 +111,45 @@ enum nib_err nib_kv_put(struct nib_kv *kv, uint32_t slot)
         return NIB_E_STATE;
     for (uint32_t i = table->pages_count; i-- > 0;) {
         uint32_t page = table->pages[i];
-        NIB_MUST(page < kv->pages_count && kv->place[page] == slot * kv->table_pages + i);
-        NIB_MUST(kv->free_count < kv->pages_count);
-        kv->place[page] = NIB_KV_FREE + kv->free_count;
-        kv->free[kv->free_count++] = page;
+        NIB_MUST(page < kv->pages_count);
+        if (kv->place[page] == NIB_KV_KEPT)
+            continue;
+        NIB_MUST(kv->place[page] == slot * kv->table_pages + i);
+        push(kv, page);
     }
     table->pages_count = 0;
     return NIB_OK;
 }
 
+uint32_t nib_kv_keep(struct nib_kv *kv, uint32_t slot, uint32_t index)
+{
+    NIB_MUST(slot < kv->slots && index < kv->tables[slot].pages_count);
+    uint32_t page = kv->tables[slot].pages[index];
+    NIB_MUST(page < kv->pages_count && kv->place[page] == slot * kv->table_pages + index);
+    kv->place[page] = NIB_KV_KEPT;
+    kv->kept_count++;
+    return page;
+}
+
+enum nib_err nib_kv_keep_free(struct nib_kv *kv, uint32_t *ret_page)
+{
+    if (kv->free_count == 0)
+        return NIB_E_FULL;
+    *ret_page = pop(kv, NIB_KV_KEPT);
+    kv->kept_count++;
+    return NIB_OK;
+}
+
+void nib_kv_drop(struct nib_kv *kv, uint32_t page)
+{
+    NIB_MUST(page < kv->pages_count && kv->place[page] == NIB_KV_KEPT && kv->kept_count > 0);
+    kv->kept_count--;
+    push(kv, page);
+}
+
 bool nib_kv_check(const struct nib_kv *kv)
 {
-    uint32_t owned = 0;
+    uint32_t owned = 0, kept = 0;
     if (kv->free_count > kv->pages_count)
         return false;
     for (uint32_t i = 0; i < kv->free_count; i++)
@@ -116,11 +159,18 @@ bool nib_kv_check(const struct nib_kv *kv)
         const struct nib_kv_table *table = &kv->tables[slot];
         if (table->pages_count > kv->table_pages)
             return false;
-        for (uint32_t i = 0; i < table->pages_count; i++)
-            if (table->pages[i] >= kv->pages_count || kv->place[table->pages[i]] != slot * kv->table_pages + i)
+        for (uint32_t i = 0; i < table->pages_count; i++) {
+            uint32_t page = table->pages[i];
+            if (page >= kv->pages_count)
                 return false;
-        owned += table->pages_count;
+            bool own = kv->place[page] == slot * kv->table_pages + i;
+            if (!own && kv->place[page] != NIB_KV_KEPT)
+                return false;
+            owned += own;
+        }
     }
+    for (uint32_t page = 0; page < kv->pages_count; page++)
+        kept += kv->place[page] == NIB_KV_KEPT;
     /* every page has one place, so no page was counted twice; equal sums leave none out */
-    return owned + kv->free_count == kv->pages_count;
+    return kept == kv->kept_count && owned + kept + kv->free_count == kv->pages_count;
 }

@@ -2,7 +2,9 @@
  *
  * A page holds NIB_KV_PAGE_TOKENS positions. A slot takes all pages its sequence can ever need at
  * once, so that an admitted sequence never runs out, and gives all of them back at once. Every page
- * is either free or owned by exactly one slot; nib_kv_check proves it. One thread (the stepper). */
+ * is free, or owned by exactly one slot, or kept (core/prefix.h, which alone keeps pages and drops
+ * them); tables may share kept pages, which nobody writes. nib_kv_check proves it. One thread (the
+ * stepper). */
 #ifndef NIB_CORE_KV_H
 #define NIB_CORE_KV_H
 
@@ -10,14 +12,16 @@
 #include "core/engine.h"
 
 #define NIB_KV_FREE 0x80000000u /* in place: a free page; the low bits index the free stack */
+#define NIB_KV_KEPT 0x7fffffffu /* in place: a kept page */
 
 struct nib_kv {
     uint32_t slots;
     uint32_t pages_count; /* of the pool */
     uint32_t table_pages; /* pages of the longest sequence */
     uint32_t free_count;
+    uint32_t kept_count;
     uint32_t *free;              /* [pages_count] stack; the last put is the first taken */
-    uint32_t *place;             /* [pages_count] index into ids, or NIB_KV_FREE + index into free */
+    uint32_t *place;             /* [pages_count] index into ids, NIB_KV_KEPT, or NIB_KV_FREE + index into free */
     uint32_t *ids;               /* [slots][table_pages] */
     struct nib_kv_table *tables; /* [slots], what a struct nib_step points at */
 };
@@ -36,17 +40,28 @@ size_t nib_kv_bytes(const struct nib_engine_dims *dims);
 enum nib_err nib_kv_init(struct nib_kv *kv, struct nib_arena *arena, const struct nib_engine_dims *dims,
                          struct nib_msg *msg) NIB_CHECKED;
 
-/* Gives an empty slot the pages for `tokens` positions. Nothing changes on error.
- * NIB_E_ARG: no such slot, or 0 tokens. NIB_E_LIMIT: more than a table holds. NIB_E_STATE: the slot
- * has pages already. NIB_E_FULL: not enough free pages now. */
-enum nib_err nib_kv_take(struct nib_kv *kv, uint32_t slot, uint32_t tokens) NIB_CHECKED;
+/* Gives an empty slot the pages for `tokens` positions: the kept pages shared[0..shared_count)
+ * first, then free ones. Nothing changes on error. NIB_E_ARG: no such slot, 0 tokens, more shared
+ * pages than pages, or one that is not kept. NIB_E_LIMIT: more than a table holds. NIB_E_STATE: the
+ * slot has pages already. NIB_E_FULL: not enough free pages now. */
+enum nib_err nib_kv_take(struct nib_kv *kv, uint32_t slot, uint32_t tokens, const uint32_t *shared,
+                         uint32_t shared_count) NIB_CHECKED;
 
-/* Gives back every page of the slot. NIB_E_ARG: no such slot. NIB_E_STATE: it has none (a double
- * put). A table that names a page the slot does not own is a broken invariant: the process stops.
- */
+/* Gives back every page the slot owns; kept ones stay kept. NIB_E_ARG: no such slot. NIB_E_STATE:
+ * it has none (a double put). A table that names a page of another slot, or a free one, is a broken
+ * invariant: the process stops. */
 enum nib_err nib_kv_put(struct nib_kv *kv, uint32_t slot) NIB_CHECKED;
 
-/* True when every page is free once or in one table once, and the counts agree. O(pages). */
+/* The slot's page number `index`, which it owns, is kept from now on; its table names it still. */
+uint32_t nib_kv_keep(struct nib_kv *kv, uint32_t slot, uint32_t index);
+
+/* A free page is kept from now on, in no table. NIB_E_FULL: none is free. */
+enum nib_err nib_kv_keep_free(struct nib_kv *kv, uint32_t *ret_page) NIB_CHECKED;
+
+/* A kept page, which no table names any more, becomes free. */
+void nib_kv_drop(struct nib_kv *kv, uint32_t page);
+
+/* True when every page is free once, in one table once, or kept, and the counts agree. O(pages). */
 bool nib_kv_check(const struct nib_kv *kv);
 
 #endif

@@ -60,11 +60,13 @@
 #define NIB_MAX_STEP_ROWS          2048 /* rows (tokens) of one step: decode rows and prefill chunks */
 #define NIB_MAX_QUEUE              256  /* requests waiting for a slot */
 #define NIB_MAX_STEPS_AHEAD        2    /* steps launched whose results were not yet read */
-#define NIB_KV_PAGE_TOKENS         64 /* tokens of one KV page: small enough to waste little, large enough to stream */
-#define NIB_MAX_KV_LOADS           32 /* copies of a step from kept pages into rings: 16 prompts that begin warm */
-#define NIB_MAX_KV_SAVES           64 /* copies of a step from rings into kept pages: all pages of the largest step, twice */
-#define NIB_MAX_OVERTAKEN          8           /* requests that may pass one which waits for pages */
-#define NIB_PROMPT_CHUNK_TOKENS    256         /* prompts wait in chunks of this many tokens: half is lost on average */
+#define NIB_KV_PAGE_TOKENS         64  /* tokens of one KV page: small enough to waste little, large enough to stream */
+#define NIB_MAX_WINDOW_PAGES       4   /* pages of one window; the models' 128 tokens need 2 */
+#define NIB_MAX_PREFIX_PROBES      32  /* kept pages looked at for one page of a prompt, whatever the hashes */
+#define NIB_MAX_KV_LOADS           32  /* copies of a step from kept pages into rings: 16 prompts that begin warm */
+#define NIB_MAX_KV_SAVES           64  /* copies of a step from rings into kept pages: twice the pages of its rows */
+#define NIB_MAX_OVERTAKEN          8   /* requests that may pass one which waits for pages */
+#define NIB_PROMPT_CHUNK_TOKENS    256 /* prompts wait in chunks of this many tokens: half is lost on average */
 #define NIB_MAX_PROMPT_POOL_TOKENS (64u << 20) /* of all waiting prompts: every slot and queue place with 131,072 */
 #define NIB_MAX_KV_PAGES           (4u << 20)  /* of the pool: 256 slots with 131,072 tokens use 524,288 */
 #define NIB_MAX_RING_CELLS         (1u << 16)  /* elements of one ring between two threads */

@@ -76,6 +76,30 @@ uint32_t nib_prompt_read(struct nib_prompt_pool *pool, struct nib_prompt *prompt
     return token;
 }
 
+_Static_assert(NIB_PROMPT_CHUNK_TOKENS % NIB_KV_PAGE_TOKENS == 0, "a page lies in one chunk");
+
+const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, uint32_t *chunk, uint32_t page)
+{
+    const uint32_t pages = NIB_PROMPT_CHUNK_TOKENS / NIB_KV_PAGE_TOKENS;
+    if (page != 0 && page % pages == 0)
+        *chunk = pool->next[*chunk];
+    NIB_MUST(*chunk < pool->chunks_count);
+    return pool->tokens + (size_t)*chunk * NIB_PROMPT_CHUNK_TOKENS + (size_t)(page % pages) * NIB_KV_PAGE_TOKENS;
+}
+
+void nib_prompt_skip(struct nib_prompt_pool *pool, struct nib_prompt *prompt, uint32_t count)
+{
+    NIB_MUST(count <= prompt->left);
+    while (count > 0) {
+        uint32_t part = (uint32_t)nib_min_u64(count, NIB_PROMPT_CHUNK_TOKENS - prompt->skip);
+        prompt->skip += part;
+        prompt->left -= part;
+        count -= part;
+        if (prompt->skip == NIB_PROMPT_CHUNK_TOKENS || prompt->left == 0)
+            put_first(pool, prompt);
+    }
+}
+
 void nib_prompt_put(struct nib_prompt_pool *pool, struct nib_prompt *prompt)
 {
     for (uint32_t i = nib_prompt_chunks(prompt); i > 0; i--)

@@ -25,7 +25,7 @@ static bool config_allowed(const struct nib_sched_config *config)
            config->queue_max >= 1 && config->queue_max <= NIB_MAX_QUEUE &&
            config->prompt_tokens_max >= NIB_PROMPT_CHUNK_TOKENS &&
            config->prompt_tokens_max <= NIB_MAX_PROMPT_POOL_TOKENS && config->prefill_rows_max >= 1 &&
-           config->prefill_rows_max <= dims->step_rows_max;
+           config->prefill_rows_max <= dims->step_rows_max && nib_prefix_allowed(&config->prefix);
 }
 
 static uint32_t chunks_of(const struct nib_sched_config *config)
@@ -41,7 +41,8 @@ size_t nib_sched_bytes(const struct nib_sched_config *config)
     size_t entry = sizeof(struct sched_entry) + sizeof(struct nib_sampling) + sizeof(uint32_t);
     size_t slot = sizeof(struct sched_slot) + sizeof(struct nib_sampling);
     return sizeof(struct nib_sched) + (config->queue_max + dims->slots) * entry + dims->slots * slot +
-           (size_t)SCHED_TAKES * SCHED_ALIGN + nib_kv_bytes(dims) + nib_prompt_bytes(chunks_of(config));
+           (size_t)SCHED_TAKES * SCHED_ALIGN + nib_kv_bytes(dims) + nib_prefix_bytes(dims, &config->prefix) +
+           nib_prompt_bytes(chunks_of(config));
 }
 
 static enum nib_err carve(struct nib_sched *sched, struct nib_arena *arena)
@@ -55,6 +56,8 @@ static enum nib_err carve(struct nib_sched *sched, struct nib_arena *arena)
     if (!sched->entries || !sched->waiting || !sched->free || !sched->slots || !sched->sampling)
         return NIB_E_NOMEM;
     enum nib_err err = nib_kv_init(&sched->kv, arena, &sched->config.dims, NULL);
+    if (!err)
+        err = nib_prefix_init(&sched->prefix, arena, &sched->config.dims, &sched->config.prefix, &sched->kv);
     return err ? err : nib_prompt_init(&sched->prompts, arena, chunks_of(&sched->config));
 }
 
@@ -64,11 +67,11 @@ enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_conf
     if (!config_allowed(config))
         return nib_fail(msg, NIB_E_ARG,
                         "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
-                        "prompts), %u steps ahead, queue %u, %u prompt tokens: a number is outside "
-                        "its range, or there are fewer rows than slots",
+                        "prompts), %u steps ahead, queue %u, %u prompt tokens, window %u: a number is "
+                        "outside its range, or there are fewer rows than slots",
                         config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages, config->dims.step_rows_max,
                         config->prefill_rows_max, config->dims.steps_ahead, config->queue_max,
-                        config->prompt_tokens_max);
+                        config->prompt_tokens_max, config->prefix.window);
     struct nib_sched *sched = nib_arena_take(arena, sizeof *sched, SCHED_ALIGN);
     if (!sched)
         return nib_fail(msg, NIB_E_NOMEM, "the scheduler does not fit the arena");
@@ -226,7 +229,7 @@ void nib_sched_slot_free(struct nib_sched *sched, uint32_t slot)
 {
     struct sched_slot *s = &sched->slots[slot];
     NIB_MUST(s->refs == 0 && s->state != SLOT_IDLE);
-    enum nib_err err = nib_kv_put(&sched->kv, slot);
+    enum nib_err err = nib_prefix_put(&sched->prefix, slot);
     NIB_MUST(err == NIB_OK);
     s->state = SLOT_IDLE;
 }
@@ -266,8 +269,11 @@ void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish fini
         .finish = finish,
         .sampled = sampled,
         .answer_tokens = entry->answer_tokens,
+        .reused_tokens = entry->reused_tokens,
     };
     count_end(&sched->stats, finish);
+    if (finish == NIB_FINISH_FAILED && !sched->lost) /* what it read may be what is wrong */
+        nib_prefix_forget(&sched->prefix, entry->uid);
     nib_prompt_put(&sched->prompts, &entry->prompt);
     if (entry->state == ENTRY_RUNNING) {
         struct sched_slot *slot = &sched->slots[entry->slot];
@@ -300,28 +306,55 @@ static uint32_t first_queued(const struct nib_sched *sched, uint32_t pages_max)
     return best;
 }
 
-static void admit_one(struct nib_sched *sched, uint32_t index, uint32_t at, uint64_t now_ms)
+/* Takes the slot's pages; loads of window pages go into the step, prompt tokens that need not be fed are passed over. */
+static struct nib_prefix_begin take_pages(struct nib_sched *sched, uint32_t index, uint32_t at, struct nib_step *step)
 {
     struct sched_entry *entry = &sched->entries[index];
-    enum nib_err err = nib_kv_take(&sched->kv, at, entry->prompt_tokens + entry->answer_tokens_max);
-    NIB_MUST(err == NIB_OK);
+    const struct nib_prefix_prompt prompt = {.pool = &sched->prompts,
+                                             .prompt = &entry->prompt,
+                                             .uid = entry->uid,
+                                             .reuse = sched->waiting[index].repetition_penalty == 1.0f};
+    struct nib_prefix_begin begin;
+    enum nib_err err =
+        nib_prefix_take(&sched->prefix, at, entry->prompt_tokens + entry->answer_tokens_max, &prompt, &begin);
+    NIB_MUST(err == NIB_OK && step->loads_count + begin.windows_count <= NIB_MAX_KV_LOADS);
+    for (uint32_t i = 0; i < begin.windows_count; i++)
+        step->loads[step->loads_count++] = (struct nib_kv_copy){
+            .page = begin.windows[i], .index = begin.pages - begin.windows_count + i, .slot = (uint16_t)at};
+    entry->reused_tokens = begin.pages * NIB_KV_PAGE_TOKENS;
+    sched->stats.tokens_reused += entry->reused_tokens;
+    nib_prompt_skip(&sched->prompts, &entry->prompt, entry->reused_tokens);
+    return begin;
+}
+
+static void admit_one(struct nib_sched *sched, uint32_t index, uint32_t at, uint64_t now_ms, struct nib_step *step)
+{
+    struct sched_entry *entry = &sched->entries[index];
+    const struct nib_prefix_begin begin = take_pages(sched, index, at, step);
     entry->state = ENTRY_RUNNING;
     entry->slot = at;
-    sched->slots[at] = (struct sched_slot){
-        .state = SLOT_RUNNING, .entry = index, .admitted = sched->admissions++, .admitted_ms = now_ms};
+    sched->slots[at] = (struct sched_slot){.state = SLOT_RUNNING,
+                                           .entry = index,
+                                           .next_pos = entry->reused_tokens,
+                                           .first_pos = entry->reused_tokens,
+                                           .part_pos = begin.known > begin.pages ? begin.known * NIB_KV_PAGE_TOKENS : 0,
+                                           .admitted = sched->admissions++,
+                                           .admitted_ms = now_ms};
     sched->sampling[at] = sched->waiting[index];
 }
 
-void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms)
+void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms, struct nib_step *step)
 {
     for (uint32_t at = 0; at < sched->config.dims.slots; at++) {
         if (sched->slots[at].state != SLOT_IDLE)
             continue;
+        if (step->loads_count + NIB_MAX_WINDOW_PAGES > NIB_MAX_KV_LOADS)
+            return;
         uint32_t head = first_queued(sched, UINT32_MAX);
         if (head == SCHED_NONE)
             return;
         sched->round = sched->entries[head].round;
-        uint32_t pick = first_queued(sched, sched->kv.free_count);
+        uint32_t pick = first_queued(sched, nib_prefix_available(&sched->prefix));
         if (pick == SCHED_NONE)
             return;
         if (pick != head) {
@@ -330,6 +363,6 @@ void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms)
             sched->entries[head].overtaken++;
             sched->stats.overtaken++;
         }
-        admit_one(sched, pick, at, now_ms);
+        admit_one(sched, pick, at, now_ms, step);
     }
 }

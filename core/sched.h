@@ -19,8 +19,15 @@
  * with the least left, so that a short prompt need not wait for a long one and the long one moves
  * on.
  *
+ * A prompt that begins as one before it of the same owner did begins behind the pages which that one
+ * computed (core/prefix.h), as far as they are known when it is admitted. Window pages are saved where
+ * prompts are likely to part: before each message's first token, before a prompt's last, and where this
+ * prompt left what was known. So the next turn computes what is new, what is left of a page, and after
+ * an unlikely parting what lies behind the last message's beginning. A request with a repetition
+ * penalty computes all: the penalty needs the engine to see every prompt token.
+ *
  * Promises about rows, on top of core/engine.h: NIB_ROW_DECODE is set on exactly the rows that
- * carry an answer token; the row of position 0, and no other, has NIB_ROW_FIRST; NIB_ROW_FEEDBACK
+ * carry an answer token; a sequence's first row, and no other, has NIB_ROW_FIRST; NIB_ROW_FEEDBACK
  * is set only while the token is not known yet (steps_ahead 2). A slot gets a new sequence only
  * when no step in flight has rows of the old one. */
 #ifndef NIB_CORE_SCHED_H
@@ -29,6 +36,7 @@
 #include "core/arena.h"
 #include "core/engine.h"
 #include "core/kv.h"
+#include "core/prefix.h"
 
 enum nib_finish {
     NIB_FINISH_NONE = 0,  /* goes on */
@@ -43,11 +51,12 @@ enum nib_finish {
 struct nib_sched_config {
     struct nib_engine_dims dims; /* step_rows_max >= slots */
     uint32_t vocab;
-    uint32_t queue_max;         /* requests that wait: 1..NIB_MAX_QUEUE */
-    uint32_t prompt_tokens_max; /* prompt tokens held for all requests together; one request uses
+    uint32_t queue_max;              /* requests that wait: 1..NIB_MAX_QUEUE */
+    uint32_t prompt_tokens_max;      /* prompt tokens held for all requests together; one request uses
                                    whole chunks of NIB_PROMPT_CHUNK_TOKENS */
-    uint32_t prefill_rows_max;  /* prompt rows of a step that also decodes: 1..step_rows_max.
+    uint32_t prefill_rows_max;       /* prompt rows of a step that also decodes: 1..step_rows_max.
                                    Smaller:  steadier answers; larger: faster prompts */
+    struct nib_prefix_config prefix; /* all zero: every prompt is computed from its start */
 };
 
 /* Names one request until its final event; stale afterwards. */
@@ -78,6 +87,7 @@ struct nib_sched_event {
     const struct nib_sampled *sampled; /* the token, inside the step_out of this call; NULL: none.
                                           With NIB_FINISH_STOP it is the stop id itself */
     uint32_t answer_tokens;            /* so far, this one and a stop id included */
+    uint32_t reused_tokens;            /* of the prompt, computed before it came */
 };
 
 /* Counters count from init. submitted == finished + refused + cancelled + failed + queued +
@@ -90,10 +100,11 @@ struct nib_sched_stats {
     uint64_t cancelled; /* cancel or deadline */
     uint64_t expired;   /* the part of cancelled that the deadline ended */
     uint64_t failed;
-    uint32_t queued;  /* now */
-    uint32_t running; /* now: requests in slots */
-    uint32_t closing; /* now: slots whose request ended, held by a step in flight */
-    uint32_t pages_used;
+    uint32_t queued;     /* now */
+    uint32_t running;    /* now: requests in slots */
+    uint32_t closing;    /* now: slots whose request ended, held by a step in flight */
+    uint32_t pages_used; /* now: by slots, shared ones once */
+    uint32_t pages_idle; /* now: kept, and free for whoever needs them */
     uint32_t pages_count;
     uint32_t prompt_tokens_held; /* in whole chunks */
     uint32_t steps_in_flight;
@@ -103,6 +114,8 @@ struct nib_sched_stats {
     uint64_t tokens;         /* given out in events */
     uint64_t tokens_dropped; /* sampled past the end of their request */
     uint64_t overtaken;      /* admissions past a request that waited for pages */
+    uint64_t tokens_reused;  /* of prompts: computed before they came */
+    uint64_t pages_evicted;  /* kept pages that others needed */
 };
 
 struct nib_sched;
@@ -157,8 +170,9 @@ void nib_sched_stats(const struct nib_sched *sched, struct nib_sched_stats *ret_
  */
 bool nib_sched_check(const struct nib_sched *sched);
 
-/* The page pool, to look at. */
+/* The page pool, to look at; and what is kept in it. */
 const struct nib_kv *nib_sched_kv(const struct nib_sched *sched);
+const struct nib_prefix *nib_sched_prefix(const struct nib_sched *sched);
 
 /* "stop", "length", "cancelled", "deadline", "failed"; "none". */
 const char *nib_finish_name(enum nib_finish finish);

@@ -23,6 +23,7 @@ struct sched_entry {
     uint32_t overtaken; /* times it was passed while it waited for pages */
     uint32_t slot;      /* when running */
     uint32_t prompt_tokens;
+    uint32_t reused_tokens; /* of the prompt; when running */
     uint32_t answer_tokens_max;
     uint32_t answer_tokens; /* given out */
     uint32_t stop_count;
@@ -39,6 +40,8 @@ struct sched_slot {
     uint32_t entry;
     uint32_t refs;       /* steps in flight with rows of this slot */
     uint32_t next_pos;   /* of the next row */
+    uint32_t first_pos;  /* of the first row: behind the pages that were there */
+    uint32_t part_pos;   /* where the prompt leaves what is known; 0: nowhere behind first_pos */
     uint32_t begun;      /* rows with LOGITS put into steps */
     uint32_t last_token; /* sampled last; valid when all begun are collected */
     uint64_t admitted;   /* counts admissions */
@@ -56,6 +59,7 @@ struct sched_flight {
 struct nib_sched {
     struct nib_sched_config config;
     struct nib_kv kv;
+    struct nib_prefix prefix;
     struct nib_prompt_pool prompts;
     uint32_t entries_count;       /* queue_max + slots */
     struct sched_entry *entries;  /* [entries_count] */
@@ -90,7 +94,7 @@ void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish fini
 /* Gives the slot's pages back and makes it idle; refs must be 0. */
 void nib_sched_slot_free(struct nib_sched *sched, uint32_t slot);
 
-/* Moves queued requests into idle slots, in order, as pages allow. */
-void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms);
+/* Moves queued requests into idle slots, in order, as pages and the step's loads allow; adds to these. */
+void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms, struct nib_step *step);
 
 #endif

@@ -14,7 +14,9 @@ void nib_sched_stats(const struct nib_sched *sched, struct nib_sched_stats *ret_
     }
     stats.admitted = sched->admissions;
     stats.pages_count = sched->kv.pages_count;
-    stats.pages_used = sched->kv.pages_count - sched->kv.free_count;
+    stats.pages_used = sched->kv.pages_count - nib_prefix_available(&sched->prefix);
+    stats.pages_idle = sched->prefix.idle_count;
+    stats.pages_evicted = sched->prefix.evicted;
     stats.prompt_tokens_held = (sched->prompts.chunks_count - sched->prompts.free_count) * NIB_PROMPT_CHUNK_TOKENS;
     stats.steps_in_flight = sched->flights_count;
     *ret_stats = stats;
@@ -53,7 +55,7 @@ static bool slot_agrees(const struct nib_sched *sched, uint32_t at)
 
 bool nib_sched_check(const struct nib_sched *sched)
 {
-    if (!ledger_agrees(sched) || !nib_kv_check(&sched->kv))
+    if (!ledger_agrees(sched) || !nib_kv_check(&sched->kv) || !nib_prefix_check(&sched->prefix))
         return false;
     for (uint32_t at = 0; at < sched->config.dims.slots; at++)
         if (!slot_agrees(sched, at))
@@ -68,6 +70,11 @@ bool nib_sched_check(const struct nib_sched *sched)
 const struct nib_kv *nib_sched_kv(const struct nib_sched *sched)
 {
     return &sched->kv;
+}
+
+const struct nib_prefix *nib_sched_prefix(const struct nib_sched *sched)
+{
+    return &sched->prefix;
 }
 
 const char *nib_finish_name(enum nib_finish finish)

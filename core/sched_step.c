@@ -26,6 +26,28 @@ static struct nib_prompt *prompt_of(struct nib_sched *sched, uint32_t slot)
     return &sched->entries[sched->slots[slot].entry].prompt;
 }
 
+/* Window pages of the pages before `page` are filled after this step, as far as the slot's nodes lack them. */
+static void save_windows(struct nib_sched *sched, uint32_t at, uint32_t page, struct nib_step *step)
+{
+    const uint32_t window = sched->prefix.window_pages;
+    for (uint32_t index = page > window ? page - window : 0; index < page; index++) {
+        if (step->saves_count == NIB_MAX_KV_SAVES)
+            return; /* a later prompt computes a little more */
+        uint32_t kept = nib_prefix_save(&sched->prefix, at, index);
+        if (kept != NIB_PREFIX_NONE)
+            step->saves[step->saves_count++] = (struct nib_kv_copy){.page = kept, .index = index, .slot = (uint16_t)at};
+    }
+}
+
+/* A row with a prompt token: it is noted, and where prompts are likely to part, what leads there is kept. */
+static void note_prompt_row(struct nib_sched *sched, const struct nib_row *row, bool last, struct nib_step *step)
+{
+    const struct sched_slot *slot = &sched->slots[row->slot];
+    nib_prefix_token(&sched->prefix, row->slot, row->pos, row->token);
+    if (last || row->token == sched->config.prefix.begin_token || (slot->part_pos && row->pos == slot->part_pos))
+        save_windows(sched, row->slot, row->pos / NIB_KV_PAGE_TOKENS, step);
+}
+
 /* Writes `count` rows of one slot and notes them in the flight. */
 static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint16_t flags, struct nib_step *step,
                      struct sched_flight *flight)
@@ -39,8 +61,10 @@ static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint1
         row->pos = slot->next_pos++;
         row->slot = (uint16_t)at;
         row->flags = flags;
-        if (row->pos == 0)
+        if (row->pos == slot->first_pos)
             row->flags |= NIB_ROW_FIRST;
+        if (!decode && sched->config.prefix.on)
+            note_prompt_row(sched, row, prompt->left == 0, step);
     }
     bool logits = prompt->left == 0;
     if (logits) {
@@ -119,9 +143,9 @@ enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struc
         return NIB_E_STATE;
     struct sched_events events = {.list = ret_events, .count = 0};
     sweep(sched, now_ms, &events);
-    nib_sched_admit(sched, now_ms);
     ret_step->serial = 0;
-    ret_step->rows_count = 0;
+    ret_step->rows_count = ret_step->loads_count = ret_step->saves_count = 0;
+    nib_sched_admit(sched, now_ms, ret_step);
     ret_step->tables = sched->kv.tables;
     ret_step->sampling = sched->sampling;
     ret_step->logits = NULL;
@@ -194,6 +218,7 @@ static void take_token(struct nib_sched *sched, uint32_t at, const struct nib_sa
         .finish = NIB_FINISH_NONE,
         .sampled = sampled,
         .answer_tokens = entry->answer_tokens,
+        .reused_tokens = entry->reused_tokens,
     };
 }
 
@@ -237,5 +262,6 @@ void nib_sched_abort(struct nib_sched *sched, struct nib_sched_event *ret_events
     for (uint32_t i = 0; i < sched->entries_count; i++)
         if (sched->entries[i].state != ENTRY_FREE)
             nib_sched_end(sched, i, NIB_FINISH_FAILED, NULL, 0, &events);
+    nib_prefix_clear(&sched->prefix);
     *ret_events_count = events.count;
 }

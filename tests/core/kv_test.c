@@ -29,17 +29,17 @@ END_TEST
 START_TEST(errors_change_nothing)
 {
     make(2, 4 * NIB_KV_PAGE_TOKENS, 5);
-    ck_assert_int_eq(nib_kv_take(&kv, 2, 1), NIB_E_ARG);
-    ck_assert_int_eq(nib_kv_take(&kv, 0, 0), NIB_E_ARG);
-    ck_assert_int_eq(nib_kv_take(&kv, 0, 4 * NIB_KV_PAGE_TOKENS + 1), NIB_E_LIMIT);
+    ck_assert_int_eq(nib_kv_take(&kv, 2, 1, NULL, 0), NIB_E_ARG);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 0, NULL, 0), NIB_E_ARG);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 4 * NIB_KV_PAGE_TOKENS + 1, NULL, 0), NIB_E_LIMIT);
     ck_assert_int_eq(nib_kv_put(&kv, 0), NIB_E_STATE);
     ck_assert_int_eq(nib_kv_put(&kv, 2), NIB_E_ARG);
     ck_assert_uint_eq(kv.free_count, 5);
-    ck_assert_int_eq(nib_kv_take(&kv, 0, 4 * NIB_KV_PAGE_TOKENS), NIB_OK);
-    ck_assert_int_eq(nib_kv_take(&kv, 0, 1), NIB_E_STATE);
-    ck_assert_int_eq(nib_kv_take(&kv, 1, 2 * NIB_KV_PAGE_TOKENS), NIB_E_FULL);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 4 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 1, NULL, 0), NIB_E_STATE);
+    ck_assert_int_eq(nib_kv_take(&kv, 1, 2 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_E_FULL);
     ck_assert_uint_eq(kv.tables[1].pages_count, 0);
-    ck_assert_int_eq(nib_kv_take(&kv, 1, NIB_KV_PAGE_TOKENS), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 1, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
     ck_assert_uint_eq(kv.free_count, 0);
     ck_assert(nib_kv_check(&kv));
     ck_assert_int_eq(nib_kv_put(&kv, 0), NIB_OK);
@@ -63,7 +63,7 @@ START_TEST(every_page_has_one_owner)
             uint32_t tokens = 1 + (uint32_t)(nib_test_rand(&seed) % (16 * NIB_KV_PAGE_TOKENS));
             bool fits = nib_kv_pages_for(tokens) <= kv.free_count;
             full += !fits;
-            ck_assert_int_eq(nib_kv_take(&kv, slot, tokens), fits ? NIB_OK : NIB_E_FULL);
+            ck_assert_int_eq(nib_kv_take(&kv, slot, tokens, NULL, 0), fits ? NIB_OK : NIB_E_FULL);
         }
         uint32_t owners[PAGES] = {0}, owned = 0;
         for (uint32_t s = 0; s < SLOTS; s++)
@@ -79,15 +79,64 @@ START_TEST(every_page_has_one_owner)
 }
 END_TEST
 
+/* A kept page outlives its slot, may be in several tables, and is free only when it is dropped. */
+START_TEST(kept_pages_are_shared)
+{
+    make(3, 4 * NIB_KV_PAGE_TOKENS, 6);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 2 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    const uint32_t shared[] = {nib_kv_keep(&kv, 0, 0), kv.tables[0].pages[1]};
+    ck_assert_int_eq(nib_kv_take(&kv, 1, 3 * NIB_KV_PAGE_TOKENS, shared, 2), NIB_E_ARG); /* one is not kept */
+    ck_assert_int_eq(nib_kv_take(&kv, 1, NIB_KV_PAGE_TOKENS, shared, 2), NIB_E_ARG);     /* more than it takes */
+    ck_assert_int_eq(nib_kv_take(&kv, 1, 3 * NIB_KV_PAGE_TOKENS, shared, 1), NIB_OK);
+    ck_assert_uint_eq(kv.tables[1].pages[0], shared[0]);
+    ck_assert_uint_eq(kv.free_count, 2);
+    ck_assert(nib_kv_check(&kv));
+    uint32_t page = 77;
+    ck_assert_int_eq(nib_kv_take(&kv, 2, 4 * NIB_KV_PAGE_TOKENS, shared, 1), NIB_E_FULL);
+    ck_assert_int_eq(nib_kv_keep_free(&kv, &page), NIB_OK);
+    ck_assert_uint_ne(page, 77);
+    ck_assert_int_eq(nib_kv_put(&kv, 0), NIB_OK);
+    ck_assert_int_eq(nib_kv_put(&kv, 1), NIB_OK);
+    ck_assert_uint_eq(kv.free_count, 4);
+    ck_assert_uint_eq(kv.kept_count, 2);
+    ck_assert(nib_kv_check(&kv));
+    nib_kv_drop(&kv, page);
+    nib_kv_drop(&kv, shared[0]);
+    ck_assert_uint_eq(kv.free_count, 6);
+    ck_assert(nib_kv_check(&kv));
+    while (nib_kv_keep_free(&kv, &page) == NIB_OK)
+        ck_assert(nib_kv_check(&kv));
+    ck_assert_uint_eq(kv.kept_count, 6);
+}
+END_TEST
+
+START_TEST(dropping_a_page_in_use_stops_the_process)
+{
+    make(2, 4 * NIB_KV_PAGE_TOKENS, 8);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    nib_kv_drop(&kv, kv.tables[0].pages[0]);
+}
+END_TEST
+
+START_TEST(keeping_a_foreign_page_stops_the_process)
+{
+    make(2, 4 * NIB_KV_PAGE_TOKENS, 8);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    (void)nib_kv_keep(&kv, 0, 0);
+    (void)nib_kv_keep(&kv, 0, 0);
+}
+END_TEST
+
 /* Each single corruption of the pool is seen by nib_kv_check. */
 START_TEST(check_sees_every_corruption)
 {
     make(2, 4 * NIB_KV_PAGE_TOKENS, 8);
-    ck_assert_int_eq(nib_kv_take(&kv, 0, 3 * NIB_KV_PAGE_TOKENS), NIB_OK);
-    ck_assert_int_eq(nib_kv_take(&kv, 1, 2 * NIB_KV_PAGE_TOKENS), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 3 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 1, 2 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
     uint32_t *cells[] = {&kv.free_count,
                          &kv.tables[0].pages_count,
                          &kv.tables[1].pages_count,
+                         &kv.kept_count,
                          &kv.free[0],
                          &kv.free[2],
                          &kv.ids[0],
@@ -112,8 +161,8 @@ END_TEST
 START_TEST(putting_a_foreign_page_stops_the_process)
 {
     make(2, 4 * NIB_KV_PAGE_TOKENS, 8);
-    ck_assert_int_eq(nib_kv_take(&kv, 0, NIB_KV_PAGE_TOKENS), NIB_OK);
-    ck_assert_int_eq(nib_kv_take(&kv, 1, NIB_KV_PAGE_TOKENS), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 1, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
     kv.ids[0] = kv.tables[1].pages[0];
     (void)!nib_kv_put(&kv, 0);
 }
@@ -150,6 +199,9 @@ int main(void)
     tcase_add_test(tcase, errors_change_nothing);
     tcase_add_test(tcase, every_page_has_one_owner);
     tcase_add_test(tcase, check_sees_every_corruption);
+    tcase_add_test(tcase, kept_pages_are_shared);
+    tcase_add_test_raise_signal(tcase, dropping_a_page_in_use_stops_the_process, SIGABRT);
+    tcase_add_test_raise_signal(tcase, keeping_a_foreign_page_stops_the_process, SIGABRT);
     tcase_add_test_raise_signal(tcase, putting_a_foreign_page_stops_the_process, SIGABRT);
     tcase_add_test(tcase, dimensions_out_of_range_are_refused);
     suite_add_tcase(suite, tcase);

@@ -608,12 +608,180 @@ START_TEST(finish_reasons_have_names)
 }
 END_TEST
 
-NIB_SUITE(sched, one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
-          two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
-          without_decode_prompts_fill_the_step, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
-          newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
-          cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
-          a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,
-          a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
+/* ---- prompts that begin alike ---- */
+
+#define BEGIN 990u /* begins a message */
+#define PAGE  NIB_KV_PAGE_TOKENS
+
+static void begin_reusing(uint32_t slots, uint32_t pages, uint32_t rows, uint32_t steps_ahead)
+{
+    open_sched(slots, pages, rows, steps_ahead);
+    config.prefix = (struct nib_prefix_config){.on = true, .window = 2 * PAGE, .begin_token = BEGIN};
+    for (uint32_t i = 0; i < 4096; i++)
+        prompt[i] = i % 900;
+    begin_sched();
+}
+
+/* Runs a prompt of one answer token to its end; what of it was fed. */
+static uint32_t fed(uint32_t uid, uint32_t prompt_tokens, uint32_t *ret_reused)
+{
+    const uint64_t before = stats().rows_prompt;
+    submit(uid, prompt_tokens, 1);
+    for (events_count = 0; events_count == 0;) {
+        next();
+        ck_assert_uint_gt(step.rows_count, 0);
+        finish(&step, 1);
+    }
+    ck_assert_int_eq(events[0].finish, NIB_FINISH_LENGTH);
+    *ret_reused = events[0].reused_tokens;
+    return (uint32_t)(stats().rows_prompt - before);
+}
+
+START_TEST(the_next_turn_feeds_what_is_new)
+{
+    uint32_t reused;
+    begin_reusing(2, 64, 100, 2);
+    ck_assert_uint_eq(fed(1, 700, &reused), 700);
+    ck_assert_uint_eq(reused, 0);
+    ck_assert_uint_eq(fed(1, 760, &reused), 760 - 640);
+    ck_assert_uint_eq(reused, 640);
+    ck_assert_uint_eq(fed(2, 760, &reused), 760); /* another user */
+    ck_assert(stats().tokens_reused == 640 && stats().pages_used == 0 && stats().pages_idle > 0);
+    ck_assert_uint_eq(fed(1, 760, &reused), 760 - 704);
+    ck_assert_uint_eq(fed(1, 500, &reused), 500); /* ends where nothing was saved */
+    ck_assert_uint_eq(fed(1, 500, &reused), 500 - 448);
+}
+END_TEST
+
+/* A common beginning of two prompts: the second parts inside the first, behind a message's begin, or anywhere, where it
+ * is the third that gains. */
+START_TEST(window_pages_lie_where_prompts_part)
+{
+    uint32_t reused;
+    begin_reusing(2, 128, 256, 1);
+    prompt[500] = BEGIN;
+    ck_assert_uint_eq(fed(1, 900, &reused), 900);
+    prompt[501] = 3; /* behind the begin */
+    ck_assert_uint_eq(fed(1, 900, &reused), 900 - 448);
+    prompt[300] = 4; /* inside a message */
+    ck_assert_uint_eq(fed(1, 900, &reused), 900);
+    prompt[300] = 5;
+    ck_assert_uint_eq(fed(1, 900, &reused), 900 - 256);
+}
+END_TEST
+
+/* The engine counts prompt tokens for a repetition penalty, so it must see them all. */
+START_TEST(a_repetition_penalty_feeds_all)
+{
+    uint32_t reused;
+    struct nib_handle handle;
+    begin_reusing(1, 64, 256, 1);
+    fed(1, 300, &reused);
+    struct nib_sampling sampling;
+    nib_sample_defaults(&sampling);
+    sampling.repetition_penalty = 1.1f;
+    const struct nib_request request = {
+        .prompt = prompt, .prompt_tokens = 300, .answer_tokens_max = 1, .uid = 1, .sampling = &sampling};
+    ck_assert_int_eq(nib_sched_submit(sched, &request, &handle, NULL), NIB_OK);
+    next();
+    ck_assert_uint_eq(step.rows[0].pos, 0);
+    ck_assert_uint_eq(step.loads_count, 0);
+}
+END_TEST
+
+/* The step that takes a slot loads its rings and begins with its first row behind the known pages. */
+START_TEST(a_warm_prompt_loads_then_begins)
+{
+    uint32_t reused;
+    begin_reusing(1, 64, 256, 1);
+    fed(1, 300, &reused);
+    submit(1, 310, 2);
+    next();
+    ck_assert_uint_eq(step.loads_count, 2);
+    for (uint32_t i = 0; i < 2; i++) {
+        ck_assert_uint_eq(step.loads[i].index, 2 + i);
+        ck_assert_uint_eq(step.loads[i].slot, 0);
+    }
+    ck_assert_uint_eq(step.rows_count, 310 - 256);
+    ck_assert_uint_eq(step.rows[0].pos, 256);
+    ck_assert_uint_eq(step.rows[0].token, prompt[256]);
+    ck_assert_uint_eq(step.rows[0].flags, NIB_ROW_FIRST);
+    ck_assert_uint_eq(step.rows[1].flags, 0);
+    finish(&step, 1);
+    next();
+    ck_assert_uint_eq(step.loads_count, 0);
+    ck_assert_uint_eq(step.rows[0].flags, NIB_ROW_DECODE | NIB_ROW_LOGITS);
+}
+END_TEST
+
+/* Cancelled in the middle of its prompt: what was complete is kept, the rest is free. */
+START_TEST(a_cancelled_prompt_leaves_its_pages)
+{
+    uint32_t reused;
+    begin_reusing(1, 64, 100, 1);
+    prompt[190] = BEGIN;
+    struct nib_handle handle = submit(1, 1000, 1);
+    for (int i = 0; i < 3; i++) {
+        next();
+        finish(&step, 1);
+    }
+    ck_assert_int_eq(nib_sched_cancel(sched, handle), NIB_OK);
+    next();
+    ck_assert(step.rows_count == 0 && stats().pages_used == 0);
+    ck_assert_uint_eq(stats().pages_idle, 4 + 2); /* of 300 tokens; 2 window pages */
+    ck_assert_uint_eq(fed(1, 1000, &reused), 1000 - 128);
+}
+END_TEST
+
+/* A NaN may come from what was kept: the user's next try computes all again. */
+START_TEST(a_failed_request_leaves_nothing)
+{
+    uint32_t reused;
+    begin_reusing(2, 64, 256, 1);
+    fed(1, 200, &reused);
+    fed(2, 200, &reused);
+    submit(1, 200, 4);
+    next();
+    ck_assert_uint_eq(step.rows[0].pos, 192);
+    out.serial = step.serial;
+    out.count = 1;
+    out.sampled[0] = (struct nib_sampled){.slot = 0, .failed = true};
+    ck_assert_int_eq(nib_sched_finish_step(sched, 0, &out, events, &events_count), NIB_OK);
+    ck_assert_int_eq(events[0].finish, NIB_FINISH_FAILED);
+    ck_assert(nib_sched_check(sched));
+    ck_assert_uint_eq(fed(1, 200, &reused), 200);
+    ck_assert_uint_eq(fed(2, 200, &reused), 8);
+}
+END_TEST
+
+/* More warm prompts than one step may load for: the others come with the next steps. */
+START_TEST(loads_of_a_step_are_bounded)
+{
+    enum { MANY = NIB_MAX_KV_LOADS };
+    uint32_t reused, admitted = 0;
+    begin_reusing(MANY, 256, 256, 1);
+    fed(1, 200, &reused);
+    for (uint32_t i = 0; i < MANY; i++)
+        submit(1, 200, 8);
+    for (uint32_t i = 0; i < 3; i++) {
+        next();
+        ck_assert_uint_le(step.loads_count, NIB_MAX_KV_LOADS);
+        ck_assert_uint_eq(step.loads_count % 2, 0);
+        admitted += step.loads_count / 2;
+        finish(&step, 1);
+    }
+    ck_assert_uint_eq(admitted, MANY);
+}
+END_TEST
+
+NIB_SUITE(sched, the_next_turn_feeds_what_is_new, window_pages_lie_where_prompts_part, a_repetition_penalty_feeds_all,
+          a_warm_prompt_loads_then_begins, a_cancelled_prompt_leaves_its_pages, a_failed_request_leaves_nothing,
+          loads_of_a_step_are_bounded, one_request_is_fed_and_decoded,
+          a_step_ahead_feeds_back_and_drops_what_follows_a_stop, two_ahead_never_begin_a_token_past_the_length,
+          decode_comes_first_and_prompts_keep_to_their_share, without_decode_prompts_fill_the_step, uids_take_turns,
+          a_newcomer_waits_one_turn_of_each_other_uid_at_most, newcomers_cannot_starve_a_waiting_uid,
+          a_big_request_is_overtaken_a_bounded_number_of_times, cancel_takes_effect_at_the_next_step,
+          cancel_at_every_token_of_every_slot, a_deadline_ends_waiting_and_running_requests,
+          failed_logits_end_their_request_only, a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
           submit_names_what_is_wrong_and_changes_nothing, a_full_queue_and_full_prompt_memory_refuse,
           retry_follows_how_long_slots_are_held, a_config_out_of_range_is_refused, finish_reasons_have_names)

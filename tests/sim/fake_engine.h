@@ -4,7 +4,9 @@
  * token is a hash of the state and the slot's seed, so that an oracle can follow any sequence on its own.
  * State is kept only in fake KV pages, reached through the step's tables; every row that wants a token
  * reads all cells of its sequence. A page that was lost, shared, stale or freed too early gives a wrong
- * cell, and the process stops with the seed of the run.
+ * cell, and the process stops with the seed of the run. The same states lie in a ring a slot, as those of
+ * window layers; each row looks at the ends of its window there, one that wants a token at all of it. Copies
+ * of window pages carry a mark, so that one taken for a page of the sequence shows.
  *
  * Late mode runs a step when it is collected, from the tables and sampling of that moment: what
  * core/engine.h says must stay valid until then. */
@@ -15,12 +17,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/engine.h"
+#include "core/kv.h"
 
 #define FAKE_PAGES_MAX 64
 #define FAKE_SLOTS_MAX 8
 #define FAKE_VOCAB     499
 #define FAKE_POISON    0xdddddddddddddddduLL
+#define FAKE_MARK      (1uLL << 40) /* in pos: a copy of a ring */
+#define FAKE_RING_MAX  8            /* pages */
 
 /* Stops with the number that replays the run. */
 #define SIM_MUST(seed, cond)                                                                                           \
@@ -43,6 +47,8 @@ struct fake_engine {
     uint64_t run; /* seed of the simulation */
     bool late;
     struct fake_cell cells[FAKE_PAGES_MAX][NIB_KV_PAGE_TOKENS];
+    uint32_t window, ring_pages;
+    struct fake_cell rings[FAKE_SLOTS_MAX][FAKE_RING_MAX][NIB_KV_PAGE_TOKENS];
     uint32_t last[FAKE_SLOTS_MAX]; /* sampled last in the slot */
     struct nib_step steps[NIB_MAX_STEPS_AHEAD];
     struct nib_step_out outs[NIB_MAX_STEPS_AHEAD];
@@ -82,6 +88,42 @@ static inline struct fake_cell *fake_cell_at(struct fake_engine *fake, const str
     return &fake->cells[page][pos % NIB_KV_PAGE_TOKENS];
 }
 
+static inline struct fake_cell *fake_ring_at(struct fake_engine *fake, uint32_t slot, uint32_t pos)
+{
+    return &fake->rings[slot][pos / NIB_KV_PAGE_TOKENS % fake->ring_pages][pos % NIB_KV_PAGE_TOKENS];
+}
+
+/* The window that ends at `pos`, at its ends or all of it. */
+static inline void fake_look(struct fake_engine *fake, const struct nib_kv_table *table, uint32_t slot, uint32_t pos,
+                             bool all)
+{
+    uint32_t first = pos + 1 > fake->window ? pos + 1 - fake->window : 0;
+    for (uint32_t p = first; p <= pos; p += all || p == pos ? 1 : pos - p) {
+        const struct fake_cell *ring = fake_ring_at(fake, slot, p), *cell = fake_cell_at(fake, table, p);
+        SIM_MUST(fake->run, ring->pos == p && ring->state == cell->state);
+    }
+}
+
+static inline void fake_load(struct fake_engine *fake, const struct nib_kv_copy *copy)
+{
+    for (uint32_t i = 0; i < NIB_KV_PAGE_TOKENS; i++) {
+        struct fake_cell cell = fake->cells[copy->page][i];
+        SIM_MUST(fake->run, cell.pos == (FAKE_MARK | (copy->index * NIB_KV_PAGE_TOKENS + i)));
+        cell.pos &= ~FAKE_MARK;
+        fake->rings[copy->slot][copy->index % fake->ring_pages][i] = cell;
+    }
+}
+
+static inline void fake_save(struct fake_engine *fake, const struct nib_kv_copy *copy)
+{
+    for (uint32_t i = 0; i < NIB_KV_PAGE_TOKENS; i++) {
+        struct fake_cell cell = fake->rings[copy->slot][copy->index % fake->ring_pages][i];
+        SIM_MUST(fake->run, cell.pos == copy->index * NIB_KV_PAGE_TOKENS + i);
+        cell.pos |= FAKE_MARK;
+        fake->cells[copy->page][i] = cell;
+    }
+}
+
 static inline void fake_row(struct fake_engine *fake, const struct nib_step *step, const struct nib_row *row,
                             struct nib_step_out *out)
 {
@@ -94,6 +136,8 @@ static inline void fake_row(struct fake_engine *fake, const struct nib_step *ste
         before = cell->state;
     }
     *fake_cell_at(fake, table, row->pos) = (struct fake_cell){.state = fake_mix(before, token), .pos = row->pos};
+    *fake_ring_at(fake, row->slot, row->pos) = *fake_cell_at(fake, table, row->pos);
+    fake_look(fake, table, row->slot, row->pos, row->flags & NIB_ROW_LOGITS);
     if (!(row->flags & NIB_ROW_LOGITS))
         return;
     for (uint32_t pos = 0; pos <= row->pos; pos++) { /* "attention": every cell is the sequence's own */
@@ -111,8 +155,12 @@ static inline void fake_run(struct fake_engine *fake, const struct nib_step *ste
 {
     out->serial = step->serial;
     out->count = 0;
+    for (uint32_t i = 0; i < step->loads_count; i++)
+        fake_load(fake, &step->loads[i]);
     for (uint32_t i = 0; i < step->rows_count; i++)
         fake_row(fake, step, &step->rows[i], out);
+    for (uint32_t i = 0; i < step->saves_count; i++)
+        fake_save(fake, &step->saves[i]);
 }
 
 static inline enum nib_err fake_submit(struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
@@ -150,13 +198,17 @@ static inline void fake_close(struct nib_engine *engine)
     (void)engine;
 }
 
-static inline void fake_open(struct fake_engine *fake, const struct nib_engine_dims *dims, bool late, uint64_t run)
+static inline void fake_open(struct fake_engine *fake, const struct nib_engine_dims *dims, uint32_t window, bool late,
+                             uint64_t run)
 {
     static const struct nib_engine_ops ops = {.submit = fake_submit, .collect = fake_collect, .close = fake_close};
     memset(fake, 0, sizeof *fake);
     fake->shape = (struct nib_shape){.name = "fake", .vocab = FAKE_VOCAB};
     fake->engine = (struct nib_engine){.ops = &ops, .row = "fake", .shape = &fake->shape, .dims = *dims};
     fake->late = late;
+    fake->window = window;
+    fake->ring_pages = nib_kv_ring_pages(window, dims->step_rows_max);
+    SIM_MUST(run, fake->ring_pages <= FAKE_RING_MAX);
     fake->run = run;
     for (uint32_t page = 0; page < FAKE_PAGES_MAX; page++)
         fake_poison(fake, page);

@@ -17,6 +17,8 @@
 #define SIM_PROMPT_MAX   700
 #define SIM_UIDS_MAX     4
 #define SIM_MEMORY_BYTES (1u << 20)
+#define SIM_STREAMS      3 /* sequences that prompts begin as */
+#define SIM_BEGIN_TOKEN  7
 
 enum sim_state { SIM_WAITS, SIM_RUNS, SIM_ENDED };
 
@@ -34,11 +36,14 @@ struct sim_request {
     uint64_t admitted_before;
     uint64_t overtaken_before;
     uint64_t left_before;
+    bool penalty;                    /* asked for a repetition penalty */
+    uint32_t prompt[SIM_PROMPT_MAX]; /* [request.prompt_tokens] */
 };
 
 struct sim_totals {
     uint64_t runs, steps, rows, tokens, requests, finished, refused, cancelled, expired, failed;
     uint64_t overtaken, dropped, fed_back, aborts, waits_max;
+    uint64_t reused, evicted, loads, saves, lent; /* lent: reused from another uid */
 };
 
 struct sim {
@@ -82,11 +87,21 @@ static inline bool sim_coin(struct sim *sim, uint32_t one_in)
 
 /* ---- checks that hold after every call ---- */
 
+/* A step on its way may still read a page that is free by now; nobody writes it before that step is done. */
+static inline bool sim_loads(const struct sim *sim, uint32_t page)
+{
+    for (uint32_t i = 0; i < sim->fake.count; i++)
+        for (uint32_t k = 0; k < sim->fake.steps[i].loads_count; k++)
+            if (sim->fake.steps[i].loads[k].page == page)
+                return true;
+    return false;
+}
+
 static inline void sim_poison_free_pages(struct sim *sim)
 {
     const struct nib_kv *kv = nib_sched_kv(sim->sched);
     for (uint32_t page = 0; page < kv->pages_count; page++) {
-        bool free = kv->place[page] >= NIB_KV_FREE;
+        bool free = kv->place[page] >= NIB_KV_FREE && !sim_loads(sim, page);
         if (free && !sim->page_free[page])
             fake_poison(&sim->fake, page);
         sim->page_free[page] = free;
@@ -145,8 +160,14 @@ static inline void sim_new_request(struct sim *sim, struct nib_request *request,
     sampling->seed = sim_rand(sim, UINT64_MAX - 1);
     if (!sim_coin(sim, 4))
         sampling->seed &= ~1uLL;
-    for (uint32_t i = 0; i < request->prompt_tokens; i++)
-        sim->prompt[i] = (uint32_t)sim_rand(sim, FAKE_VOCAB);
+    if (sim_coin(sim, 10))
+        sampling->repetition_penalty = 1.25f;
+    uint64_t stream = fake_mix(sim->seed, sim_rand(sim, SIM_STREAMS));
+    uint32_t common = sim_coin(sim, 4) ? 0 : sim_range(sim, 0, 2 * request->prompt_tokens);
+    for (uint32_t i = 0; i < request->prompt_tokens; i++) {
+        uint64_t h = i < common ? fake_mix(stream, i) : sim_rand(sim, UINT64_MAX);
+        sim->prompt[i] = h % 30 == 0 ? SIM_BEGIN_TOKEN : (uint32_t)(h >> 20) % FAKE_VOCAB;
+    }
 }
 
 /* Whether the request can ever run. */
@@ -175,7 +196,9 @@ static inline void sim_accept(struct sim *sim, const struct nib_request *request
                               .turns = (uint64_t)sim->uids * (*backlog + 1), /* and what is left of this round */
                               .admitted_before = s.admitted,
                               .overtaken_before = s.overtaken,
-                              .left_before = sim->left};
+                              .left_before = sim->left,
+                              .penalty = request->sampling->repetition_penalty > 1};
+    memcpy(r->prompt, sim->prompt, request->prompt_tokens * sizeof r->prompt[0]);
     for (uint32_t i = 0; i < request->prompt_tokens; i++)
         r->hash = fake_mix(r->hash, sim->prompt[i]);
 }
@@ -283,6 +306,25 @@ static inline void sim_events(struct sim *sim, uint32_t count, bool aborted)
 
 /* ---- steps ---- */
 
+/* What a request reuses: whole pages, not all of its prompt, and an admitted prompt of the same owner began so. */
+static inline void sim_reuse(struct sim *sim, const struct sim_request *r)
+{
+    uint32_t reused = sim->sched->entries[r->handle.index].reused_tokens;
+    MUST(reused % NIB_KV_PAGE_TOKENS == 0 && reused < r->request.prompt_tokens);
+    MUST(reused == 0 || (sim->config.prefix.on && !r->penalty));
+    bool own = reused == 0, other = false;
+    for (uint32_t i = 0; i < sim->requests_count && !own; i++) {
+        const struct sim_request *q = &sim->requests[i];
+        if (q == r || q->state == SIM_WAITS || q->request.prompt_tokens < reused ||
+            memcmp(q->prompt, r->prompt, reused * sizeof r->prompt[0]) != 0)
+            continue;
+        *(q->request.uid == r->request.uid ? &own : &other) = true;
+    }
+    MUST(own || (other && sim->config.prefix.shared));
+    sim->totals->lent += !own;
+    sim->totals->reused += reused;
+}
+
 /* Requests that got a slot: none waited for more turns than its round allows. */
 static inline void sim_admissions(struct sim *sim)
 {
@@ -302,8 +344,10 @@ static inline void sim_admissions(struct sim *sim)
         MUST(overtaken <= NIB_MAX_OVERTAKEN * heads);
         if (turns > sim->totals->waits_max)
             sim->totals->waits_max = turns;
-        if (sim->sched->entries[r->handle.index].state == ENTRY_RUNNING)
+        if (sim->sched->entries[r->handle.index].state == ENTRY_RUNNING) {
+            sim_reuse(sim, r);
             r->state = SIM_RUNS;
+        }
     }
 }
 
@@ -318,7 +362,11 @@ static inline void sim_check_step(struct sim *sim, const struct sched_slot *befo
         rows[row->slot]++;
         *(row->flags & NIB_ROW_DECODE ? &decode : &prompt) += 1;
         sim->totals->fed_back += (row->flags & NIB_ROW_FEEDBACK) != 0;
+        bool first = row->pos == sim->sched->entries[sim->sched->slots[row->slot].entry].reused_tokens;
+        MUST(first == ((row->flags & NIB_ROW_FIRST) != 0));
     }
+    sim->totals->loads += step->loads_count;
+    sim->totals->saves += step->saves_count;
     uint32_t oldest = SCHED_NONE;
     bool prompts_left = false;
     for (uint32_t at = 0; at < sim->config.dims.slots; at++) {
@@ -437,7 +485,7 @@ static inline void sim_open(struct sim *sim, uint64_t seed, void *memory, struct
     uint32_t slots = sim_range(sim, 1, sim_coin(sim, 3) ? FAKE_SLOTS_MAX : 3);
     struct nib_engine_dims dims = {.slots = slots,
                                    .ctx_tokens = sim_range(sim, 2, 640),
-                                   .kv_pages = sim_range(sim, 1, 24),
+                                   .kv_pages = sim_range(sim, 1, sim_coin(sim, 3) ? FAKE_PAGES_MAX : 24),
                                    .step_rows_max = slots + sim_range(sim, 0, 80),
                                    .steps_ahead = sim_range(sim, 1, NIB_MAX_STEPS_AHEAD)};
     sim->config = (struct nib_sched_config){.dims = dims,
@@ -445,6 +493,11 @@ static inline void sim_open(struct sim *sim, uint64_t seed, void *memory, struct
                                             .queue_max = sim_range(sim, 1, sim_coin(sim, 2) ? 4 : 12),
                                             .prompt_tokens_max = 256 * sim_range(sim, 1, 12),
                                             .prefill_rows_max = sim_range(sim, 1, dims.step_rows_max)};
+    sim->config.prefix = (struct nib_prefix_config){.on = !sim_coin(sim, 4),
+                                                    .shared = sim_coin(sim, 4),
+                                                    .window = NIB_KV_PAGE_TOKENS * sim_range(sim, 1, 4),
+                                                    .begin_token = SIM_BEGIN_TOKEN,
+                                                    .key = sim_coin(sim, 2) ? seed : 0};
     sim->uids = sim_range(sim, 1, SIM_UIDS_MAX);
     sim->cancel_one_in = sim_range(sim, 8, 200);
     sim->arrive_one_in = sim_range(sim, 1, sim_coin(sim, 2) ? 3 : 40);
@@ -455,7 +508,7 @@ static inline void sim_open(struct sim *sim, uint64_t seed, void *memory, struct
     nib_arena_init(&arena, memory, nib_sched_bytes(&sim->config));
     MUST(nib_sched_init(&arena, &sim->config, &sim->sched, NULL) == NIB_OK);
     nib_arena_seal(&arena);
-    fake_open(&sim->fake, &dims, sim_coin(sim, 2), seed);
+    fake_open(&sim->fake, &dims, sim->config.prefix.window, sim_coin(sim, 2), seed);
     memset(sim->page_free, true, sizeof sim->page_free);
 }
 
@@ -465,6 +518,7 @@ static inline void sim_abort(struct sim *sim)
     nib_sched_abort(sim->sched, sim->events, &count);
     sim->fake.count = 0;
     sim_events(sim, count, true);
+    MUST(nib_sched_kv(sim->sched)->kept_count == 0);
     sim->totals->aborts++;
 }
 
@@ -503,6 +557,9 @@ static inline void sim_close(struct sim *sim)
     t->failed += s.failed;
     t->overtaken += s.overtaken;
     t->dropped += s.tokens_dropped;
+    t->evicted += s.pages_evicted;
+    MUST(s.tokens_reused == 0 || sim->config.prefix.on);
+    MUST(nib_sched_kv(sim->sched)->free_count + s.pages_idle == s.pages_count);
 }
 
 static inline void sim_run(struct sim *sim, uint64_t seed, void *memory, struct sim_totals *totals)
