@@ -68,7 +68,7 @@ all: $(B)/nibbled $(B)/nibble
 
 help:
 	@echo "make              build nibbled and nibble into $(B)"
-	@echo "make demo         install what is missing, build, make a model image, start the daemon, ask it a question"
+	@echo "make demo         install what is missing, build, start the daemon on a small trained model, ask it three questions"
 	@echo "make check        install what is missing, build with sanitizers, run every test"
 	@echo "make travel       programs and their libraries in build/travel, to run on a bare machine with a GPU"
 	@echo "make check-systemd  run the installed daemon under systemd in a container (root, debootstrap, systemd-nspawn)"
@@ -95,7 +95,7 @@ $(B)/arch/x86/%_avx512.o: ISA := $(ISA.avx512)
 $(B)/arch/x86/%_amx.o:    ISA := $(ISA.amx)
 $(B)/arch/table.o: ISA := $(GPU_WITH)
 # the files that know an installed path are compiled again when PREFIX or SYSCONFDIR is another
-PLACED := $(B)/tools/profiles.o $(B)/tools/synth.o $(B)/appliance/main.o
+PLACED := $(B)/tools/profiles.o $(B)/tools/synth.o $(B)/tools/chat_demo.o $(B)/appliance/main.o
 $(PLACED): BASE += -DNIB_DATADIR='"$(PREFIX)/share/nibbled"' -DNIB_SYSCONFDIR='"$(SYSCONFDIR)"'
 $(PLACED): $(B)/places
 $(B)/places: FORCE
@@ -204,6 +204,7 @@ INSTALLED := \
 	etc/sysusers.d/nibbled.conf:lib/sysusers.d/nibbled.conf:644 \
 	etc/tmpfiles.d/nibbled.conf:lib/tmpfiles.d/nibbled.conf:644 \
 	etc/o200k/o200k_base.tiktoken:share/nibbled/o200k_base.tiktoken:644 \
+	etc/demo/demo.nib:share/nibbled/demo.nib:644 \
 	$(foreach p,$(wildcard etc/profiles/*.json),$(p):share/nibbled/profiles/$(notdir $(p)):644)
 
 install: $(B)/nibbled $(B)/nibble

@@ -1,20 +1,27 @@
 /* tools/chat.c: `nibble chat`: a conversation with a running nibbled, in the terminal or as one question.
  * Owns the conversation (a JSON array of messages). One thread. Ctrl-C stops the answer, Ctrl-D ends the chat; what came
- * before a stop stays in the conversation, a question that got no whole answer for another reason is taken back. Fails
- * with the daemon's sentence. */
+ * before a stop stays in the conversation, a question that got no whole answer for another reason is taken back. With
+ * --demo it has a daemon of its own, and runs the two functions of chat_tools.h that the model may call, CALLS_MAX times
+ * for one question. Fails with the daemon's sentence. */
 #include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/limits.h"
+#include "tools/chat_demo.h"
 #include "tools/chat_line.h"
+#include "tools/chat_tools.h"
 #include "tools/chat_view.h"
 #include "tools/clean.h"
 #include "tools/client.h"
 #include "tools/commands.h"
 #include "tools/units.h"
+
+#define CALLS_MAX      4
+#define CALL_BYTES_MAX 1024 /* of a call's arguments */
 
 struct chat {
     const char *socket;
@@ -27,7 +34,21 @@ struct chat {
     struct nib_view view;
     char *answer; /* content so far, [NIB_MAX_BODY_BYTES]: more could not be sent back */
     size_t answer_bytes;
+    bool demo;
+    json_t *tools; /* NULL: the model gets none */
+    char call_name[NIB_MAX_NAME_BYTES + 1];
+    char call_arguments[CALL_BYTES_MAX + 1];
 };
+
+/* Appends to text of at most `max` bytes and its NUL; what is longer is cut. */
+static void append(char *to, size_t max, const char *text, size_t bytes)
+{
+    size_t used = strlen(to);
+    if (bytes > max - used)
+        bytes = max - used;
+    memcpy(to + used, text, bytes);
+    to[used + bytes] = '\0';
+}
 
 static void on_interrupt(int signal)
 {
@@ -53,12 +74,16 @@ static void on_content(void *arg, const char *text, size_t bytes)
 
 static void on_call(void *arg, const char *name, size_t bytes)
 {
-    nib_view_call(&((struct chat *)arg)->view, name, bytes);
+    struct chat *c = arg;
+    nib_view_call(&c->view, name, bytes);
+    append(c->call_name, NIB_MAX_NAME_BYTES, name, bytes);
 }
 
 static void on_arguments(void *arg, const char *text, size_t bytes)
 {
-    nib_view_arguments(&((struct chat *)arg)->view, text, bytes);
+    struct chat *c = arg;
+    nib_view_arguments(&c->view, text, bytes);
+    append(c->call_arguments, CALL_BYTES_MAX, text, bytes);
 }
 
 static json_t *make_request(const struct chat *c)
@@ -72,31 +97,70 @@ static json_t *make_request(const struct chat *c)
         json_object_set_new(request, "reasoning_effort", json_string(c->effort));
     if (c->max_tokens)
         json_object_set_new(request, "max_completion_tokens", json_integer(c->max_tokens));
+    if (c->tools)
+        json_object_set(request, "tools", c->tools);
+    if (c->demo)
+        json_object_set_new(request, "temperature", json_integer(0));
     return request;
 }
 
-/* Asks with the conversation as it is and appends the answer, whole or stopped (NIB_E_STATE). On any other failure the
- * question is taken back. */
+/* One request with the conversation as it is. */
+static enum nib_err exchange(struct chat *c, struct nib_client_stats *stats, struct nib_msg *msg)
+{
+    json_t *request = make_request(c);
+    struct nib_client_sink sink = {on_reasoning, on_content, on_call, on_arguments, c};
+    *stats = (struct nib_client_stats){0};
+    c->answer_bytes = 0;
+    c->call_name[0] = c->call_arguments[0] = '\0';
+    enum nib_err err = nib_client_chat(c->socket, request, &sink, &nib_chat_stop, stats, msg);
+    json_decref(request);
+    nib_view_end(&c->view);
+    if (!c->quiet && (!err || err == NIB_E_STATE))
+        nib_view_stats(&c->view, stats);
+    return err;
+}
+
+/* Runs the call that the model made; call and result become messages. */
+static enum nib_err run_call(struct chat *c, int number, struct nib_msg *msg)
+{
+    char id[24], *result;
+    enum nib_err err = nib_chat_tool_run(c->socket, c->call_name, c->call_arguments, &result, msg);
+    if (err)
+        return err;
+    (void)snprintf(id, sizeof id, "call_%d", number);
+    json_t *call = json_pack("{s:s, s:[{s:s, s:s, s:{s:s, s:s}}]}", "role", "assistant", "tool_calls", "id", id, "type",
+                             "function", "function", "name", c->call_name, "arguments", c->call_arguments);
+    json_array_append_new(c->messages, call);
+    json_array_append_new(c->messages,
+                          json_pack("{s:s, s:s, s:s}", "role", "tool", "tool_call_id", id, "content", result));
+    if (!c->quiet)
+        nib_view_say(result);
+    free(result);
+    return call ? NIB_OK : nib_fail(msg, NIB_E_FORMAT, "the model's call is not UTF-8 text");
+}
+
+/* Asks, runs the calls that the model makes if it has tools, and appends the answer, whole or stopped (NIB_E_STATE). On
+ * any other failure the question is taken back. */
 static enum nib_err ask(struct chat *c, const char *question, struct nib_msg *msg)
 {
+    size_t before = json_array_size(c->messages);
     json_t *message = json_pack("{s:s, s:s}", "role", "user", "content", question);
     if (!message)
         return nib_fail(msg, NIB_E_ARG, "the question is not UTF-8 text");
     json_array_append_new(c->messages, message);
-    json_t *request = make_request(c);
-    struct nib_client_sink sink = {on_reasoning, on_content, on_call, on_arguments, c};
-    struct nib_client_stats stats = {0};
-    c->answer_bytes = 0;
+    struct nib_client_stats stats;
     nib_chat_stop = 0;
-    enum nib_err err = nib_client_chat(c->socket, request, &sink, &nib_chat_stop, &stats, msg);
-    json_decref(request);
-    nib_view_end(&c->view);
+    enum nib_err err = exchange(c, &stats, msg);
+    for (int calls = 0; !err && c->tools && c->call_name[0] && calls < CALLS_MAX; calls++) {
+        err = run_call(c, calls, msg);
+        if (!err)
+            err = exchange(c, &stats, msg);
+    }
     if (err && err != NIB_E_STATE) {
-        json_array_remove(c->messages, json_array_size(c->messages) - 1);
+        while (json_array_size(c->messages) > before)
+            json_array_remove(c->messages, json_array_size(c->messages) - 1);
         return err;
     }
-    if (!c->quiet)
-        nib_view_stats(&c->view, &stats);
     json_array_append_new(c->messages,
                           json_pack("{s:s, s:s%}", "role", "assistant", "content", c->answer, c->answer_bytes));
     return err;
@@ -254,6 +318,9 @@ static bool set_option(struct chat *c, int option)
     case 'q':
         c->quiet = true;
         return true;
+    case 'd':
+        c->demo = true;
+        return true;
     default:
         return false; /* getopt said why */
     }
@@ -261,13 +328,11 @@ static bool set_option(struct chat *c, int option)
 
 static bool parse_args(int argc, char **argv, struct chat *c)
 {
-    static const struct option longs[] = {{"socket", required_argument, 0, 's'},
-                                          {"effort", required_argument, 0, 'e'},
-                                          {"system", required_argument, 0, 'y'},
-                                          {"max-tokens", required_argument, 0, 'm'},
-                                          {"no-color", no_argument, 0, 'n'},
-                                          {"quiet", no_argument, 0, 'q'},
-                                          {0}};
+    static const struct option longs[] = {
+        {"socket", required_argument, 0, 's'}, {"effort", required_argument, 0, 'e'},
+        {"system", required_argument, 0, 'y'}, {"max-tokens", required_argument, 0, 'm'},
+        {"no-color", no_argument, 0, 'n'},     {"quiet", no_argument, 0, 'q'},
+        {"demo", no_argument, 0, 'd'},         {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
@@ -278,13 +343,42 @@ static bool parse_args(int argc, char **argv, struct chat *c)
     return optind + 1 >= argc;
 }
 
+/* The demo's own questions: one with working, one that goes on from it, one that needs a function; then the prompt, when
+ * somebody is there. */
+static enum nib_err show_demo(struct chat *c, struct nib_msg *msg)
+{
+    static const char *const questions[] = {"What is 4718 + 3925?", "And minus 2600?", "What time is it in UTC?"};
+    for (size_t i = 0; i < sizeof questions / sizeof questions[0]; i++) {
+        (void)printf("%s> %s\n", i ? "\n" : "", questions[i]);
+        (void)fflush(stdout);
+        enum nib_err err = ask(c, questions[i], msg);
+        if (err)
+            return err;
+    }
+    return isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) ? converse(c, msg) : NIB_OK;
+}
+
+static enum nib_err run_demo(struct chat *c, const char *question, struct nib_msg *msg)
+{
+    struct nib_chat_demo demo;
+    enum nib_err err = nib_chat_demo_start(&demo, msg);
+    if (err)
+        return err;
+    c->socket = demo.socket;
+    c->tools = nib_chat_tools();
+    err = question ? ask(c, question, msg) : show_demo(c, msg);
+    json_decref(c->tools);
+    nib_chat_demo_stop(&demo);
+    return err;
+}
+
 static int run(struct chat *c, const char *question)
 {
     struct sigaction action = {.sa_handler = on_interrupt};
     (void)sigaction(SIGINT, &action, NULL);
     nib_view_init(&c->view, c->colour);
     struct nib_msg msg;
-    enum nib_err err = question ? ask(c, question, &msg) : converse(c, &msg);
+    enum nib_err err = c->demo ? run_demo(c, question, &msg) : question ? ask(c, question, &msg) : converse(c, &msg);
     if (err && err != NIB_E_STATE) {
         (void)fprintf(stderr, "nibble chat: ");
         nib_view_say(msg.text);

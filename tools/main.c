@@ -72,6 +72,7 @@ static const struct command commands[] = {
      nib_cmd_bench},
     {"chat", "[QUESTION] [options]", "talk to a running nibbled; with QUESTION ask that and end",
      "    Ctrl-C stops the answer, Ctrl-D ends the chat; /help lists what may be typed.\n"
+     "    --demo         start the trained model that is shipped, ask it three questions (or QUESTION), talk to it\n"
      "    --socket PATH  the daemon's socket (default: $NIBBLED_SOCKET, or /run/nibbled/nibbled.sock)\n"
      "    --effort LEVEL reasoning effort: low, medium or high\n"
      "    --system TEXT  instructions for the whole conversation\n"

@@ -8,7 +8,7 @@ _nibble_options() {
     arch) echo "--profile --mask --device" ;;
     selftest) echo "--row --device --shape --all" ;;
     bench) echo "--prompt --tokens --batch --rows --threads --device --shape --dense --mask --memory-limit --format" ;;
-    chat) echo "--socket --effort --system --max-tokens --no-color --quiet" ;;
+    chat) echo "--demo --socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
     verify) echo "--key" ;;
     keygen) echo "" ;;

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The engine on this machine's GPU, from build/travel (make travel): the table, tiny models beside transformers (answers.py,
-# compare.py), speed at true shapes, trouble made on purpose, and with NIB_RUN_FILE=1 20b from a file: loading it, and its logits
+# The engine on this machine's GPU, from build/travel (make travel): the table, the demo model's golden answers (golden.py), tiny
+# models beside transformers (answers.py, compare.py), speed at true shapes, trouble made on purpose, and with NIB_RUN_FILE=1 20b from a file: loading it, and its logits
 # beside transformers'. That wants 14 GB for the image and 10 GB for logits. usage: tests/gpu/run.sh [FOLDER for files]
 # Every wait is bounded; the last line counts failures.
 set -u
@@ -14,6 +14,7 @@ try() {
 }
 nvidia-smi --query-gpu=name,driver_version,memory.used,ecc.mode.current --format=csv,noheader
 try 30 $bin/nibble arch
+NIB_BUILD=$bin try 60 python3 tests/wire/golden.py sm90 sm80
 
 # against transformers, where there is one: greedy answers of the daemon, and logits of tiny models
 if python3 -c 'import torch, transformers' 2>/dev/null; then

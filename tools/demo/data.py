@@ -4,7 +4,7 @@
     data.py --show 5            prints conversations as text
     data.py --questions 2000 OUT.jsonl    writes held-out questions as requests of the OpenAI API, with their answers
 
-The text is what the daemon renders (core/harmony.c, openai-harmony 0.0.8): goldens in tests/tools/demo_test.py. A
+The text is what the daemon renders (core/harmony.c, openai-harmony 0.0.8): tests/wire/demo_data_test.py compares them. A
 conversation is held out when the hash of what its last question asks, without the wording, is one of HELD_OUT_ONE_IN.
 """
 import argparse

@@ -5,8 +5,9 @@
     eval.py transformers FOLDER [--count N]               through Hugging Face transformers, fp32, greedy
     eval.py formats FOLDER [--latent FOLDER] [--count N]  dense matrices in other formats: both, and the error of each
 
-FOLDER is a checkpoint that train.py exported. The formats are those of core/mx*.c, put through and back to bf16, since
-images have dense matrices in bf16 only. With --latent FOLDER (a checkpoint of train.py), `bf16 experts` is measured too.
+FOLDER is a checkpoint that train.py exported. The formats are those of core/mx*.c, put through and back to bf16: every
+matrix outside the experts, also the router and the embedding, which an image always has in bf16. With --latent FOLDER (a
+checkpoint of train.py), `bf16 experts` is measured too.
 """
 import argparse
 import concurrent.futures
@@ -132,7 +133,7 @@ def dense_names(state):
 
 
 def with_format(folder, name, formats, work):
-    """A checkpoint folder whose dense matrices went through a format; also the largest relative squared error of one."""
+    """A checkpoint folder whose dense matrices went through a format; also the largest errors of one (error_of)."""
     from safetensors.torch import load_file, save_file
     import torch
 
@@ -144,29 +145,38 @@ def with_format(folder, name, formats, work):
     for k in dense_names(state) if name != "bf16" else []:
         x = state[k].float().numpy()
         y = formats[name](x)
-        errors.append((((x - y) ** 2).sum() / (x**2).sum(), ((x - y) ** 2).mean()))
+        errors.append(error_of(x, y))
         state[k] = torch.from_numpy(y).to(torch.bfloat16)
     save_file(state, made / "model.safetensors", metadata={"format": "pt"})
     return made, max((e[0] for e in errors), default=0.0), max((e[1] for e in errors), default=0.0)
 
 
+def error_of(exact, rounded):
+    """Squared error, relative to the squares of all weights and a weight."""
+    square = ((exact - rounded) ** 2).sum()
+    return float(square / (exact**2).sum()), float(square / exact.size)
+
+
 def bf16_experts(model, latent):
-    """Puts the experts as they were before MXFP4 (in bf16) into a loaded model."""
+    """Puts the experts as they were before MXFP4 (in bf16) into a loaded model. Returns the worst errors that MXFP4 had."""
     import torch
 
-    state = {}
+    state, errors = {}, []
     for file in sorted(pathlib.Path(latent).glob("checkpoint-*.pt")):
         state.update(torch.load(file, map_location="cpu"))
     for i, layer in enumerate(model.model.layers):
         up = state[f"layers.{i}.up_w"].float().permute(1, 3, 2, 0)  # [2, E, I, H] to [E, H, I, 2]: gate, up in turn
-        layer.mlp.experts.gate_up_proj.data = up.reshape(up.shape[0], up.shape[1], -1).contiguous()
-        layer.mlp.experts.down_proj.data = state[f"layers.{i}.down_w"].float().transpose(1, 2).contiguous()
-    return model
+        down = state[f"layers.{i}.down_w"].float().transpose(1, 2)
+        for held, exact in ((layer.mlp.experts.gate_up_proj, up.reshape(up.shape[0], up.shape[1], -1)),
+                            (layer.mlp.experts.down_proj, down)):
+            errors.append(error_of(exact.numpy(), held.detach().numpy()))
+            held.data = exact.contiguous()
+    return max(e[0] for e in errors), max(e[1] for e in errors)
 
 
 def run_formats(o, asked):
     """Exact match through nibbled, perplexity through transformers on every eighth conversation. Experts in bf16 do not fit
-    an image: both through transformers, exact match on every fourth question."""
+    an image: both through transformers."""
     import formats as formats_module
 
     formats, tokenizer, some = formats_module.load(), load_tokenizer(o.path), asked[::8]
@@ -181,10 +191,13 @@ def run_formats(o, asked):
                f", perplexity {value:.5f} over {count} tokens, worst matrix: squared error {relative:.2e} of its own, "
                f"{mean:.2e} a weight")
     if o.latent:
-        model = bf16_experts(load_model(o.path), o.latent)
+        model = load_model(o.path)
+        relative, mean = bf16_experts(model, o.latent)
         _, value, count = one_pass(model, tokenizer, some)
-        right, _, _ = ask_transformers(model, tokenizer, asked[::4])
-        report("experts bf16, dense bf16", asked[::4], right, f", perplexity {value:.5f} over {count} tokens")
+        right, _, _ = ask_transformers(model, tokenizer, asked)
+        report("experts bf16, dense bf16", asked, right,
+               f", perplexity {value:.5f} over {count} tokens, worst matrix that MXFP4 made: squared error {relative:.2e} of its "
+               f"own, {mean:.2e} a weight")
 
 
 def main():
