@@ -130,6 +130,8 @@ static void open_text(struct nib_boot *b)
     m->stop_count = machine->generation.eos_count;
     memcpy(m->stop, machine->generation.eos, sizeof m->stop);
     m->vocab = machine->image.shape->vocab;
+    while (m->text_ids < machine->image.shape->special_base && nib_tokenizer_id_generable(m->tokenizer, m->text_ids))
+        m->text_ids++;
     m->struck = machine->struck;
     m->struck_count = machine->struck_count;
     m->model = b->config->model_name[0] ? b->config->model_name : machine->image.shape->name;
@@ -183,6 +185,7 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
                                     .struck = b->struck,
                                     .struck_count = b->struck_count,
                                     .made_up = b->made_up,
+                                    .made_up_dense = b->made_up_dense,
                                     .made_up_source = b->made_up_source,
                                     .made_up_vocab = b->made_up_vocab,
                                     .made_up_vocab_bytes = b->made_up_vocab_bytes,

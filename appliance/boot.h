@@ -17,6 +17,7 @@ struct nib_boot {
     uint32_t struck_count;
     /* no image but weights of a shape: as in struct nib_machine_options */
     const struct nib_shape *made_up;
+    enum nib_dense made_up_dense;
     struct nib_gpu_source made_up_source;
     const uint8_t *made_up_vocab; /* [made_up_vocab_bytes] */
     size_t made_up_vocab_bytes;

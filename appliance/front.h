@@ -26,6 +26,7 @@ struct nib_front_mem {
     const struct nib_struck *struck; /* [struck_count] rows whose kernels are wrong (appliance/machine.h) */
     uint32_t struck_count;
     uint32_t vocab;
+    uint32_t text_ids; /* the ids below this are all ordinary text */
     uint32_t stop_count;
     uint32_t stop[NIB_MAX_STOP_TOKENS]; /* ids that end an answer */
     struct nib_job_in *inputs;          /* [jobs_count], shared with the stepper */

@@ -18,9 +18,9 @@ static enum MHD_Result serve_models(struct nib_front *front, struct nib_conn *co
     nib_out_fmt(&out,
                 "{\"object\":\"list\",\"data\":[{\"id\":\"%s\",\"object\":\"model\",\"created\":%llu,"
                 "\"owned_by\":\"nibbled\",\"context_length\":%u,\"max_model_len\":%u,"
-                "\"max_output_tokens\":%u,\"slots\":%u,\"queue\":%u,\"vocab\":%u}]}\n",
+                "\"max_output_tokens\":%u,\"slots\":%u,\"queue\":%u,\"vocab\":%u,\"text_ids\":%u}]}\n",
                 m->model, (unsigned long long)front->started_s, m->ctx_tokens, m->ctx_tokens, m->ctx_tokens - 1,
-                m->slots, m->jobs_count - m->slots, m->vocab);
+                m->slots, m->jobs_count - m->slots, m->vocab, m->text_ids);
     return nib_respond_text(front, conn, 200, "application/json", &out, true);
 }
 

@@ -313,30 +313,13 @@ static const char *const formats[] = {"text", "json", "csv", NULL};
 static const char *const devices[] = {
     [NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu", NULL};
 
-/* Weights of `nibble synth` with seed 1, made as they are asked for. */
-static enum nib_err make_up(void *arg, const struct nib_tensor *t, uint64_t at, void *buf, size_t n,
-                            struct nib_msg *msg)
-{
-    const bool mxfp8 = t->dtype == NIB_DTYPE_E4M3 || t->id >= NIB_T_QKV_SCALES;
-    const struct nib_synth_piece piece = {.id = t->id,
-                                          .layer = t->layer,
-                                          .dense = mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16,
-                                          .begin_byte = at,
-                                          .bytes = n};
-    (void)msg;
-    nib_synth_fill(arg, 1, &piece, buf);
-    return NIB_OK;
-}
-
 static bool parse_shape(const char *text, struct options *o)
 {
     o->machine.made_up = nib_shape_find(text);
-    o->machine.made_up_source.read = make_up;
-    const void *shape = o->machine.made_up;
-    memcpy(&o->machine.made_up_source.arg, &shape, sizeof shape);
-    if (!shape)
+    o->machine.made_up_source = nib_synth_source(o->machine.made_up);
+    if (!o->machine.made_up)
         (void)fprintf(stderr, "nibble bench: --shape: '%s' is no model shape; `nibble --help` names them\n", text);
-    return shape != NULL;
+    return o->machine.made_up != NULL;
 }
 
 static bool parse_option(int option, struct options *o)

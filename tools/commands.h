@@ -10,6 +10,7 @@
 
 int nib_cmd_arch(int argc, char **argv);
 int nib_cmd_bench(int argc, char **argv);
+int nib_cmd_bench_serve(int argc, char **argv);
 int nib_cmd_chat(int argc, char **argv);
 int nib_cmd_info(int argc, char **argv);
 int nib_cmd_keygen(int argc, char **argv);

@@ -6,7 +6,7 @@
 #include "tools/commands.h"
 
 struct command {
-    const char *name;
+    const char *name; /* one word, or two */
     const char *args; /* after the name, for the usage line */
     const char *help; /* one line */
     const char *more; /* options and notes, each line indented by four; "" when there are none */
@@ -70,6 +70,27 @@ static const struct command commands[] = {
      "    --memory-limit SIZE plan as if the memory were this small\n"
      "    --format FORMAT     text, json or csv\n",
      nib_cmd_bench},
+    {"bench serve", "IMAGE | --shape SHAPE | --socket PATH [options]",
+     "load a whole daemon with streamed requests over its socket, and measure how long they take",
+     "    IMAGE               start a daemon of its own on this image\n"
+     "    --shape SHAPE       GPU only: start one on made-up weights of that shape\n"
+     "    --dense FORM        of the dense matrices of --shape: bf16 or mxfp8 (default bf16)\n"
+     "    --socket PATH       a daemon that runs already\n"
+     "    --clients LIST      so many clients, each asking again when its answer ends, e.g. 1,8,64 (default 1)\n"
+     "    --rates LIST        so many requests a second, arriving at random (Poisson), e.g. 0.5,1,2\n"
+     "    --requests N        requests of each load (default: 2 a client and 16 at least; 64 with --rates)\n"
+     "    --prompt N          tokens of a prompt (default 256)\n"
+     "    --tokens N          tokens of an answer (default 64)\n"
+     "    --temperature T     of the answers (default 1)\n"
+     "    --seed N            same seed, same requests and arrivals (default 1)\n"
+     "    --json FILE         write all figures\n"
+     "    --plot FILE         write an SVG plot of the latencies against the load\n"
+     "    --device DEVICE     of its own daemon: auto, cpu or gpu (default auto)\n"
+     "    --threads N         of its own daemon: worker threads\n"
+     "    --slots N           of its own daemon: requests that run at once (default: the most clients)\n"
+     "    --memory-limit SIZE of its own daemon: plan as if the memory were this small\n"
+     "    --vocab FILE        with --shape: o200k ranks (default: the installed o200k_base.tiktoken)\n",
+     nib_cmd_bench_serve},
     {"chat", "[QUESTION] [options]", "talk to a running nibbled; with QUESTION ask that and end",
      "    Ctrl-C stops the answer, Ctrl-D ends the chat; /help lists what may be typed.\n"
      "    --demo         start the trained model that is shipped, ask it three questions (or QUESTION), talk to it\n"
@@ -112,6 +133,20 @@ static void print_help(FILE *out)
     (void)fprintf(out, "\nExit codes: 0 done, 1 refused or failed, 2 wrong usage.\n");
 }
 
+/* The command whose words argv begins with, the longest name first; *ret_words are its words. */
+static const struct command *find(int argc, char **argv, int *ret_words)
+{
+    for (int words = argc > 2 ? 2 : 1; words > 0; words--) {
+        char name[64];
+        (void)snprintf(name, sizeof name, "%s%s%s", argv[1], words == 2 ? " " : "", words == 2 ? argv[2] : "");
+        *ret_words = words;
+        for (size_t i = 0; i < COMMAND_COUNT; i++)
+            if (strcmp(name, commands[i].name) == 0)
+                return &commands[i];
+    }
+    return NULL;
+}
+
 static int run(const struct command *c, int argc, char **argv)
 {
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
@@ -138,9 +173,10 @@ int main(int argc, char **argv)
         (void)printf("nibble %s\n", NIB_VERSION);
         return NIB_EXIT_OK;
     }
-    for (size_t i = 0; i < COMMAND_COUNT; i++)
-        if (strcmp(argv[1], commands[i].name) == 0)
-            return run(&commands[i], argc - 1, argv + 1);
+    int words;
+    const struct command *c = find(argc, argv, &words);
+    if (c)
+        return run(c, argc - words, argv + words);
     (void)fprintf(stderr, "nibble: no command \"%s\"; nibble --help lists them\n", argv[1]);
     return NIB_EXIT_USAGE;
 }

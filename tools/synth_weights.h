@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "core/image.h"
+#include "gpu/gpu.h"
 
 /* A run of bytes of one tensor. */
 struct nib_synth_piece {
@@ -22,6 +23,9 @@ struct nib_synth_piece {
 
 /* Fills out[0..piece->bytes). */
 void nib_synth_fill(const struct nib_shape *shape, uint64_t seed, const struct nib_synth_piece *piece, uint8_t *out);
+
+/* The weights of `nibble synth` with seed 1, made as they are asked for, on any thread. */
+struct nib_gpu_source nib_synth_source(const struct nib_shape *shape);
 
 /* Makes the pieces in order, in chunks, one chunk ahead on a second thread; `sink` gets the chunks of piece `index`
  * one after another. Stops at its first error. NIB_E_NOMEM: no buffers. */

@@ -8,6 +8,7 @@ _nibble_options() {
     arch) echo "--profile --mask --device" ;;
     selftest) echo "--row --device --shape --all" ;;
     bench) echo "--prompt --tokens --batch --rows --threads --device --shape --dense --mask --memory-limit --format" ;;
+    "bench serve") echo "--shape --dense --socket --clients --rates --requests --prompt --tokens --temperature --seed --json --plot --device --threads --slots --memory-limit --vocab" ;;
     chat) echo "--demo --socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
     verify) echo "--key" ;;
@@ -32,6 +33,7 @@ _nibble() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}
     local shapes="20b 120b 20b-slice small demo tiny nano"
     COMPREPLY=()
+    [ "$COMP_CWORD" -gt 2 ] && [ "$command ${COMP_WORDS[2]}" = "bench serve" ] && command="bench serve"
     if [ "$COMP_CWORD" -eq 1 ]; then
         mapfile -t COMPREPLY < <(compgen -W "synth pack plan arch selftest bench chat info verify keygen sign --help --version" -- "$word")
         return
@@ -47,8 +49,9 @@ _nibble() {
     --dense) mapfile -t COMPREPLY < <(compgen -W "bf16 mxfp8" -- "$word") && return ;;
     --effort) mapfile -t COMPREPLY < <(compgen -W "low medium high" -- "$word") && return ;;
     --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
-    --key | --vocab | --socket) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
-    --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --row | --system | --max-tokens)
+    --key | --vocab | --socket | --plot) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --json) [ "$command" = "bench serve" ] && mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --clients | --rates | --requests | --temperature | --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --row | --system | --max-tokens)
         return
         ;;
     esac
@@ -56,6 +59,8 @@ _nibble() {
         mapfile -t COMPREPLY < <(compgen -W "$(_nibble_options "$command") --help" -- "$word")
     elif [ "$COMP_CWORD" -eq 2 ] && { [ "$command" = synth ] || [ "$command" = plan ]; }; then
         mapfile -t COMPREPLY < <(compgen -W "$shapes" -- "$word")
+    elif [ "$COMP_CWORD" -eq 2 ] && [ "$command" = bench ]; then
+        mapfile -t COMPREPLY < <(compgen -W serve -- "$word"; compgen -f -- "$word")
     elif [ "$command" != chat ]; then
         mapfile -t COMPREPLY < <(compgen -f -- "$word")
     fi

@@ -24,8 +24,8 @@ def commands():
     """command -> its options, from the help."""
     found, name = {}, None
     for line in HELP.split("Commands:")[1].split("nibble COMMAND")[0].splitlines():
-        if line.startswith("  nibble "):
-            name = line.split()[1]
+        if start := re.match(r"  nibble ([a-z]+(?: serve)?)", line):
+            name = start.group(1)
             found[name] = set()
         if name:
             # an option stands in the usage line, or begins a line of its own
@@ -40,7 +40,7 @@ def manual_options():
     found = {}
     for section in re.split(r"^\.Ss nibble ", MANUAL, flags=re.M)[1:]:
         section = re.split(r"^\.Sh ", section, flags=re.M)[0]
-        found[section.split()[0]] = {"--" + name for name in re.findall(r"Fl -([a-z-]+)", section)}
+        found[re.match(r"[a-z]+(?: serve)?", section).group()] = {"--" + name for name in re.findall(r"Fl -([a-z-]+)", section)}
     return found
 
 
@@ -67,9 +67,10 @@ def test_manual_lists_every_shape():
 
 
 def test_completion_offers_every_command_and_option():
-    assert complete("nibble", "") == set(COMMANDS) | {"--help", "--version"}
+    assert complete("nibble", "") == {name.split()[0] for name in COMMANDS} | {"--help", "--version"}
+    assert complete("nibble", "bench", "ser") == {"serve"}
     for name, options in COMMANDS.items():
-        assert complete("nibble", name, "-") == options | {"--help"}, name
+        assert complete("nibble", *name.split(), "-") == options | {"--help"}, name
     assert complete("nibble", "synth", "") == set(SHAPES)
     assert complete("nibble", "plan", "--profile", "h") == {"h100", "h200"}
     assert complete("nibble", "synth", "nano", "out", "--format", "") == {"image", "hf"}

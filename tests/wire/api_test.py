@@ -33,6 +33,7 @@ def test_models_has_real_limits(nibbled):
     model = nibbled.get("/v1/models").json["data"][0]
     assert model["id"] == "nano" and model["context_length"] == 4096
     assert model["max_output_tokens"] == 4095 and model["slots"] == 4 and model["queue"] == 8
+    assert model["text_ids"] == 256 < model["vocab"]
 
 
 def test_health(nibbled):
