@@ -368,6 +368,8 @@ static enum nib_err run_demo(struct chat *c, const char *question, struct nib_ms
     c->tools = nib_chat_tools();
     err = question ? ask(c, question, msg) : show_demo(c, msg);
     json_decref(c->tools);
+    c->tools = NULL;
+    c->socket = NULL; /* the daemon's, which goes */
     nib_chat_demo_stop(&demo);
     return err;
 }

@@ -96,7 +96,7 @@ static void last_words(const struct nib_chat_demo *demo, char *ret_line, size_t 
 
 static enum nib_err wait_ready(struct nib_chat_demo *demo, struct nib_msg *msg)
 {
-    const struct timespec nap = {.tv_nsec = 20 * 1000 * 1000};
+    const struct timespec nap = {.tv_nsec = 20L * 1000 * 1000};
     struct nib_msg ignored;
     for (int i = 0; i < READY_S * 50; i++) {
         json_t *health;

@@ -39,7 +39,7 @@ static enum nib_err time_result(const char *arguments, char **ret_result, struct
     for (size_t i = 0; zone && i < sizeof zones / sizeof zones[0]; i++) {
         if (strcmp(zone, zones[i].name) != 0)
             continue;
-        time_t now = time(NULL) + 60 * zones[i].minutes;
+        time_t now = time(NULL) + 60L * zones[i].minutes;
         struct tm tm;
         char date[16], clock[8];
         (void)gmtime_r(&now, &tm);

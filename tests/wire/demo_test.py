@@ -134,6 +134,7 @@ def test_chat_demo_on_a_terminal_goes_on_with_the_prompt(monkeypatch):
     t = Terminal([d.NIBBLE, "chat", "--demo"])
     try:
         t.wait_for("Ctrl-D ends.")
+        t.wait_for("> ")  # what is typed before the line is read may be lost
         t.type("abandoned")
         t.wait_for("abandoned")
         t.type("\x03")
@@ -141,6 +142,7 @@ def test_chat_demo_on_a_terminal_goes_on_with_the_prompt(monkeypatch):
         t.type("Spell garden\n")
         t.wait_for("G-A-R-D-E-N")
         t.wait_for(" tokens/s, stop]")
+        t.wait_for("> ")
         t.type("\x04")
         assert t.end() == 0
     finally:
