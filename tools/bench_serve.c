@@ -22,8 +22,8 @@ struct options {
     const char *socket; /* of a daemon that runs; NULL: one of our own */
     const char *json, *plot;
     struct nib_bench_daemon_options daemon;
-    uint32_t requests; /* 0: not given */
-    uint32_t clients_max;
+    double requests[NIB_BENCH_MAX_POINTS]; /* [requests_count] of each point, or one for all */
+    uint32_t requests_count;               /* 0: not given */
 };
 
 static volatile sig_atomic_t stop;
@@ -35,26 +35,42 @@ static void on_signal(int number)
     stop = 1;
 }
 
-/* "1,8,64": ascending, each from min to max, whole numbers unless it is a rate. */
-static bool parse_list(const char *what, const char *text, double min, double max, bool whole)
+/* "1,8,64": each from min to max, whole numbers unless the least is below 1. */
+static bool parse_list(const char *what, const char *text, double min, double max, double *values, uint32_t *ret_count)
 {
+    const bool whole = min >= 1;
     const char *at = text;
-    double last = 0;
-    report.count = 0;
-    for (;;) {
+    for (uint32_t count = 0;;) {
         char *end = NULL;
         const double value = *at >= '0' && *at <= '9' ? strtod(at, &end) : NAN;
-        const bool good = value >= min && value <= max && value > last && (!whole || floor(value) == value);
-        if (!good || !end || (*end != ',' && *end != '\0') || report.count == NIB_BENCH_MAX_POINTS) {
-            (void)fprintf(stderr, "%s is \"%s\"; allowed are 1 to %d %s from %g to %g, ascending, with commas\n", what,
-                          text, NIB_BENCH_MAX_POINTS, whole ? "whole numbers" : "numbers", min, max);
+        const bool good = value >= min && value <= max && (!whole || floor(value) == value);
+        if (!good || !end || (*end != ',' && *end != '\0') || count == NIB_BENCH_MAX_POINTS) {
+            (void)fprintf(stderr, "%s is \"%s\"; allowed are 1 to %d %s from %g to %g, with commas\n", what, text,
+                          NIB_BENCH_MAX_POINTS, whole ? "whole numbers" : "numbers", min, max);
             return false;
         }
-        report.points[report.count++].load = last = value;
+        values[count++] = value;
+        *ret_count = count;
         if (*end == '\0')
             return true;
         at = end + 1;
     }
+}
+
+static bool parse_loads(const char *what, bool open, double min, double max)
+{
+    double values[NIB_BENCH_MAX_POINTS];
+    if (!parse_list(what, optarg, min, max, values, &report.count))
+        return false;
+    report.open = open;
+    for (uint32_t i = 0; i < report.count; i++) {
+        report.points[i].load = values[i];
+        if (i && values[i] <= values[i - 1]) {
+            (void)fprintf(stderr, "%s is \"%s\"; the numbers must ascend\n", what, optarg);
+            return false;
+        }
+    }
+    return true;
 }
 
 static bool parse_number(const char *what, const char *text, double max, double *ret)
@@ -103,13 +119,12 @@ static bool parse_option(int option, struct options *o)
         o->plot = optarg;
         return true;
     case 'c':
-        report.open = false;
-        return parse_list("nibble bench serve: --clients", optarg, 1, NIB_LOAD_MAX_CONNS, true);
+        return parse_loads("nibble bench serve: --clients", false, 1, NIB_LOAD_MAX_CONNS);
     case 'r':
-        report.open = true;
-        return parse_list("nibble bench serve: --rates", optarg, 0.001, RATE_MAX, false);
+        return parse_loads("nibble bench serve: --rates", true, 0.001, RATE_MAX);
     case 'q':
-        return nib_option_count("nibble bench serve: --requests", optarg, NIB_LOAD_MAX_REQUESTS, &o->requests);
+        return parse_list("nibble bench serve: --requests", optarg, 1, NIB_LOAD_MAX_REQUESTS, o->requests,
+                          &o->requests_count);
     case 'p':
         return nib_option_count("nibble bench serve: --prompt", optarg, NIB_MAX_CTX_TOKENS, &report.load.prompt_tokens);
     case 'n':
@@ -138,11 +153,11 @@ static bool parse_option(int option, struct options *o)
     }
 }
 
-/* Requests of one point. */
-static uint32_t requests_of(const struct options *o, const struct nib_bench_point *p)
+/* Requests of point i. */
+static uint32_t requests_of(const struct options *o, uint32_t i)
 {
-    const double usual = report.open ? 4 * REQUESTS_MIN : fmax(REQUESTS_MIN, 2 * p->load);
-    return o->requests ? o->requests : (uint32_t)usual;
+    const double usual = report.open ? 4 * REQUESTS_MIN : fmax(REQUESTS_MIN, 2 * report.points[i].load);
+    return (uint32_t)(o->requests_count == 0 ? usual : o->requests[o->requests_count == 1 ? 0 : i]);
 }
 
 static bool check(struct options *o, const char *image)
@@ -165,8 +180,14 @@ static bool check(struct options *o, const char *image)
                       l->prompt_tokens, l->answer_tokens, NIB_MAX_CTX_TOKENS);
         return false;
     }
+    if (o->requests_count > 1 && o->requests_count != report.count) {
+        (void)fprintf(stderr,
+                      "nibble bench serve: --requests has %u numbers for %u loads; allowed are one, or one for each\n",
+                      o->requests_count, report.count);
+        return false;
+    }
     for (uint32_t i = 0; i < report.count; i++) {
-        const uint32_t requests = requests_of(o, &report.points[i]);
+        const uint32_t requests = requests_of(o, i);
         if ((uint64_t)requests * l->answer_tokens <= NIB_LOAD_MAX_TOKENS)
             continue;
         (void)fprintf(stderr, "nibble bench serve: %u requests of %u tokens are more than the %u tokens of one load\n",
@@ -240,11 +261,12 @@ static enum nib_err ask_server(const char *socket, struct nib_msg *msg)
     return err;
 }
 
-static enum nib_err run_point(const struct options *o, struct nib_bench_point *p, pid_t pid, struct nib_msg *msg)
+static enum nib_err run_point(const struct options *o, uint32_t i, pid_t pid, struct nib_msg *msg)
 {
+    struct nib_bench_point *p = &report.points[i];
     struct nib_load load = report.load;
     struct nib_cputime before, after;
-    load.requests = requests_of(o, p);
+    load.requests = requests_of(o, i);
     load.clients = report.open ? 0 : (uint32_t)p->load;
     load.rate_s = p->load;
     const bool known = pid && nib_cputime_of(pid, &before);
@@ -265,8 +287,8 @@ static enum nib_err run(const struct options *o, pid_t pid, struct nib_msg *msg)
         return err;
     nib_bench_print_head(&report);
     while (report.count < count && !err) {
-        struct nib_bench_point *p = &report.points[report.count++];
-        err = run_point(o, p, pid, msg);
+        const struct nib_bench_point *p = &report.points[report.count];
+        err = run_point(o, report.count++, pid, msg);
         nib_bench_print_point(&report, p);
         if (!err && p->result.finished == 0)
             err = nib_fail(msg, NIB_E_STATE, "no request was answered");
