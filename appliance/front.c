@@ -18,6 +18,7 @@
 #include "appliance/log.h"
 #include "appliance/notify.h"
 
+#define NIB_DEADLINE_MS  5    /* between two looks at all connections: a turn of a stream is much shorter */
 #define NIB_TURN_MS      100  /* deadlines are looked at this often while clients are connected */
 #define NIB_IDLE_TURN_MS 500  /* and this often otherwise */
 #define NIB_CUT_MS       2000 /* for cancelled requests to end */
@@ -289,7 +290,10 @@ static void serve(struct nib_front *front)
         check_failure(front);
         (void)MHD_run(front->mhd);
         uint64_t now = nib_now_ms();
-        nib_conn_deadlines(front, now);
+        if (now >= front->deadlines_ms + NIB_DEADLINE_MS) {
+            front->deadlines_ms = now;
+            nib_conn_deadlines(front, now);
+        }
         watch_stepper(front, now);
         nib_notify_retry();
         feed_watchdog(front, now);

@@ -107,6 +107,7 @@ struct nib_front {
     uint64_t next_id, started_s;
     uint64_t drain_until_ms, watchdog_ms, watchdog_last_ms, watchdog_alive;
     uint64_t status_last_ms, status_done;
+    uint64_t deadlines_ms;                      /* the connections' deadlines were looked at */
     uint64_t moved_alive, moved_ms;             /* the stepper's last sign of life, and when it was seen */
     uint64_t still_ms, still_alive, still_done; /* since when it has not moved, and where it is */
     bool stuck;                                 /* it moves no more: leave it alone, end the process without it */

@@ -284,12 +284,16 @@ static void *run(void *arg)
     while (!atomic_load(&s->quit)) {
         read_commands(s);
         bool busy = !s->lost && turn(s);
-        publish(s);
+        const uint64_t now_ms = nib_now_ms();
+        if (!busy || now_ms != s->published_ms) /* reading them all costs as much as the rest of a turn */
+            publish(s);
+        s->published_ms = now_ms;
         if (busy)
             s->idle_since_ms = 0;
         else
             idle(s);
     }
+    publish(s);
     s->engine->ops->close(s->engine);
     return NULL;
 }

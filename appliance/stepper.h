@@ -15,7 +15,7 @@
 
 enum nib_state { NIB_STATE_LOADING, NIB_STATE_READY, NIB_STATE_DRAINING, NIB_STATE_FAILED };
 
-/* Gauges and counters of the scheduler, for /metrics and the health page. */
+/* Gauges and counters of the scheduler, for /metrics and the health page: at most a millisecond old, or a step. */
 enum nib_gauge {
     NIB_G_SUBMITTED,
     NIB_G_FINISHED,
@@ -73,6 +73,7 @@ struct nib_stepper {
     bool lost; /* the engine failed: everything is answered with failure */
     uint32_t in_flight;
     uint64_t idle_since_ms;
+    uint64_t published_ms; /* the gauges were brought up to date in this millisecond */
     bool golden_set;
     uint32_t golden[NIB_CANARY_TOKENS];
 };

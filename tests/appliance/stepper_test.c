@@ -23,6 +23,7 @@ struct fake {
     uint64_t fail_submit_at, fail_collect_at; /* steps so far; NOTHING: never */
     uint64_t unusable_at;                     /* a step whose logits are not usable */
     uint64_t differ_at;                       /* from here on it gives other tokens */
+    uint64_t lonely_collects; /* waits with no other step under way: the device then has nothing to do */
     bool closed;
 };
 
@@ -57,6 +58,7 @@ static enum nib_err fake_collect(struct nib_engine *engine, struct nib_step_out 
     ck_assert_uint_gt(f->count, 0);
     if (f->steps == f->fail_collect_at)
         return nib_fail(msg, NIB_E_DEVICE, "the fake engine broke at collect");
+    f->lonely_collects += f->count == 1;
     *ret_out = f->out[f->first];
     f->first = (f->first + 1) % NIB_MAX_STEPS_AHEAD;
     f->count--;
@@ -225,6 +227,22 @@ START_TEST(test_requests)
 }
 END_TEST
 
+/* While an answer grows and its tokens are handed on, the next step is under way already. */
+START_TEST(test_steps_stay_in_flight)
+{
+    defaults();
+    forget();
+    start(2);
+    ck_assert_int_eq(wait_state(), NIB_STATE_READY);
+    fake.lonely_collects = 0; /* the self-test takes one step after the other */
+    submit(0, 10, 400);
+    submit(1, 70, 300);
+    collect_ends(2);
+    ck_assert(nib_stepper_stop(&stepper));
+    ck_assert_uint_eq(fake.lonely_collects, 1); /* the last */
+}
+END_TEST
+
 START_TEST(test_refusals)
 {
     defaults();
@@ -354,5 +372,5 @@ START_TEST(test_self_test_notices_a_change)
 }
 END_TEST
 
-NIB_SUITE(stepper, test_requests, test_refusals, test_cancel, test_engine_breaks, test_unusable_values,
-          test_boot_failures, test_self_test_notices_a_change)
+NIB_SUITE(stepper, test_requests, test_steps_stay_in_flight, test_refusals, test_cancel, test_engine_breaks,
+          test_unusable_values, test_boot_failures, test_self_test_notices_a_change)
