@@ -51,7 +51,7 @@ static enum nib_err test_row(struct nib_machine *m, bool *ret_struck, struct nib
     enum nib_err err = NIB_OK;
     atomic_store(&m->testing, m->row);
     if (m->row->gpu) {
-        err = nib_gpu_selftest(&m->gpu, m->row->gpu_kernels, &m->profile, m->image.shape, &gpu, why);
+        err = nib_gpu_selftest(&m->gpu, m->row->gpu_kernels, &m->profile, m->image.shape, m->image.dense, &gpu, why);
         *ret_struck = gpu.struck;
     } else if (m->row->kernels != &nib_kernels_ref) {
         err = nib_cpu_selftest(m->row->kernels, m->image.shape, &cpu, why);

@@ -9,6 +9,7 @@
 static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_REPACK_DENSE] = "nib_gpu_repack_dense",
     [NIB_GPU_REPACK_MX] = "nib_gpu_repack_mx",
+    [NIB_GPU_REPACK_MXFP8] = "nib_gpu_repack_mxfp8",
     [NIB_GPU_SUM] = "nib_gpu_sum",
     [NIB_GPU_BEGIN] = "nib_gpu_begin",
     [NIB_GPU_EMBED] = "nib_gpu_embed",
@@ -27,7 +28,29 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_HEAD] = "nib_gpu_head",
     [NIB_GPU_SCAN] = "nib_gpu_scan",
     [NIB_GPU_SAMPLE] = "nib_gpu_sample",
+    [NIB_GPU_QKV_MXFP8] = "nib_gpu_qkv_mxfp8",
+    [NIB_GPU_QKV_PROMPT_MXFP8] = "nib_gpu_qkv_prompt_mxfp8",
+    [NIB_GPU_OUT_MXFP8] = "nib_gpu_out_mxfp8",
+    [NIB_GPU_OUT_PROMPT_MXFP8] = "nib_gpu_out_prompt_mxfp8",
+    [NIB_GPU_HEAD_MXFP8] = "nib_gpu_head_mxfp8",
 };
+
+/* In the order of NIB_GPU_QKV_MXFP8 and on. */
+static const enum nib_gpu_op plain[] = {NIB_GPU_QKV, NIB_GPU_QKV_PROMPT, NIB_GPU_OUT, NIB_GPU_OUT_PROMPT, NIB_GPU_HEAD};
+_Static_assert(sizeof plain / sizeof plain[0] == NIB_GPU_OP_COUNT - NIB_GPU_QKV_MXFP8, "ops of MXFP8");
+
+enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense)
+{
+    for (int i = 0; dense == NIB_DENSE_MXFP8 && NIB_GPU_QKV_MXFP8 + i < NIB_GPU_OP_COUNT; i++)
+        if (plain[i] == op)
+            return (enum nib_gpu_op)(NIB_GPU_QKV_MXFP8 + i);
+    return op;
+}
+
+enum nib_gpu_op nib_gpu_op_plain(enum nib_gpu_op op)
+{
+    return op >= NIB_GPU_QKV_MXFP8 && op < NIB_GPU_OP_COUNT ? plain[op - NIB_GPU_QKV_MXFP8] : op;
+}
 
 const char *nib_gpu_op_symbol(enum nib_gpu_op op)
 {

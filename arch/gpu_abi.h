@@ -29,6 +29,7 @@ enum nib_gpu_op {
     /* boot: canonical weights in `staging` to the row's layout; the repack block says what */
     NIB_GPU_REPACK_DENSE,
     NIB_GPU_REPACK_MX,
+    NIB_GPU_REPACK_MXFP8,
     NIB_GPU_SUM, /* *repack.sum += the sum of repack.sum_bytes bytes at repack.src (NIB_GPU_SUM_WORD) */
     /* a step */
     NIB_GPU_BEGIN, /* mailbox -> step block, checked; page tables and sampling of new sequences; their seen forgotten */
@@ -49,6 +50,12 @@ enum nib_gpu_op {
     NIB_GPU_HEAD,    /* logits of the rows that want them */
     NIB_GPU_SCAN,    /* logits of ids with a bias get it; parts of the maximum and of the sums */
     NIB_GPU_SAMPLE,  /* -> token, log-probabilities; last token and seen of the slot; outbox; next_serial */
+    /* in place of those without the ending, when the dense matrices are NIB_DENSE_MXFP8 */
+    NIB_GPU_QKV_MXFP8,
+    NIB_GPU_QKV_PROMPT_MXFP8,
+    NIB_GPU_OUT_MXFP8,
+    NIB_GPU_OUT_PROMPT_MXFP8,
+    NIB_GPU_HEAD_MXFP8,
     NIB_GPU_OP_COUNT
 };
 
@@ -93,7 +100,7 @@ struct nib_gpu_result {
 /* Argument of the repack ops: in device memory, rewritten by the host before each launch on the same stream. */
 struct nib_gpu_repack {
     nib_gpu_ptr dst;
-    nib_gpu_ptr src;    /* bf16 [n][k], or blocks [n][k/32][16] */
+    nib_gpu_ptr src;    /* bf16 [n][k], or blocks [n][k/32][16], or E4M3 [n][k] */
     nib_gpu_ptr scales; /* [n][k/32] */
     uint32_t n, k;
     uint32_t n0, n1;    /* rows that src holds, multiples of 64 except at the end; dst is the whole matrix */
@@ -187,6 +194,7 @@ struct nib_gpu_kernels {
     const unsigned char *image; /* cubin or PTX, embedded */
     const unsigned char *image_end;
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
+    uint64_t (*mxfp8_bytes)(uint32_t n, uint32_t k); /* of a dense matrix in MXFP8 */
     uint64_t (*mx_bytes)(uint32_t n, uint32_t k);
     uint64_t (*route_bytes)(uint32_t rows, uint32_t experts);
     /* Zeroed by the host once, before the first step. */
@@ -200,6 +208,10 @@ struct nib_gpu_kernels {
 
 /* Sets what of a machine follows from the model alone: shape, angles of the rotation. The rest stays as it is. */
 void nib_gpu_machine_model(struct nib_gpu_machine *m, const struct nib_shape *shape);
+
+/* The op that does `op`'s work when the dense matrices are of that form; and the op whose work one of them does. */
+enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense);
+enum nib_gpu_op nib_gpu_op_plain(enum nib_gpu_op op);
 
 /* "nib_gpu_begin", ...: symbol of an op in every image. */
 const char *nib_gpu_op_symbol(enum nib_gpu_op op);

@@ -14,6 +14,11 @@ static uint64_t gpu_dense_bytes(uint32_t n, uint32_t k)
     return (uint64_t)n * k * 2;
 }
 
+static uint64_t gpu_mxfp8_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)n * (k + k / NIB_MX_BLOCK);
+}
+
 static uint64_t gpu_mx_bytes(uint32_t n, uint32_t k)
 {
     return (uint64_t)n * (k / 2 + k / NIB_MX_BLOCK);
@@ -48,6 +53,7 @@ static struct nib_row_facts gpu_facts(const struct nib_gpu_kernels *k)
         .slots = 64,
         .steps_ahead = 2,
         .dense_bytes = k ? k->dense_bytes : gpu_dense_bytes,
+        .mxfp8_bytes = k ? k->mxfp8_bytes : gpu_mxfp8_bytes,
         .mx_bytes = k ? k->mx_bytes : gpu_mx_bytes,
         .kv_page_bytes = gpu_kv_page_bytes,
         .route_bytes = k ? k->route_bytes : gpu_route_bytes,
@@ -99,7 +105,7 @@ static const struct nib_arch_row rows[] = {
      .cc_max = 103,
      .shared_bytes = SHARED_90},
     {.name = "sm90",
-     .numbers = "bf16 mma, experts decoded to fp16",
+     .numbers = "bf16 mma, MXFP8 decoded to bf16, experts to fp16",
      .features =
          "bf16 mma, cp.async, bulk copies with mbarriers, programmatic dependent launch, 227 KiB of shared memory",
      .layout = "mma.m16n8k16 fragments; experts as codes and scales",
@@ -112,7 +118,7 @@ static const struct nib_arch_row rows[] = {
      .shared_bytes = SHARED_90,
      .gpu_kernels = SM90},
     {.name = "sm80",
-     .numbers = "bf16 mma, experts decoded to fp16",
+     .numbers = "bf16 mma, MXFP8 decoded to bf16, experts to fp16",
      .features = "bf16 mma, cp.async; 8.0, 8.6, 8.7, 8.9 and what came later",
      .layout = "mma.m16n8k16 fragments; experts as codes and scales",
      .tiles = "decode 16 x 4 rows, prompt 128 x 128",

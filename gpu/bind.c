@@ -68,19 +68,24 @@ static void bind_vectors(struct nib_gpu_engine *e)
     e->machine.final_norm = piece(&c, s->hidden * 2ull);
 }
 
+static uint64_t dense_bytes(const struct nib_gpu_engine *e, uint32_t n, uint32_t k)
+{
+    return nib_plan_dense_bytes(e->plan->row, e->plan->dense, n, k);
+}
+
 static void bind_matrices(struct nib_gpu_engine *e)
 {
     const struct nib_shape *s = e->base.shape;
     const struct nib_gpu_kernels *k = e->k;
     struct nib_gpu_machine *m = &e->machine;
     m->embed = whole(e, NIB_R_EMBED, (uint64_t)s->vocab * s->hidden * 2);
-    m->lm_head = whole(e, NIB_R_LM_HEAD, k->dense_bytes(s->vocab, s->hidden));
+    m->lm_head = whole(e, NIB_R_LM_HEAD, dense_bytes(e, s->vocab, s->hidden));
     struct carver qkv = carver_of(e, NIB_R_QKV, -1, 1), out = carver_of(e, NIB_R_OUT, -1, 1);
     struct carver router = carver_of(e, NIB_R_ROUTER, -1, 1);
     for (uint32_t l = 0; l < s->layers; l++) {
         struct carver experts = carver_of(e, NIB_R_EXPERTS, (int32_t)l, 1);
-        m->layer[l].qkv = piece(&qkv, k->dense_bytes(nib_qkv_dim(s), s->hidden));
-        m->layer[l].out = piece(&out, k->dense_bytes(s->hidden, nib_q_dim(s)));
+        m->layer[l].qkv = piece(&qkv, dense_bytes(e, nib_qkv_dim(s), s->hidden));
+        m->layer[l].out = piece(&out, dense_bytes(e, s->hidden, nib_q_dim(s)));
         m->layer[l].router = piece(&router, k->dense_bytes(s->experts, s->hidden));
         m->layer[l].up = piece(&experts, s->experts * k->mx_bytes(2 * s->intermediate, s->hidden));
         m->layer[l].down = piece(&experts, s->experts * k->mx_bytes(s->hidden, s->intermediate));

@@ -35,6 +35,9 @@ static enum nib_err check(const struct nib_gpu_engine_open *o, struct nib_msg *m
     if (o->image->shape != plan->shape)
         return nib_fail(msg, NIB_E_ARG, "the image holds the shape %s, the plan is for %s", o->image->shape->name,
                         plan->shape->name);
+    if (o->image->dense != plan->dense)
+        return nib_fail(msg, NIB_E_ARG, "the image's dense matrices are %s, the plan is for %s",
+                        nib_dense_name(o->image->dense), nib_dense_name(plan->dense));
     if (plan->row->dense_bytes != k->dense_bytes || plan->row->mx_bytes != k->mx_bytes)
         return nib_fail(msg, NIB_E_ARG, "the plan is for the row %s, the kernels are %s", plan->row->name, k->name);
     if (k->image == k->image_end)

@@ -69,10 +69,10 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
 {
     enum nib_err err = NIB_OK;
     for (int op = (int)first; op <= (int)last && !err; op++) {
-        struct nib_gpu_geometry g = geometry(e, (enum nib_gpu_op)op, b);
+        const enum nib_gpu_op form = nib_gpu_op_in((enum nib_gpu_op)op, e->plan->dense);
+        struct nib_gpu_geometry g = geometry(e, form, b);
         if (g.grid[0])
-            err = nib_gpu_launch(e->gpu, (enum nib_gpu_op)op, &g,
-                                 (struct nib_gpu_target){e->stream, e->machine_at, layer}, msg);
+            err = nib_gpu_launch(e->gpu, form, &g, (struct nib_gpu_target){e->stream, e->machine_at, layer}, msg);
     }
     return err;
 }
@@ -124,8 +124,8 @@ enum nib_err nib_gpu_graphs_make(struct nib_gpu_engine *e, struct nib_msg *msg)
 {
     enum nib_err err = NIB_OK;
     list(e);
-    for (int op = NIB_GPU_BEGIN; op < NIB_GPU_OP_COUNT && !err; op++)
-        err = allow(e, (enum nib_gpu_op)op, msg);
+    for (int op = NIB_GPU_BEGIN; op <= NIB_GPU_SAMPLE && !err; op++)
+        err = allow(e, nib_gpu_op_in((enum nib_gpu_op)op, e->plan->dense), msg);
     for (uint32_t i = 0; i < e->buckets_count && !err; i++) {
         struct nib_gpu_bucket *b = &e->buckets[i];
         struct nib_msg why;

@@ -32,13 +32,15 @@ static nib_trial_check *const checks[NIB_GPU_OP_COUNT] = {
 /* What repacking feeds. All of them wrong at once, in kernels that share nothing else, is the repacking's doing. */
 static const enum nib_gpu_op dense_readers[] = {NIB_GPU_QKV, NIB_GPU_QKV_PROMPT, NIB_GPU_OUT, NIB_GPU_OUT_PROMPT,
                                                 NIB_GPU_HEAD};
+static const enum nib_gpu_op mxfp8_readers[] = {NIB_GPU_QKV_MXFP8, NIB_GPU_QKV_PROMPT_MXFP8, NIB_GPU_OUT_MXFP8,
+                                                NIB_GPU_OUT_PROMPT_MXFP8, NIB_GPU_HEAD_MXFP8};
 static const enum nib_gpu_op mx_readers[] = {NIB_GPU_UP, NIB_GPU_UP_PROMPT, NIB_GPU_DOWN, NIB_GPU_DOWN_PROMPT};
 
 static void run(struct nib_trial *t, int first, int last)
 {
     for (int op = first; op <= last && !t->err; op++) {
         nib_trial_forget(t);
-        checks[op](t, (enum nib_gpu_op)op);
+        checks[op](t, nib_gpu_op_in((enum nib_gpu_op)op, t->dense));
     }
 }
 
@@ -106,15 +108,27 @@ static void judge_repack(struct nib_gpu_selftest *r, enum nib_gpu_op op, const e
         r->op[op].error = 0;
 }
 
+/* Whether the op has a part in the test. In the test of MXFP8 only the router reads what repack_dense makes: a fault of either
+ * is named as the router's. */
+static bool tested(const struct nib_trial *t, enum nib_gpu_op op)
+{
+    if (op == NIB_GPU_REPACK_DENSE || op == NIB_GPU_REPACK_MXFP8)
+        return (op == NIB_GPU_REPACK_MXFP8) == (t->dense == NIB_DENSE_MXFP8);
+    return nib_gpu_op_in(nib_gpu_op_plain(op), t->dense) == op;
+}
+
 /* The first kernel that is off names the row's fault. */
 static enum nib_err judge(const struct nib_trial *t, struct nib_msg *msg)
 {
     struct nib_gpu_selftest *r = t->report;
-    judge_repack(r, NIB_GPU_REPACK_DENSE, dense_readers, sizeof dense_readers / sizeof dense_readers[0]);
+    if (t->dense == NIB_DENSE_MXFP8)
+        judge_repack(r, NIB_GPU_REPACK_MXFP8, mxfp8_readers, sizeof mxfp8_readers / sizeof mxfp8_readers[0]);
+    else
+        judge_repack(r, NIB_GPU_REPACK_DENSE, dense_readers, sizeof dense_readers / sizeof dense_readers[0]);
     judge_repack(r, NIB_GPU_REPACK_MX, mx_readers, sizeof mx_readers / sizeof mx_readers[0]);
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
         const struct nib_gpu_verdict *v = &r->op[op];
-        if (good(v))
+        if (good(v) || !tested(t, (enum nib_gpu_op)op))
             continue;
         r->struck = true;
         if (v->bound > 0)
@@ -140,12 +154,12 @@ static enum nib_err load(struct nib_gpu *gpu, const struct nib_gpu_kernels *kern
 }
 
 enum nib_err nib_gpu_selftest(struct nib_gpu *gpu, const struct nib_gpu_kernels *kernels,
-                              const struct nib_profile *profile, const struct nib_shape *shape,
+                              const struct nib_profile *profile, const struct nib_shape *shape, enum nib_dense dense,
                               struct nib_gpu_selftest *report, struct nib_msg *msg)
 {
     const uint64_t begin = nib_gpu_now_us();
     *report = (struct nib_gpu_selftest){0};
-    struct nib_trial t = {.gpu = gpu, .k = kernels, .report = report, .msg = msg};
+    struct nib_trial t = {.gpu = gpu, .k = kernels, .dense = dense, .report = report, .msg = msg};
     t.err = load(gpu, kernels, profile, report, msg);
     if (!t.err) {
         nib_trial_open(&t, profile, shape);

@@ -53,6 +53,7 @@ struct nib_trial {
     struct nib_gpu *gpu;
     const struct nib_gpu_kernels *k;
     struct nib_shape shape; /* of the test's model */
+    enum nib_dense dense;   /* of its QKV, attention output and LM head */
     struct CUstream_st *stream;
     struct nib_gpu_selftest *report;
     enum nib_err err;
@@ -71,6 +72,7 @@ struct nib_trial {
 
     uint16_t *weights, *acts; /* patterns: bf16, about normal: spread 1/sqrt(hidden), spread 1 */
     uint8_t *codes, *scales;  /* patterns: MXFP4 */
+    uint8_t *e4m3, *e8m0;     /* patterns: MXFP8 of about the spread of `weights`, as long as `weights` and `scales` */
     struct nib_trial_letter *letters;
     uint32_t letters_used;
     struct nib_trial_vectors v;
@@ -112,6 +114,7 @@ bool nib_trial_launch(struct nib_trial *t, enum nib_gpu_op op);
 /* trial_model.c: room of the machine block, the weights in it, and rows of them in canonical form. */
 void nib_trial_lay_out(struct nib_trial *t);
 void nib_trial_load(struct nib_trial *t);
+/* As bf16, whatever the form. */
 void nib_trial_dense_rows(const struct nib_trial *t, enum nib_trial_matrix matrix, uint32_t k, uint32_t first,
                           uint32_t count, uint16_t *ret);
 /* Blocks [count][k/32][16], then scales [count][k/32]. */

@@ -39,7 +39,7 @@ void nib_trial_expect(struct nib_trial *t, enum nib_gpu_op op, const char *what,
 struct nib_trial_range nib_trial_rows(const struct nib_trial *t, enum nib_gpu_op op)
 {
     const uint32_t all = t->decode + t->prompt;
-    switch (op) {
+    switch (nib_gpu_op_plain(op)) {
     case NIB_GPU_QKV:
     case NIB_GPU_ATTN:
     case NIB_GPU_OUT:

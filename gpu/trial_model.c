@@ -52,9 +52,30 @@ static void send_window(struct nib_trial *t, nib_gpu_ptr to, const void *pattern
     }
 }
 
+static bool is_mxfp8(const struct nib_trial *t, enum nib_trial_matrix matrix)
+{
+    return t->dense == NIB_DENSE_MXFP8 &&
+           (matrix == NIB_TRIAL_QKV || matrix == NIB_TRIAL_OUT || matrix == NIB_TRIAL_HEAD);
+}
+
+static void mxfp8_rows(const struct nib_trial *t, enum nib_trial_matrix matrix, uint32_t k, uint32_t first,
+                       uint32_t count, uint16_t *ret)
+{
+    const uint64_t salt = salt_of(matrix, 0), blocks = k / NIB_MX_BLOCK;
+    for (uint64_t b = first * blocks; b < (first + count) * blocks; b++, ret += NIB_MX_BLOCK) {
+        uint8_t codes[NIB_MX_BLOCK];
+        window(codes, t->e4m3, NIB_TRIAL_WEIGHTS, salt + b * NIB_MX_BLOCK, NIB_MX_BLOCK, 1);
+        nib_mxfp8_decode_bf16(t->e8m0[(salt + b) % NIB_TRIAL_SCALES], codes, ret);
+    }
+}
+
 void nib_trial_dense_rows(const struct nib_trial *t, enum nib_trial_matrix matrix, uint32_t k, uint32_t first,
                           uint32_t count, uint16_t *ret)
 {
+    if (is_mxfp8(t, matrix)) {
+        mxfp8_rows(t, matrix, k, first, count, ret);
+        return;
+    }
     const bool embed = matrix == NIB_TRIAL_EMBED;
     window(ret, embed ? t->acts : t->weights, embed ? NIB_TRIAL_ACTS : NIB_TRIAL_WEIGHTS,
            salt_of(matrix, 0) + (uint64_t)first * k, (uint64_t)count * k, 2);
@@ -106,6 +127,11 @@ static void lay_out_shape(struct nib_trial *t)
     t->m.page_stride = 2ull * s->kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
 }
 
+static uint64_t dense_bytes(const struct nib_trial *t, uint32_t n, uint32_t k)
+{
+    return t->dense == NIB_DENSE_MXFP8 ? t->k->mxfp8_bytes(n, k) : t->k->dense_bytes(n, k);
+}
+
 /* Both layers have the same weights; each its own pages. */
 static void lay_out_weights(struct nib_trial *t)
 {
@@ -122,10 +148,10 @@ static void lay_out_weights(struct nib_trial *t)
     t->v.down_bias = vector(t, (uint64_t)e * h, &l->down_bias);
     t->v.final_norm = vector(t, h, &t->m.final_norm);
     t->m.embed = device(t, (uint64_t)s->vocab * h * 2);
-    l->qkv = device(t, t->k->dense_bytes(nib_qkv_dim(s), h));
-    l->out = device(t, t->k->dense_bytes(h, nib_q_dim(s)));
+    l->qkv = device(t, dense_bytes(t, nib_qkv_dim(s), h));
+    l->out = device(t, dense_bytes(t, h, nib_q_dim(s)));
     l->router = device(t, t->k->dense_bytes(e, h));
-    t->m.lm_head = device(t, t->k->dense_bytes(s->vocab, h));
+    t->m.lm_head = device(t, dense_bytes(t, s->vocab, h));
     l->up = device(t, e * t->k->mx_bytes(2 * inner, h));
     l->down = device(t, e * t->k->mx_bytes(h, inner));
     t->m.layer[1] = *l;
@@ -196,6 +222,8 @@ static void lay_out_control(struct nib_trial *t)
     t->logits = pinned(t, 4ull * NIB_TRIAL_SLOTS * vocab, NULL);
     t->weights = pinned(t, 2 * NIB_TRIAL_WEIGHTS, NULL);
     t->acts = pinned(t, 2 * NIB_TRIAL_ACTS, NULL);
+    t->e4m3 = pinned(t, NIB_TRIAL_WEIGHTS, NULL);
+    t->e8m0 = pinned(t, NIB_TRIAL_SCALES, NULL);
     t->codes = pinned(t, NIB_TRIAL_CODES, NULL);
     t->scales = pinned(t, NIB_TRIAL_SCALES, NULL);
     t->letters = pinned(t, (NIB_TRIAL_LETTERS + 2) * sizeof *t->letters, NULL);
@@ -225,6 +253,12 @@ static void make_patterns(struct nib_trial *t)
     const int middle = 127 - (int)lround(log2(2.5 * sqrt(t->shape.hidden)));
     for (uint64_t i = 0; i < NIB_TRIAL_SCALES; i++)
         t->scales[i] = (uint8_t)(middle - 2 + (int)(next(&seed) >> 56) % 5);
+    /* codes of spread 64 and small ones, some subnormal; their scales undo it */
+    for (uint64_t i = 0; i < NIB_TRIAL_WEIGHTS; i++)
+        t->e4m3[i] = nib_e4m3_encode(nib_bf16_decode(t->acts[i % NIB_TRIAL_ACTS]) * (i % 7 ? 64.0f : 0x1p-8f));
+    const int e8m0 = 127 - 6 - (int)lround(log2(sqrt(t->shape.hidden)));
+    for (uint64_t i = 0; i < NIB_TRIAL_SCALES; i++)
+        t->e8m0[i] = (uint8_t)(e8m0 - 1 + (int)(next(&seed) >> 56) % 3);
 }
 
 static void make_vector(struct nib_trial *t, uint16_t *v, nib_gpu_ptr to, uint64_t count, float center, float spread,
@@ -265,7 +299,7 @@ static void repack(struct nib_trial *t, enum nib_gpu_op op, struct nib_gpu_repac
 static void load_matrix(struct nib_trial *t, enum nib_trial_matrix id, uint32_t expert, nib_gpu_ptr to, uint32_t n,
                         uint32_t k, enum nib_gpu_matrix kind)
 {
-    const bool mx = id == NIB_TRIAL_UP || id == NIB_TRIAL_DOWN;
+    const bool mx = id == NIB_TRIAL_UP || id == NIB_TRIAL_DOWN, mxfp8 = is_mxfp8(t, id);
     const uint64_t salt = salt_of(id, expert), row = mx ? k / 2 : k, scale_row = k / NIB_MX_BLOCK;
     const uint32_t cut = n / 2 / 64 * 64;
     for (int part = 1; part >= 0; part--) {
@@ -276,13 +310,19 @@ static void load_matrix(struct nib_trial *t, enum nib_trial_matrix id, uint32_t 
         if (mx) {
             send_window(t, t->staging, t->codes, NIB_TRIAL_CODES, salt + n0 * row, (n1 - n0) * row, 1);
             send_window(t, scales, t->scales, NIB_TRIAL_SCALES, salt + n0 * scale_row, (n1 - n0) * scale_row, 1);
+        } else if (mxfp8) {
+            send_window(t, t->staging, t->e4m3, NIB_TRIAL_WEIGHTS, salt + n0 * row, (n1 - n0) * row, 1);
+            send_window(t, scales, t->e8m0, NIB_TRIAL_SCALES, salt + n0 * scale_row, (n1 - n0) * scale_row, 1);
         } else {
             send_window(t, t->staging, t->weights, NIB_TRIAL_WEIGHTS, salt + n0 * row, (n1 - n0) * row, 2);
         }
-        repack(t, mx ? NIB_GPU_REPACK_MX : NIB_GPU_REPACK_DENSE,
+        repack(t,
+               mx      ? NIB_GPU_REPACK_MX
+               : mxfp8 ? NIB_GPU_REPACK_MXFP8
+                       : NIB_GPU_REPACK_DENSE,
                (struct nib_gpu_repack){.dst = to,
                                        .src = t->staging,
-                                       .scales = mx ? scales : 0,
+                                       .scales = mx || mxfp8 ? scales : 0,
                                        .n = n,
                                        .k = k,
                                        .n0 = n0,

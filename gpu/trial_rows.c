@@ -105,11 +105,12 @@ void nib_trial_qkv(struct nib_trial *t, enum nib_gpu_op op)
     const struct nib_shape *s = &t->shape;
     const struct nib_trial_range rows = nib_trial_rows(t, op);
     /* a query, a key and a value head: those at the other end in the other form */
-    const uint32_t q = op == NIB_GPU_QKV ? 0 : s->heads - 1, kv = op == NIB_GPU_QKV ? s->kv_heads - 1 : 0;
+    const bool decode = nib_gpu_op_plain(op) == NIB_GPU_QKV;
+    const uint32_t q = decode ? 0 : s->heads - 1, kv = decode ? s->kv_heads - 1 : 0;
     const uint32_t heads[3] = {q, s->heads + kv, s->heads + s->kv_heads + kv};
     const void *acts = fetch_acts(t);
     const float *rope = nib_trial_fetch(t, t->m.rope, NIB_TRIAL_ROWS * 256ull);
-    if (op == NIB_GPU_QKV || t->decode == 0)
+    if (decode || t->decode == 0)
         nib_trial_fill(t, t->m.q, 0xff, NIB_TRIAL_ROWS * 2ull * q_dim(t));
     if (!nib_trial_launch(t, op))
         return;

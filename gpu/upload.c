@@ -59,6 +59,10 @@ static enum nib_err launch(struct nib_gpu_engine *e, enum nib_gpu_op op, struct 
     return nib_gpu_launch(e->gpu, op, &g, (struct nib_gpu_target){e->stream, e->machine_at, 0}, msg);
 }
 
+static const enum nib_gpu_op repack_of[] = {[NIB_GPU_JOB_DENSE] = NIB_GPU_REPACK_DENSE,
+                                            [NIB_GPU_JOB_MX] = NIB_GPU_REPACK_MX,
+                                            [NIB_GPU_JOB_MXFP8] = NIB_GPU_REPACK_MXFP8};
+
 /* The data, to where it stays or to the staging; the note; the sum of what arrived; the matrix in its layout; the note
  * back, which tells what the kernels saw. */
 static enum nib_err bring(struct nib_gpu_engine *e, const struct nib_gpu_slot *slot, struct nib_msg *msg)
@@ -72,7 +76,7 @@ static enum nib_err bring(struct nib_gpu_engine *e, const struct nib_gpu_slot *s
     if (!err)
         err = launch(e, NIB_GPU_SUM, msg);
     if (!err && kind != NIB_GPU_JOB_PLAIN)
-        err = launch(e, kind == NIB_GPU_JOB_MX ? NIB_GPU_REPACK_MX : NIB_GPU_REPACK_DENSE, msg);
+        err = launch(e, repack_of[kind], msg);
     if (!err)
         err = NIB_CU(e->cuda, msg, cuMemcpyDtoHAsync, &letter->back, e->machine.repack, sizeof letter->back, e->stream);
     return err;

@@ -21,13 +21,14 @@
 #define NIB_GPU_CHUNK_ROWS 64 /* a chunk of a matrix begins at a multiple of this row */
 #define NIB_GPU_SHARERS    2  /* readers of one job */
 /* Bytes of a row of an expert's matrix in a chunk, and what the alignment of the scales may cost it. */
-#define NIB_GPU_MX_ROW(k) ((k) / 2 + (k) / NIB_MX_BLOCK + 1)
+#define NIB_GPU_MX_ROW(k)    ((k) / 2 + (k) / NIB_MX_BLOCK + 1)
+#define NIB_GPU_MXFP8_ROW(k) ((k) + (k) / NIB_MX_BLOCK + 1) /* the same of a dense matrix in MXFP8 */
 
-enum nib_gpu_job_kind { NIB_GPU_JOB_PLAIN, NIB_GPU_JOB_DENSE, NIB_GPU_JOB_MX };
+enum nib_gpu_job_kind { NIB_GPU_JOB_PLAIN, NIB_GPU_JOB_DENSE, NIB_GPU_JOB_MX, NIB_GPU_JOB_MXFP8 };
 
 struct nib_gpu_job {
     enum nib_gpu_job_kind kind;
-    const struct nib_tensor *tensor, *scales; /* scales of NIB_GPU_JOB_MX */
+    const struct nib_tensor *tensor, *scales; /* scales of NIB_GPU_JOB_MX and NIB_GPU_JOB_MXFP8 */
     nib_gpu_ptr to;
     uint8_t *host_to; /* NIB_GPU_JOB_PLAIN into pinned memory: read in place */
     enum nib_gpu_matrix matrix;

@@ -25,6 +25,8 @@ static uint32_t chunks_of(const struct nib_gpu_job *job)
         return (uint32_t)nib_div_up(t->bytes, NIB_GPU_SLOT_DATA);
     if (job->kind == NIB_GPU_JOB_DENSE)
         return (uint32_t)nib_div_up(t->dims[0], nib_gpu_job_rows(t->dims[1] * 2));
+    if (job->kind == NIB_GPU_JOB_MXFP8)
+        return (uint32_t)nib_div_up(t->dims[0], nib_gpu_job_rows(NIB_GPU_MXFP8_ROW(t->dims[1])));
     return (uint32_t)(t->dims[0] * nib_div_up(t->dims[1], nib_gpu_job_rows(NIB_GPU_MX_ROW(t->dims[2] * NIB_MX_BLOCK))));
 }
 
@@ -49,13 +51,26 @@ static void add_mx(struct nib_gpu_loader *l, enum nib_tensor_id blocks, enum nib
     l->total_bytes += job->scales->bytes;
 }
 
+/* QKV, attention output or LM head, in the image's form. */
+static void add_dense(struct nib_gpu_loader *l, enum nib_tensor_id id, uint32_t layer, nib_gpu_ptr to,
+                      enum nib_gpu_matrix matrix)
+{
+    const bool mxfp8 = l->open->image->dense == NIB_DENSE_MXFP8;
+    struct nib_gpu_job *job = add(l, mxfp8 ? NIB_GPU_JOB_MXFP8 : NIB_GPU_JOB_DENSE, id, layer, to);
+    job->matrix = matrix;
+    if (!mxfp8)
+        return;
+    job->scales = tensor(l, nib_image_scales_of(id), layer);
+    l->total_bytes += job->scales->bytes;
+}
+
 static void add_layer(struct nib_gpu_loader *l, uint32_t i)
 {
     const struct nib_gpu_layer *to = &l->e->machine.layer[i];
     add_mx(l, NIB_T_UP_BLOCKS, NIB_T_UP_SCALES, i, to->up, NIB_GPU_M_UP);
     add_mx(l, NIB_T_DOWN_BLOCKS, NIB_T_DOWN_SCALES, i, to->down, NIB_GPU_M_PLAIN);
-    add(l, NIB_GPU_JOB_DENSE, NIB_T_QKV_WEIGHT, i, to->qkv)->matrix = NIB_GPU_M_QKV;
-    add(l, NIB_GPU_JOB_DENSE, NIB_T_OUT_WEIGHT, i, to->out);
+    add_dense(l, NIB_T_QKV_WEIGHT, i, to->qkv, NIB_GPU_M_QKV);
+    add_dense(l, NIB_T_OUT_WEIGHT, i, to->out, NIB_GPU_M_PLAIN);
     add(l, NIB_GPU_JOB_DENSE, NIB_T_ROUTER_WEIGHT, i, to->router);
     add(l, NIB_GPU_JOB_PLAIN, NIB_T_ATTN_NORM, i, to->attn_norm);
     add(l, NIB_GPU_JOB_PLAIN, NIB_T_QKV_BIAS, i, to->qkv_bias);
@@ -82,7 +97,7 @@ void nib_gpu_jobs_list(struct nib_gpu_loader *l, uint32_t readers)
     struct nib_gpu_job *embed = add(l, NIB_GPU_JOB_PLAIN, NIB_T_EMBED, 0, m->embed);
     if (e->plan->embed_spilled)
         embed->host_to = e->gpu->pinned + (m->embed - e->gpu->base[NIB_SPACE_PINNED]);
-    add(l, NIB_GPU_JOB_DENSE, NIB_T_LM_HEAD, 0, m->lm_head);
+    add_dense(l, NIB_T_LM_HEAD, 0, m->lm_head, NIB_GPU_M_PLAIN);
     add(l, NIB_GPU_JOB_PLAIN, NIB_T_FINAL_NORM, 0, m->final_norm);
     for (uint32_t i = 0; i < e->base.shape->layers; i++)
         add_layer(l, i);

@@ -192,14 +192,16 @@ static enum nib_err read_dense(struct reader *r, struct nib_gpu_slot *slot)
     return NIB_OK;
 }
 
-/* Blocks of some rows of an expert, then their scales. */
+/* Codes of some rows of an expert, or of a dense matrix in MXFP8, then their scales. */
 static enum nib_err read_mx(struct reader *r, struct nib_gpu_slot *slot)
 {
     const struct nib_gpu_job *job = r->job;
     const struct nib_tensor *t = job->tensor;
-    const uint32_t n = (uint32_t)t->dims[1], k = (uint32_t)t->dims[2] * NIB_MX_BLOCK;
-    const uint64_t row_bytes = k / 2, row_scales = k / NIB_MX_BLOCK;
-    const uint32_t step = nib_gpu_job_rows(NIB_GPU_MX_ROW(k));
+    const bool dense = job->kind == NIB_GPU_JOB_MXFP8;
+    const uint32_t n = (uint32_t)t->dims[dense ? 0 : 1];
+    const uint32_t k = (uint32_t)(dense ? t->dims[1] : t->dims[2] * NIB_MX_BLOCK);
+    const uint64_t row_bytes = dense ? k : k / 2, row_scales = k / NIB_MX_BLOCK;
+    const uint32_t step = nib_gpu_job_rows(dense ? NIB_GPU_MXFP8_ROW(k) : NIB_GPU_MX_ROW(k));
     const uint32_t in_expert = (uint32_t)nib_div_up(n, step), expert = r->chunk / in_expert;
     const uint32_t n0 = r->chunk % in_expert * step, n1 = (uint32_t)nib_min_u64(n, (uint64_t)n0 + step);
     const uint64_t row = (uint64_t)expert * n + n0, rows = n1 - n0, blocks = rows * row_bytes;

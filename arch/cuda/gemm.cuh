@@ -4,6 +4,7 @@
  * A token's outputs do not depend on the other tokens of its tile. */
 #pragma once
 #include "arch/cuda/base.cuh"
+#include "arch/cuda/weights.cuh"
 
 /* Tile of the block; token i of it, below tokens, has its activations at from(i). */
 struct gemm_place {
@@ -62,6 +63,53 @@ struct gemm_dense {
 #pragma unroll
                 for (int j = 0; j < 2; j++)
                     a[i][j] = lds16(weights + (warp_n * 2 + i) * 2048 + half * 1024 + j * 512 + lane * 16);
+#pragma unroll
+            for (int n = 0; n < 8; n++) {
+                const uint4 b = lds16(acts + gemm_acts_at(warp_m * 64 + n * 8 + g, half * 4 + t));
+                mma_unit(acc[0][n], a[0][0], a[0][1], b);
+                mma_unit(acc[1][n], a[1][0], a[1][1], b);
+            }
+        }
+    }
+};
+
+/* In a stage: the codes of all units, [tile][2]; then their scales. */
+struct gemm_mxfp8 {
+    const uint8_t *w;
+    uint32_t tiles, units;
+
+    static constexpr int stages = CU_MXFP8_STAGES;
+    static constexpr uint32_t units_of = CU_GEMM_N / CU_TILE * 2, weight_bytes = units_of * CU_MXFP8_BYTES;
+
+    __device__ __forceinline__ void copy(uint32_t to, uint32_t tile0, uint32_t step, uint32_t unit, uint32_t at) const
+    {
+        const uint32_t tile = tile0 + unit / 2, mine = step * 2 + unit % 2;
+        const bool there = tile < tiles && mine < units;
+        copy16(to, there ? w + ((uint64_t)tile * units + mine) * CU_MXFP8_BYTES + at : w, there);
+    }
+
+    __device__ __forceinline__ void load(uint32_t to, uint32_t tile0, uint32_t step) const
+    {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++)
+            copy(to + (threadIdx.x + 256 * i) * 16, tile0, step, threadIdx.x / 32 + 8 * i, threadIdx.x % 32 * 16);
+        if (threadIdx.x < units_of)
+            copy(to + units_of * CU_MXFP8_CODES + threadIdx.x * 16, tile0, step, threadIdx.x, CU_MXFP8_CODES);
+    }
+
+    __device__ __forceinline__ void step(uint32_t weights, uint32_t acts, uint32_t warp_n, uint32_t warp_m,
+                                         float acc[2][8][4]) const
+    {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            uint4 a[2][2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const uint32_t unit = (warp_n * 2 + i) * 2 + half;
+                mxfp8_fragments(lds16(weights + unit * CU_MXFP8_CODES + lane * 16),
+                                lds2(weights + units_of * CU_MXFP8_CODES + unit * 16 + g * 2), a[i][0], a[i][1]);
+            }
 #pragma unroll
             for (int n = 0; n < 8; n++) {
                 const uint4 b = lds16(acts + gemm_acts_at(warp_m * 64 + n * 8 + g, half * 4 + t));

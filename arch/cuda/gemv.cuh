@@ -1,13 +1,14 @@
 /* arch/cuda/gemv.cuh: matrix products of decode rows. Weights stream once, at memory speed, whatever the number of rows.
  *
  * A block takes tiles of 16 output rows; its warps share a tile's inputs, each a fixed range of units, and walk the block's
- * tiles as one stream: every warp keeps a ring of units in flight in shared memory (cp.async; a lane copies and reads only
- * its own bytes, so that the ring needs no barrier), also across tiles. Sums of the warps are added in the order of the
+ * tiles as one stream: every warp keeps a ring of units in flight in shared memory (cp.async; of bf16 a lane copies
+ * and reads only its own bytes, so that the ring needs no barrier), also across tiles. Sums of the warps are added in the order of the
  * warps. An output depends on its own row of activations only: not on the other rows, the grid or the ring.
  *
  * Warps of a block share: activations [rows][stride], partial sums [2][warps][NT][32 lanes] float4, rings. */
 #pragma once
 #include "arch/cuda/base.cuh"
+#include "arch/cuda/weights.cuh"
 
 /* One pass: up to 8 * NT rows. Lane layout of a result, as mma has it: c[0], c[1] output row g, activation rows 2t, 2t+1;
  * c[2], c[3] output row g + 8. */
@@ -26,23 +27,27 @@ template <int WARPS> __device__ __forceinline__ uint32_t unit_first(uint32_t uni
 }
 
 /* The tiles a block takes of one dense matrix: first, first + step, ... below end. */
-template <int WARPS, int RING> struct dense_stream {
-    const uint8_t *from; /* next unit to copy, this lane's bytes */
-    uint64_t policy, jump; /* bytes from the last unit of a tile to the first of the block's next one */
-    uint32_t per, unit, left; /* units of a tile, the next one of it, units not yet copied */
+template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
+    static constexpr uint32_t span = Form::span, stage_bytes = span * Form::unit_bytes;
+
+    const uint8_t *from; /* next stage to copy, this lane's bytes */
+    uint64_t policy, jump; /* bytes from the last stage of a tile to the first of the block's next one */
+    uint32_t per, stage, left; /* stages of a tile, the next one of it, stages not yet copied */
+    uint32_t whole; /* of a tile's stages those that have all their units */
     uint32_t ring, head, tail; /* ring positions in bytes */
 
     __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t units, uint32_t first, uint32_t step, uint32_t end,
                                          uint32_t ring_at)
     {
-        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        const uint32_t u0 = unit_first<WARPS>(units, warp);
-        per = unit_first<WARPS>(units, warp + 1) - u0;
+        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, stages = CU_DIV_UP(units, span);
+        const uint32_t s0 = unit_first<WARPS>(stages, warp);
+        per = unit_first<WARPS>(stages, warp + 1) - s0;
+        whole = units / span - s0;
         const uint32_t tiles = first < end ? (end - first + step - 1) / step : 0;
         left = tiles * per;
-        from = at<const uint8_t>(w, ((uint64_t)first * units + u0) * CU_DENSE_BYTES + lane * 16);
-        jump = ((uint64_t)step * units - per) * CU_DENSE_BYTES;
-        unit = 0;
+        from = at<const uint8_t>(w, ((uint64_t)first * units + s0 * span) * Form::unit_bytes + lane * 16);
+        jump = ((uint64_t)step * units - per * span) * Form::unit_bytes;
+        stage = 0;
         ring = ring_at + lane * 16;
         head = tail = 0;
         policy = stream_policy();
@@ -54,49 +59,53 @@ template <int WARPS, int RING> struct dense_stream {
     __device__ __forceinline__ void push()
     {
         if (left) {
-            copy16_stream(ring + head, from, policy);
-            copy16_stream(ring + head + 512, from + 512, policy);
-            from += CU_DENSE_BYTES;
+            Form::copy(ring + head, from, policy, span == 1 || stage < whole);
+            from += stage_bytes;
             left--;
-            if (++unit == per) {
-                unit = 0;
+            if (++stage == per) {
+                stage = 0;
                 from += jump;
             }
         }
-        head = head == (RING - 1) * CU_DENSE_BYTES ? 0 : head + CU_DENSE_BYTES;
+        head = head == (RING - 1) * stage_bytes ? 0 : head + stage_bytes;
         copy_commit();
     }
 
-    /* The next unit's fragments; its place is filled again. */
-    __device__ __forceinline__ void pop(uint4 &w0, uint4 &w1)
+    /* The next stage's fragments; its place is filled again. */
+    __device__ __forceinline__ void pop(uint4 w[span][2])
     {
         copy_wait<RING - 2>();
-        w0 = lds16(ring + tail);
-        w1 = lds16(ring + tail + 512);
-        tail = tail == (RING - 1) * CU_DENSE_BYTES ? 0 : tail + CU_DENSE_BYTES;
+        Form::read(ring + tail, w);
+        tail = tail == (RING - 1) * stage_bytes ? 0 : tail + stage_bytes;
         push();
     }
 };
 
 /* This warp's share of one tile. */
-template <int NT, int WARPS, int RING>
-__device__ __forceinline__ void dense_tile(dense_stream<WARPS, RING> &s, uint32_t units, const gemv_shared &sh,
+template <int NT, int WARPS, int RING, class Form>
+__device__ __forceinline__ void dense_tile(dense_stream<WARPS, RING, Form> &s, uint32_t units, const gemv_shared &sh,
                                            uint32_t rows, float acc[NT][4])
 {
+    constexpr uint32_t span = Form::span;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint32_t b_at = sh.acts + g * sh.stride + unit_first<WARPS>(units, threadIdx.x / 32) * 64 + t * 16;
+    uint32_t b_at = sh.acts + g * sh.stride + unit_first<WARPS>(CU_DIV_UP(units, span), threadIdx.x / 32) * span * 64 + t * 16;
 #pragma unroll
     for (int n = 0; n < NT; n++)
         acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-    for (uint32_t u = 0; u < s.per; u++, b_at += 64) {
-        uint4 w0, w1;
-        s.pop(w0, w1);
+    for (uint32_t u = 0; u < s.per; u++) {
+        uint4 w[span][2];
+        s.pop(w);
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (n * 8 + g < rows)
-                b = lds16(b_at + n * 8 * sh.stride);
-            mma_unit(acc[n], w0, w1, b);
+        for (uint32_t i = 0; i < span; i++, b_at += 64) {
+            if (span > 1 && i + 1 == span && u >= s.whole)
+                continue;
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                uint4 b = make_uint4(0, 0, 0, 0);
+                if (n * 8 + g < rows)
+                    b = lds16(b_at + n * 8 * sh.stride);
+                mma_unit(acc[n], w[i][0], w[i][1], b);
+            }
         }
     }
 }
@@ -167,14 +176,14 @@ template <int WARPS> __device__ __forceinline__ void gemv_rows(gemv_shared &sh, 
 }
 
 /* One pass: done(tile, first row, c) for each tile of the block and each 8 rows. */
-template <int NT, int WARPS, int RING, class Done>
-__device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING> &s, const gemv_shared &sh, uint32_t units,
+template <int NT, int WARPS, int RING, class Form, class Done>
+__device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING, Form> &s, const gemv_shared &sh, uint32_t units,
                                            uint32_t first, uint32_t step, uint32_t end, uint32_t rows, Done done)
 {
     uint32_t turn = 0;
     for (uint32_t tile = first; tile < end; tile += step, turn++) {
         float acc[NT][4], c[4];
-        dense_tile<NT, WARPS, RING>(s, units, sh, rows, acc);
+        dense_tile<NT>(s, units, sh, rows, acc);
         if (gather_sums<NT, WARPS>(sh, turn, acc, c))
             done(tile, gathered_row<NT, WARPS>(turn), c);
     }
@@ -213,12 +222,13 @@ struct gemv_row {
 /* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
  * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. Every block of the grid calls it
  * once. */
-template <class Count, class From, class Done>
+template <class Form, class Count, class From, class Done>
 __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
 {
-    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(k, CU_DENSE_RING * CU_DENSE_BYTES);
+    constexpr uint32_t ring_bytes = Form::ring * Form::span * Form::unit_bytes;
+    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(k, ring_bytes);
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
-    dense_stream<CU_GEMV_WARPS, CU_DENSE_RING> s;
+    dense_stream<CU_GEMV_WARPS, Form::ring, Form> s;
     overlap_next();
     s.open(w, units, first, step, tiles, sh.ring);
     overlap_wait();
@@ -230,16 +240,16 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
         const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = GEMV_AHEAD && r0 == 0;
         if (r0 > 0)
             s.open(w, units, first, step, tiles, sh.ring);
-        gemv_rows<CU_GEMV_WARPS>(sh, rows, CU_DENSE_RING * CU_DENSE_BYTES);
+        gemv_rows<CU_GEMV_WARPS>(sh, rows, ring_bytes);
         if (known)
             row0.keep(sh.acts, k);
         load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });
         __syncthreads();
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows, c); };
         if (CU_GEMV_ROWS <= 8 || rows <= 8)
-            dense_pass<1, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);
+            dense_pass<1>(s, sh, units, first, step, tiles, rows, place);
         else
-            dense_pass<2, CU_GEMV_WARPS, CU_DENSE_RING>(s, sh, units, first, step, tiles, rows, place);
+            dense_pass<2>(s, sh, units, first, step, tiles, rows, place);
     }
     copy_wait<0>();
 }

@@ -3,6 +3,8 @@
 #ifndef NIB_ARCH_CUDA_GEOMETRY_H
 #define NIB_ARCH_CUDA_GEOMETRY_H
 
+#include <stdbool.h>
+
 #include "arch/cuda/layout.h"
 
 #define NIB_SM_SHARED    (227u * 1024) /* of a multiprocessor; how many blocks share it is a guess that costs only speed */
@@ -51,10 +53,11 @@ static void gemv_launch(const struct nib_gpu_machine *m, uint32_t tiles, uint32_
         ret->shared_bytes = alone / 16 * 16;
 }
 
-static void dense_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
+static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t n, uint32_t k, uint32_t rows,
                          struct nib_gpu_geometry *ret)
 {
-    gemv_launch(m, cu_tiles(n), CU_DENSE_RING * CU_DENSE_BYTES, rows, k, CU_DENSE_BLOCKS, ret);
+    const uint32_t ring = mxfp8 ? CU_MXFP8_RING * CU_MXFP8_SPAN * CU_MXFP8_BYTES : CU_DENSE_RING * CU_DENSE_BYTES;
+    gemv_launch(m, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
 /* As many blocks as the multiprocessors hold, and no more: so none of them gets more than its part. */
@@ -82,14 +85,14 @@ static uint32_t prompt_groups(const struct nib_gpu_machine *m, uint32_t prompt)
     return least(m->experts + picks / CU_GEMM_M, picks);
 }
 
-static void decode_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows,
+static void decode_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
                             struct nib_gpu_geometry *ret)
 {
     const uint32_t hidden = m->hidden, inner = m->intermediate, q_dim = m->heads * NIB_HEAD_DIM;
     if (op == NIB_GPU_QKV)
-        dense_launch(m, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
+        dense_launch(m, mxfp8, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
     else if (op == NIB_GPU_OUT)
-        dense_launch(m, hidden, q_dim, rows, ret);
+        dense_launch(m, mxfp8, hidden, q_dim, rows, ret);
     else if (op == NIB_GPU_UP)
         mx_launch(m, 2 * inner, hidden, rows, ret);
     else if (op == NIB_GPU_DOWN)
@@ -102,11 +105,12 @@ static void decode_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m,
     }
 }
 
-static void prompt_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows,
+static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
                             struct nib_gpu_geometry *ret)
 {
     const uint32_t hidden = m->hidden, q_dim = m->heads * NIB_HEAD_DIM;
-    const uint32_t dense = CU_DENSE_STAGES * CU_DENSE_STAGE_BYTES, mx = CU_MX_STAGES * CU_MX_STAGE_BYTES;
+    const uint32_t mx = CU_MX_STAGES * CU_MX_STAGE_BYTES;
+    const uint32_t dense = mxfp8 ? CU_MXFP8_STAGES * CU_MXFP8_STAGE_BYTES : CU_DENSE_STAGES * CU_DENSE_STAGE_BYTES;
     if (op == NIB_GPU_QKV_PROMPT)
         gemm_launch(q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, CU_DIV_UP(rows, CU_GEMM_M), dense, ret);
     else if (op == NIB_GPU_OUT_PROMPT)
@@ -138,7 +142,7 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
     }
 }
 
-static void want_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t want,
+static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t want,
                           struct nib_gpu_geometry *ret)
 {
     if (op == NIB_GPU_SAMPLE)
@@ -146,16 +150,19 @@ static void want_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
     else if (op == NIB_GPU_SCAN && want)
         *ret = (struct nib_gpu_geometry){{CU_SLICES, want, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (want)
-        dense_launch(m, m->vocab, m->hidden, want, ret);
+        dense_launch(m, mxfp8, m->vocab, m->hidden, want, ret);
 }
 
-static void geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
+static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                      uint32_t want, struct nib_gpu_geometry *ret)
 {
+    const enum nib_gpu_op op = nib_gpu_op_plain(form);
+    const bool mxfp8 = op != form;
     *ret = (struct nib_gpu_geometry){{0, 1, 1}, 32, 0, 0};
     switch (op) {
     case NIB_GPU_REPACK_DENSE:
     case NIB_GPU_REPACK_MX:
+    case NIB_GPU_REPACK_MXFP8:
     case NIB_GPU_SUM:
         *ret = (struct nib_gpu_geometry){{m->sms * 8, 1, 1}, CU_REPACK_THREADS, 0, 0};
         return;
@@ -171,7 +178,7 @@ static void geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32
     case NIB_GPU_UP:
     case NIB_GPU_DOWN:
         if (decode)
-            decode_geometry(op, m, decode, ret);
+            decode_geometry(op, mxfp8, m, decode, ret);
         break;
     case NIB_GPU_QKV_PROMPT:
     case NIB_GPU_ATTN_PROMPT:
@@ -179,14 +186,14 @@ static void geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32
     case NIB_GPU_UP_PROMPT:
     case NIB_GPU_DOWN_PROMPT:
         if (prompt)
-            prompt_geometry(op, m, prompt, ret);
+            prompt_geometry(op, mxfp8, m, prompt, ret);
         break;
     case NIB_GPU_HEAD:
     case NIB_GPU_SCAN:
     case NIB_GPU_SAMPLE:
-        want_geometry(op, m, want, ret);
+        want_geometry(op, mxfp8, m, want, ret);
         break;
-    case NIB_GPU_OP_COUNT:
+    default: /* the others are none's plain form */
         break;
     }
     ret->overlap = NIB_SM >= 90;

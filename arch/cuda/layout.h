@@ -6,6 +6,12 @@
  * mma of 16, the last four in the second. So activations stay in their natural order, 16 bytes a lane and 32 inputs.
  *
  * dense: [tile][unit of 32 inputs][2 mma][lane][16 bytes].
+ * mxfp8: [tile][unit of 32 inputs]: codes [lane][16 bytes], the four pairs of inputs a 32-bit word each; scales [g][2 bytes]: rows
+ *        g and g + 8. A byte is the exponent of a bf16: the E8M0 code plus 120, as the codes stand for 2^120 times their bits
+ *        (arch/cuda/weights.cuh). A block with a NaN, or a code above 134, whose sum would overflow, is codes 0 and the byte
+ *        255: NaN. Missing rows have 0.
+ *        A word of codes: in the low half the even input, in the high half the odd one: row g at bits 15 (sign), 10..4; row g + 8
+ *        at 11 (sign), 14..12, 3..0.
  * mx:    [tile][unit of 64 inputs]: codes [lane][16 bytes], a 32-bit word an mma; scales [g][4 bytes]: row g blocks 0, 1;
  *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0.
  * A word of codes: in the low half the even input of each pair, in the high half the odd one: fragment register 0 at bits
@@ -28,6 +34,8 @@
 #define CU_TILE        16   /* output rows of a weight tile */
 #define CU_DENSE_UNIT  32   /* inputs of a dense unit */
 #define CU_DENSE_BYTES 1024 /* of a unit of a tile */
+#define CU_MXFP8_CODES 512  /* of a unit of a tile */
+#define CU_MXFP8_BYTES (CU_MXFP8_CODES + CU_TILE)
 #define CU_MX_UNIT     64
 #define CU_MX_CODES    512 /* bytes of a unit of a tile */
 #define CU_MX_SCALES   32  /* behind them */
@@ -35,7 +43,7 @@
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
-/* GEMV_ROWS: rows of one pass over the weights; RING: units (mx: spans) in flight a warp; BLOCKS: of a multiprocessor. The
+/* GEMV_ROWS: rows of one pass over the weights; RING: units (mx, mxfp8: spans of units) in flight a warp; BLOCKS: of a multiprocessor. The
  * portable row fits in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
 #if NIB_SM >= 90
 #define CU_GEMV_ROWS 16
@@ -44,6 +52,12 @@
 #endif
 #ifndef CU_DENSE_BLOCKS
 #define CU_DENSE_BLOCKS 2
+#endif
+#ifndef CU_MXFP8_RING
+#define CU_MXFP8_RING 7
+#endif
+#ifndef CU_MXFP8_SPAN
+#define CU_MXFP8_SPAN 2
 #endif
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
@@ -58,6 +72,12 @@
 #endif
 #ifndef CU_DENSE_BLOCKS
 #define CU_DENSE_BLOCKS 3
+#endif
+#ifndef CU_MXFP8_RING
+#define CU_MXFP8_RING 8
+#endif
+#ifndef CU_MXFP8_SPAN
+#define CU_MXFP8_SPAN 1
 #endif
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
@@ -87,8 +107,10 @@
 #define CU_GEMM_M            128 /* tokens of a prompt tile */
 #define CU_GEMM_K            64
 #define CU_DENSE_STAGES      3
+#define CU_MXFP8_STAGES      4
 #define CU_MX_STAGES         4
 #define CU_DENSE_STAGE_BYTES (CU_GEMM_N * CU_GEMM_K * 2 + CU_GEMM_M * CU_GEMM_K * 2)
+#define CU_MXFP8_STAGE_BYTES (CU_GEMM_N / CU_TILE * 2 * CU_MXFP8_BYTES + CU_GEMM_M * CU_GEMM_K * 2)
 #define CU_MX_STAGE_BYTES    (CU_GEMM_N / CU_TILE * CU_MX_BYTES + CU_GEMM_M * CU_GEMM_K * 2)
 
 #define CU_ATTN_THREADS    256
@@ -137,6 +159,11 @@ NIB_BOTH uint64_t cu_mx_bytes(uint32_t n, uint32_t k)
 NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
 {
     return (uint64_t)cu_tiles(n) * (k / CU_DENSE_UNIT) * CU_DENSE_BYTES;
+}
+
+NIB_BOTH uint64_t cu_mxfp8_bytes(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * (k / CU_DENSE_UNIT) * CU_MXFP8_BYTES;
 }
 
 /* Bytes of a row of activations in shared memory: an odd multiple of 64, so that rows g and g + 1 lie in other banks. */

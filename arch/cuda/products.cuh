@@ -5,30 +5,60 @@
 #include "arch/cuda/gemm.cuh"
 #include "arch/cuda/moe_gemv.cuh"
 
-KERNEL(qkv, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+template <class Form> __device__ __forceinline__ void qkv_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_qkv done = {m, step->rows, layer};
-    dense_gemv(
+    dense_gemv<Form>(
         m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden,
         [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done);
 }
 
-KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+template <class Form> __device__ __forceinline__ void out_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct done_out done = {m, layer};
-    dense_gemv(
+    dense_gemv<Form>(
         m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
         [&](uint32_t r) { return acts_row(m, r); }, done);
 }
 
-KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+template <class Form> __device__ __forceinline__ void head_rows(const struct nib_gpu_machine *m)
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
-    dense_gemv(
+    dense_gemv<Form>(
         m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
         [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done);
+}
+
+KERNEL(qkv, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    qkv_rows<weights_bf16>(m, layer);
+}
+
+KERNEL(qkv_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    qkv_rows<weights_mxfp8>(m, layer);
+}
+
+KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    out_rows<weights_bf16>(m, layer);
+}
+
+KERNEL(out_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    out_rows<weights_mxfp8>(m, layer);
+}
+
+KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    head_rows<weights_bf16>(m);
+}
+
+KERNEL(head_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+{
+    head_rows<weights_mxfp8>(m);
 }
 
 KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
@@ -60,7 +90,7 @@ __device__ __forceinline__ bool prompt_tile(const struct nib_gpu_step *step, uin
     return true;
 }
 
-KERNEL(qkv_prompt, CU_GEMM_THREADS, 2)
+template <class Form> __device__ __forceinline__ void qkv_tiles(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct nib_gpu_step *step = step_of(m);
     overlap_next();
@@ -70,7 +100,7 @@ KERNEL(qkv_prompt, CU_GEMM_THREADS, 2)
     if (!prompt_tile(step, &row, &place))
         return;
     const uint32_t k = m->hidden;
-    const struct gemm_dense w = {at<const uint8_t>(m->layer[layer].qkv),
+    const Form w = {at<const uint8_t>(m->layer[layer].qkv),
                                  cu_tiles((m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM), k / CU_DENSE_UNIT};
     const struct done_qkv done = {m, step->rows, layer};
     const uint32_t stride = acts_stride16(m);
@@ -78,7 +108,7 @@ KERNEL(qkv_prompt, CU_GEMM_THREADS, 2)
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });
 }
 
-KERNEL(out_prompt, CU_GEMM_THREADS, 2)
+template <class Form> __device__ __forceinline__ void out_tiles(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct nib_gpu_step *step = step_of(m);
     overlap_next();
@@ -88,11 +118,31 @@ KERNEL(out_prompt, CU_GEMM_THREADS, 2)
     if (!prompt_tile(step, &row, &place))
         return;
     const uint32_t k = m->heads * NIB_HEAD_DIM;
-    const struct gemm_dense w = {at<const uint8_t>(m->layer[layer].out), cu_tiles(m->hidden), k / CU_DENSE_UNIT};
+    const Form w = {at<const uint8_t>(m->layer[layer].out), cu_tiles(m->hidden), k / CU_DENSE_UNIT};
     const struct done_out done = {m, layer};
     const uint32_t stride = acts_stride16(m);
     gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });
+}
+
+KERNEL(qkv_prompt, CU_GEMM_THREADS, 2)
+{
+    qkv_tiles<gemm_dense>(m, layer);
+}
+
+KERNEL(qkv_prompt_mxfp8, CU_GEMM_THREADS, 2)
+{
+    qkv_tiles<gemm_mxfp8>(m, layer);
+}
+
+KERNEL(out_prompt, CU_GEMM_THREADS, 2)
+{
+    out_tiles<gemm_dense>(m, layer);
+}
+
+KERNEL(out_prompt_mxfp8, CU_GEMM_THREADS, 2)
+{
+    out_tiles<gemm_mxfp8>(m, layer);
 }
 
 __device__ __forceinline__ struct gemm_mx moe_weights(nib_gpu_ptr all, uint32_t expert, uint32_t n, uint32_t k)

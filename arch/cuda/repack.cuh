@@ -33,6 +33,64 @@ KERNEL(repack_dense, 256, 4)
     }
 }
 
+/* One E4M3 code in a half word: as row g, as row g + 8. */
+__device__ __forceinline__ uint32_t mxfp8_place(uint32_t code, uint32_t lower)
+{
+    return lower ? (code & 15) | (code >> 7) << 11 | (code >> 4 & 7) << 12 : (code >> 7) << 15 | (code & 127) << 4;
+}
+
+/* True when one of four E4M3 codes is NaN. */
+__device__ __forceinline__ bool mxfp8_nan(uint32_t codes)
+{
+    return __vcmpeq4(codes & 0x7f7f7f7fu, 0x7f7f7f7fu) != 0;
+}
+
+/* The exponent byte of the block of 32 codes that begins at `codes`: see layout.h. */
+__device__ __forceinline__ uint32_t mxfp8_exponent(const uint8_t *codes, uint32_t scale)
+{
+    bool bad = scale > 134;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint4 four = *(const uint4 *)(codes + 16 * i);
+        bad |= mxfp8_nan(four.x) || mxfp8_nan(four.y) || mxfp8_nan(four.z) || mxfp8_nan(four.w);
+    }
+    return bad ? 255 : scale + 120;
+}
+
+KERNEL(repack_mxfp8, 256, 4)
+{
+    const struct nib_gpu_repack *p = at<const struct nib_gpu_repack>(m->repack);
+    const uint32_t k = p->k, n = p->n, n0 = p->n0, n1 = p->n1, matrix = p->matrix, units = k / CU_DENSE_UNIT;
+    const uint8_t *src = at<const uint8_t>(p->src), *scales = at<const uint8_t>(p->scales);
+    uint8_t *dst = at<uint8_t>(p->dst);
+    const uint64_t first = (uint64_t)(n0 / CU_TILE) * units * 32;
+    const uint64_t end = (uint64_t)CU_DIV_UP(n1, CU_TILE) * units * 32;
+    for (uint64_t i = first + blockIdx.x * 256u + threadIdx.x; i < end; i += gridDim.x * 256u) {
+        const uint32_t lane = i % 32, unit = (uint32_t)(i / 32 % units), tile = (uint32_t)(i / 32 / units);
+        uint8_t *to = dst + i / 32 * CU_MXFP8_BYTES;
+        uint32_t word[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (uint32_t h = 0; h < 2; h++) {
+            const uint32_t r = packed_row(matrix, tile, lane / 4 + h * 8);
+            const bool there = r < n && r >= n0 && r < n1;
+            const uint64_t block = there ? (uint64_t)(r - n0) * units + unit : 0;
+            const uint8_t *codes = src + block * NIB_MX_BLOCK;
+            const uint32_t exponent = there ? mxfp8_exponent(codes, scales[block]) : 0;
+            if (lane % 4 == h)
+                to[CU_MXFP8_CODES + lane / 4 * 2 + h] = (uint8_t)exponent;
+            if (!there || exponent == 255)
+                continue;
+            const uint2 mine = *(const uint2 *)(codes + lane % 4 * 8); /* inputs 8t .. 8t+7 */
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++) {
+                const uint32_t pair = (j < 2 ? mine.x : mine.y) >> (j % 2 * 16);
+                word[j] |= mxfp8_place(pair & 0xff, h) | mxfp8_place(pair >> 8 & 0xff, h) << 16;
+            }
+        }
+        *(uint4 *)(to + lane * 16) = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+}
+
 /* Fragment bits of one code in a half word: see layout.h. */
 __device__ __forceinline__ uint32_t mx_place(uint32_t code, uint32_t reg)
 {

@@ -29,6 +29,7 @@ const struct nib_gpu_kernels CU_JOIN(nib_gpu_kernels_, NIB_ROW) = {
     .image = CU_IMAGE,
     .image_end = CU_IMAGE_END,
     .dense_bytes = cu_dense_bytes,
+    .mxfp8_bytes = cu_mxfp8_bytes,
     .mx_bytes = cu_mx_bytes,
     .route_bytes = route_bytes,
     .scratch_bytes = scratch_bytes,

@@ -274,7 +274,41 @@ START_TEST(sizes_are_parsed)
 }
 END_TEST
 
-NIB_SUITE(plan, every_profile_gets_a_sound_plan, a_big_card_holds_everything_and_a_small_one_spills,
+/* MXFP8 halves the dense matrices of a GPU row; a CPU row decodes them while loading and keeps bf16. */
+START_TEST(mxfp8_is_counted)
+{
+    static struct nib_plan wide;
+    const struct nib_profile h200 = load("h200"), cpu = cpu_profile(64ull << 30);
+    const struct nib_shape *s = nib_shape_find("20b");
+    const uint64_t dense = 24ull * (5120 * 2880 + 2880 * 4096) + 201088ull * 2880;
+    struct nib_row_facts facts;
+    struct nib_msg msg;
+    struct nib_plan_request r = request_for(&h200, "20b", &facts);
+    ck_assert_msg(nib_plan_make(&r, &wide, &msg) == NIB_OK, "%s", msg.text);
+    r.dense = NIB_DENSE_MXFP8;
+    ck_assert_msg(nib_plan_make(&r, &plan, &msg) == NIB_OK, "%s", msg.text);
+    assert_sound(&plan);
+    ck_assert_int_eq(plan.dense, NIB_DENSE_MXFP8);
+    ck_assert_uint_eq(wide.decode_bytes - plan.decode_bytes, dense * 31 / 32);
+    ck_assert_uint_ge(wide.weight_bytes - plan.weight_bytes, dense * 31 / 32 - 4 * 4096);
+    ck_assert_uint_le(wide.weight_bytes - plan.weight_bytes, dense * 31 / 32 + 4 * 4096);
+    ck_assert_uint_eq(nib_plan_region(&plan, NIB_R_ROUTER, -1)->bytes, nib_plan_region(&wide, NIB_R_ROUTER, -1)->bytes);
+    ck_assert_uint_eq(nib_plan_region(&plan, NIB_R_EMBED, -1)->bytes, 2ull * s->vocab * s->hidden);
+    ck_assert(plan.decode_tokens_s > 1.3 * wide.decode_tokens_s);
+
+    facts.mxfp8_bytes = NULL;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, &msg), NIB_E_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(msg.text, " has no kernels for dense weights in MXFP8"));
+
+    r = request_for(&cpu, "20b", &facts);
+    ck_assert_msg(nib_plan_make(&r, &wide, &msg) == NIB_OK, "%s", msg.text);
+    r.dense = NIB_DENSE_MXFP8;
+    ck_assert_msg(nib_plan_make(&r, &plan, &msg) == NIB_OK, "%s", msg.text);
+    ck_assert_uint_eq(plan.weight_bytes, wide.weight_bytes);
+}
+END_TEST
+
+NIB_SUITE(plan, mxfp8_is_counted, every_profile_gets_a_sound_plan, a_big_card_holds_everything_and_a_small_one_spills,
           a_limited_card_is_planned_as_a_small_one, a_memory_limit_shrinks_in_steps_until_it_refuses,
           a_cpu_never_spills, values_asked_for_are_kept_or_refused, the_plan_is_a_function_of_its_arguments,
           sizes_are_parsed)

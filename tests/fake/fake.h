@@ -204,5 +204,7 @@ bool fake_module_has(const struct CUmod_st *module, const char *symbol);
 
 /* kernels.c: runs a kernel; 0 or the error a GPU would raise. Worker thread. */
 int fake_kernel(const struct fake_work *work);
+/* What was repacked into memory that is given back. Nothing runs. */
+void fake_forget_matrices(nib_gpu_ptr at, uint64_t bytes);
 
 #endif

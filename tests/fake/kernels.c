@@ -1,6 +1,6 @@
 /* tests/fake/kernels.c: the kernels of arch/gpu_abi.h in plain C, with the arithmetic of arch/ref: sums in double, one
  * rounding to fp32, and 16 bits wherever the contract keeps 16. What kernels hand to each other has the forms of
- * arch/cuda/forms.h. Weights stay canonical in the row's room: dense [n][k]; MXFP4 blocks, then scales. Worker thread. An address outside every allocation is an illegal address, as on a GPU. */
+ * arch/cuda/forms.h. Weights stay canonical in the row's room: dense [n][k], in MXFP8 codes, then scales; MXFP4 blocks, then scales. Worker thread. An address outside every allocation is an illegal address, as on a GPU. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdio.h>
@@ -23,6 +23,7 @@ struct run {
     const struct nib_gpu_step *step;
     uint32_t layer;
     uint32_t first, end; /* rows this op is for */
+    bool mxfp8;          /* the op is one for dense matrices in MXFP8 */
     bool spoilt;         /* the result is to be wrong */
     int spoilt_how;      /* sample: see spoil_result */
     const char *name;
@@ -88,15 +89,40 @@ static float *room(uint64_t count)
     return buffer;
 }
 
-/* y[j] = x . W[j] + b[j] */
-static void dense_row(float *y, const float *x, const uint16_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
+/* A dense matrix [n][k]: bf16, or E4M3 codes and their scales. */
+struct dense {
+    const uint16_t *bf16; /* NULL: MXFP8 */
+    const uint8_t *codes, *scales;
+};
+
+static struct dense dense_at(struct run *r, nib_gpu_ptr at, uint32_t n, uint32_t k, bool mxfp8)
 {
-    for (uint32_t j = 0; j < n; j++, w += k) {
-        double sum = 0;
-        for (uint32_t i = 0; i < k; i++)
-            sum += (double)x[i] * (double)nib_bf16_decode(w[i]);
-        y[j] = (float)(sum + (bias ? (double)nib_bf16_decode(bias[j]) : 0));
+    const uint64_t count = (uint64_t)n * k;
+    if (!mxfp8)
+        return (struct dense){.bf16 = AT(r, uint16_t, at, count)};
+    const uint8_t *codes = AT(r, uint8_t, at, count + count / NIB_MX_BLOCK);
+    return (struct dense){.codes = codes, .scales = codes + count};
+}
+
+static double dense_dot(const float *x, const struct dense *w, uint64_t j, uint32_t k)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < k; i += NIB_MX_BLOCK) {
+        const uint64_t at = j * k + i;
+        float e[NIB_MX_BLOCK];
+        if (!w->bf16)
+            nib_mxfp8_decode(w->scales[at / NIB_MX_BLOCK], w->codes + at, e);
+        for (uint32_t d = 0; d < NIB_MX_BLOCK; d++)
+            sum += (double)x[i + d] * (double)(w->bf16 ? nib_bf16_decode(w->bf16[at + d]) : e[d]);
     }
+    return sum;
+}
+
+/* y[j] = x . W[j] + b[j] */
+static void dense_row(float *y, const float *x, const struct dense *w, const uint16_t *bias, uint32_t n, uint32_t k)
+{
+    for (uint32_t j = 0; j < n; j++)
+        y[j] = (float)(dense_dot(x, w, j, k) + (bias ? (double)nib_bf16_decode(bias[j]) : 0));
 }
 
 static void mx_row(float *y, const float *x, const uint8_t *w, const uint16_t *bias, uint32_t n, uint32_t k)
@@ -135,6 +161,13 @@ static uint32_t find_matrix(nib_gpu_ptr at)
             high = mid;
     }
     return low;
+}
+
+void fake_forget_matrices(nib_gpu_ptr at, uint64_t bytes)
+{
+    const uint32_t first = find_matrix(at), end = find_matrix(at + bytes);
+    memmove(&matrices[first], &matrices[end], (matrices_count - end) * sizeof matrices[0]);
+    matrices_count -= end - first;
 }
 
 static void note_matrix(nib_gpu_ptr at, uint32_t n, uint32_t k)
@@ -179,6 +212,16 @@ static void repack_mx(struct run *r)
     memcpy(dst + first * NIB_MXFP4_BLOCK_BYTES, AT(r, uint8_t, p->src, count * NIB_MXFP4_BLOCK_BYTES),
            count * NIB_MXFP4_BLOCK_BYTES);
     memcpy(dst + p->n * groups * NIB_MXFP4_BLOCK_BYTES + first, AT(r, uint8_t, p->scales, count), count);
+}
+
+static void repack_mxfp8(struct run *r)
+{
+    const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, r->m->repack, 1);
+    const uint64_t all = (uint64_t)p->n * p->k, first = (uint64_t)p->n0 * p->k,
+                   count = (uint64_t)(p->n1 - p->n0) * p->k;
+    uint8_t *dst = AT(r, uint8_t, p->dst, all + all / NIB_MX_BLOCK);
+    memcpy(dst + first, AT(r, uint8_t, p->src, count), count);
+    memcpy(dst + all + first / NIB_MX_BLOCK, AT(r, uint8_t, p->scales, count / NIB_MX_BLOCK), count / NIB_MX_BLOCK);
 }
 
 static void sum(struct run *r)
@@ -318,14 +361,14 @@ static void qkv(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
     const uint32_t n = q_dim(r) + 2 * m->kv_heads * NIB_HEAD_DIM;
-    const uint16_t *w = AT(r, uint16_t, r->l->qkv, (uint64_t)n * m->hidden);
+    const struct dense w = dense_at(r, r->l->qkv, n, m->hidden, r->mxfp8);
     const uint16_t *bias = AT(r, uint16_t, r->l->qkv_bias, n);
     const float *rope = AT(r, float, m->rope, (uint64_t)m->step_rows_max * 2 * NIB_ROPE_PAIRS);
     uint16_t *q = AT(r, uint16_t, m->q, (uint64_t)m->step_rows_max * q_dim(r));
     float *y = room(n);
     for (uint32_t i = r->first; i < r->end; i++) {
         const struct nib_row *row = &r->step->rows[i];
-        dense_row(y, acts_of(r, NIB_GPU_EMBED, i, m->hidden), w, bias, n, m->hidden);
+        dense_row(y, acts_of(r, NIB_GPU_EMBED, i, m->hidden), &w, bias, n, m->hidden);
         nib_ref_rope(y, m->heads + m->kv_heads, rope + (uint64_t)i * NIB_ROPE_PAIRS,
                      rope + (uint64_t)(m->step_rows_max + i) * NIB_ROPE_PAIRS);
         round_row(q + (uint64_t)i * q_dim(r), y, q_dim(r));
@@ -391,11 +434,11 @@ static void attn(struct run *r)
 static void attn_out(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
-    const uint16_t *w = AT(r, uint16_t, r->l->out, (uint64_t)m->hidden * q_dim(r));
+    const struct dense w = dense_at(r, r->l->out, m->hidden, q_dim(r), r->mxfp8);
     const uint16_t *bias = AT(r, uint16_t, r->l->out_bias, m->hidden);
     float *x = AT(r, float, m->x, (uint64_t)m->step_rows_max * m->hidden), *y = room(m->hidden);
     for (uint32_t i = r->first; i < r->end; i++) {
-        dense_row(y, acts_of(r, NIB_GPU_ATTN, i, q_dim(r)), w, bias, m->hidden, q_dim(r));
+        dense_row(y, acts_of(r, NIB_GPU_ATTN, i, q_dim(r)), &w, bias, m->hidden, q_dim(r));
         for (uint32_t k = 0; k < m->hidden; k++)
             x[(uint64_t)i * m->hidden + k] += y[k];
     }
@@ -440,11 +483,11 @@ static void route(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
     norm(r, r->l->mlp_norm, round_half);
-    const uint16_t *w = AT(r, uint16_t, r->l->router, (uint64_t)m->experts * m->hidden);
+    const struct dense w = dense_at(r, r->l->router, m->experts, m->hidden, false);
     const uint16_t *bias = AT(r, uint16_t, r->l->router_bias, m->experts);
     float *y = room(m->experts);
     for (uint32_t i = r->first; i < r->end; i++) {
-        dense_row(y, acts_of(r, NIB_GPU_ROUTE, i, m->hidden), w, bias, m->experts, m->hidden);
+        dense_row(y, acts_of(r, NIB_GPU_ROUTE, i, m->hidden), &w, bias, m->experts, m->hidden);
         choose(r, i, y);
     }
 }
@@ -509,9 +552,9 @@ static float *logits_of(struct run *r, uint32_t i)
 static void head(struct run *r)
 {
     const struct nib_gpu_machine *m = r->m;
-    const uint16_t *w = AT(r, uint16_t, m->lm_head, (uint64_t)m->vocab * m->hidden);
+    const struct dense w = dense_at(r, m->lm_head, m->vocab, m->hidden, r->mxfp8);
     for (uint32_t i = 0; i < r->step->want_count; i++)
-        dense_row(logits_of(r, i), acts_of(r, NIB_GPU_COMBINE, r->step->want[i], m->hidden), w, NULL, m->vocab,
+        dense_row(logits_of(r, i), acts_of(r, NIB_GPU_COMBINE, r->step->want[i], m->hidden), &w, NULL, m->vocab,
                   m->hidden);
 }
 
@@ -591,6 +634,7 @@ static const struct {
 } ops[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_REPACK_DENSE] = {repack_dense, ROWS_NONE},
     [NIB_GPU_REPACK_MX] = {repack_mx, ROWS_NONE},
+    [NIB_GPU_REPACK_MXFP8] = {repack_mxfp8, ROWS_NONE},
     [NIB_GPU_SUM] = {sum, ROWS_NONE},
     [NIB_GPU_BEGIN] = {begin, ROWS_NONE},
     [NIB_GPU_EMBED] = {embed, ROWS_ALL},
@@ -609,6 +653,11 @@ static const struct {
     [NIB_GPU_HEAD] = {head, ROWS_NONE},
     [NIB_GPU_SCAN] = {scan, ROWS_NONE},
     [NIB_GPU_SAMPLE] = {sample, ROWS_NONE},
+    [NIB_GPU_QKV_MXFP8] = {qkv, ROWS_DECODE},
+    [NIB_GPU_QKV_PROMPT_MXFP8] = {qkv, ROWS_PROMPT},
+    [NIB_GPU_OUT_MXFP8] = {attn_out, ROWS_DECODE},
+    [NIB_GPU_OUT_PROMPT_MXFP8] = {attn_out, ROWS_PROMPT},
+    [NIB_GPU_HEAD_MXFP8] = {head, ROWS_NONE},
 };
 
 static void choose_rows(struct run *r, enum rows rows)
@@ -647,7 +696,10 @@ static void spoil(struct run *r, enum nib_gpu_op op)
         words = m->vocab;
     } else if (op < NIB_GPU_BEGIN) {
         const struct nib_gpu_repack *p = AT(r, struct nib_gpu_repack, m->repack, 1);
-        const uint64_t row = op == NIB_GPU_REPACK_MX ? p->k / 2 : p->k * 2ull; /* bytes */
+        const uint64_t row = p->k * 2ull /
+                             (op == NIB_GPU_REPACK_MX      ? 4
+                              : op == NIB_GPU_REPACK_MXFP8 ? 2
+                                                           : 1); /* bytes */
         at = op == NIB_GPU_SUM ? p->sum : p->dst + p->n0 * row;
         words = op == NIB_GPU_SUM ? 2 : (p->n1 - p->n0) * row / 4;
     }
@@ -687,7 +739,11 @@ int fake_kernel(const struct fake_work *w)
     const enum fake_act act = fake_fault(FAKE_OPS + (int)op, &code);
     if (act == FAKE_FAIL)
         return code;
-    struct run r = {.layer = w->layer, .name = w->function->name, .spoilt = act == FAKE_WRONG, .spoilt_how = code};
+    struct run r = {.layer = w->layer,
+                    .name = w->function->name,
+                    .mxfp8 = nib_gpu_op_plain(op) != op,
+                    .spoilt = act == FAKE_WRONG,
+                    .spoilt_how = code};
     if (setjmp(r.out))
         return NIB_CU_ILLEGAL_ADDRESS;
     r.m = AT(&r, struct nib_gpu_machine, w->machine, 1);
@@ -701,6 +757,6 @@ int fake_kernel(const struct fake_work *w)
     if (op <= NIB_GPU_BEGIN || op == NIB_GPU_SAMPLE || !r.step->fault)
         ops[op].run(&r);
     if (r.spoilt)
-        spoil(&r, op);
+        spoil(&r, nib_gpu_op_plain(op));
     return 0;
 }

@@ -56,6 +56,7 @@ static uint8_t *take(uint64_t bytes)
 static void give(struct alloc *a)
 {
     uint64_t room = whole_pages(a->bytes);
+    fake_forget_matrices((uintptr_t)a->base | tag_of(a), a->bytes);
     munmap(a->base - (room - a->bytes) / 4096 * 4096 - GUARD_BYTES, room + 2 * GUARD_BYTES);
     *(a->pinned ? &fake.pinned_bytes : &fake.device_bytes) -= a->bytes;
     fake_report->device_bytes = fake.device_bytes;

@@ -28,7 +28,7 @@ static nib_cu_ptr random_words(struct rig *rig, uint64_t bytes, bool bf16)
     for (uint64_t i = 0; i < CHUNK / 2; i++) {
         const uint32_t r = (uint32_t)(random_next(&seed) >> 40);
         /* bf16: sign and mantissa random, magnitude around 2^-6 */
-        p[i] = (uint16_t)(bf16 ? (r & 0x807f) | (0x78 + (r >> 8 & 3)) << 7 : r);
+        p[i] = (uint16_t)(bf16 ? (r & 0x807d) | (0x78 + (r >> 8 & 3)) << 7 : r);
     }
     nib_cu_ptr to = rig_take(rig, bytes);
     for (uint64_t i = 0; i < bytes; i += CHUNK)
@@ -44,13 +44,18 @@ static void repack(struct rig *rig, enum nib_gpu_op op, struct nib_gpu_repack r)
     rig_wait(rig);
 }
 
-static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr src, uint32_t n, uint32_t k, enum nib_gpu_matrix matrix)
+/* QKV, attention output and LM head are in the rig's form, from the same words: their second bit is never set, so no byte is
+ * a NaN of E4M3. */
+static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr src, nib_cu_ptr scales, uint32_t n, uint32_t k,
+                        enum nib_gpu_matrix matrix)
 {
-    nib_cu_ptr to = rig_take(rig, rig->k->dense_bytes(n, k));
+    const bool mxfp8 = scales && rig->dense == NIB_DENSE_MXFP8;
+    nib_cu_ptr to = rig_take(rig, mxfp8 ? rig->k->mxfp8_bytes(n, k) : rig->k->dense_bytes(n, k));
     for (uint32_t n0 = 0; n0 < n; n0 += 5120)
-        repack(rig, NIB_GPU_REPACK_DENSE,
+        repack(rig, mxfp8 ? NIB_GPU_REPACK_MXFP8 : NIB_GPU_REPACK_DENSE,
                (struct nib_gpu_repack){.dst = to,
                                        .src = src,
+                                       .scales = scales,
                                        .n = n,
                                        .k = k,
                                        .n0 = n0,
@@ -88,15 +93,15 @@ static void fill_weights(struct rig *rig)
     rig_fill(rig, scales, 118, (uint64_t)2 * inner * h / 32);
     const nib_cu_ptr small = random_words(rig, (uint64_t)s->experts * 2 * inner * 2, true);
     m->embed = random_words(rig, (uint64_t)s->vocab * h * 2, true);
-    m->lm_head = dense(rig, words, s->vocab, h, NIB_GPU_M_PLAIN);
+    m->lm_head = dense(rig, words, scales, s->vocab, h, NIB_GPU_M_PLAIN);
     m->final_norm = small;
     for (uint32_t i = 0; i < s->layers; i++) {
         struct nib_gpu_layer *l = &m->layer[i];
         l->attn_norm = l->mlp_norm = l->qkv_bias = l->out_bias = l->sinks = l->router_bias = l->up_bias = l->down_bias =
             small;
-        l->qkv = dense(rig, words, qkv, h, NIB_GPU_M_QKV);
-        l->out = dense(rig, words, h, q, NIB_GPU_M_PLAIN);
-        l->router = dense(rig, words + i * 64 * 1024, s->experts, h, NIB_GPU_M_PLAIN);
+        l->qkv = dense(rig, words, scales, qkv, h, NIB_GPU_M_QKV);
+        l->out = dense(rig, words, scales, h, q, NIB_GPU_M_PLAIN);
+        l->router = dense(rig, words + i * 64 * 1024, 0, s->experts, h, NIB_GPU_M_PLAIN);
         l->up = experts(rig, codes, scales, 2 * inner, h, NIB_GPU_M_UP);
         l->down = experts(rig, codes, scales, h, inner, NIB_GPU_M_PLAIN);
         const uint64_t pages = i % 2 ? m->kv_pages : (uint64_t)m->slots * m->ring_pages;
@@ -171,18 +176,18 @@ static double time_op(struct rig *rig, enum nib_gpu_op op, struct rig_bucket b)
     return us;
 }
 
-/* Bytes of weights an op must read for one decode row, and flops for a row. */
-static double op_bytes(enum nib_gpu_op op)
+/* Bytes of weights an op must read for one decode row, `dense` for each of a dense matrix; and flops for a row. */
+static double op_bytes(enum nib_gpu_op op, double dense)
 {
     const struct nib_shape *s = shape;
     const double h = s->hidden, q = nib_q_dim(s), i = s->intermediate, used = s->experts_used;
     switch (op) {
     case NIB_GPU_QKV:
     case NIB_GPU_QKV_PROMPT:
-        return nib_qkv_dim(s) * h * 2;
+        return nib_qkv_dim(s) * h * dense;
     case NIB_GPU_OUT:
     case NIB_GPU_OUT_PROMPT:
-        return q * h * 2;
+        return q * h * dense;
     case NIB_GPU_ROUTE:
         return s->experts * h * 2;
     case NIB_GPU_UP:
@@ -192,7 +197,7 @@ static double op_bytes(enum nib_gpu_op op)
     case NIB_GPU_DOWN_PROMPT:
         return used * i * h * 17 / 32;
     case NIB_GPU_HEAD:
-        return s->vocab * h * 2;
+        return s->vocab * h * dense;
     default:
         return 0;
     }
@@ -201,7 +206,7 @@ static double op_bytes(enum nib_gpu_op op)
 static double op_flops(enum nib_gpu_op op)
 {
     const bool mx = op == NIB_GPU_UP || op == NIB_GPU_UP_PROMPT || op == NIB_GPU_DOWN || op == NIB_GPU_DOWN_PROMPT;
-    return mx ? op_bytes(op) * 32 / 17 * 2 : op_bytes(op);
+    return mx ? op_bytes(op, 2) * 32 / 17 * 2 : op_bytes(op, 2);
 }
 
 static void send(struct rig *rig, struct rig_bucket b, uint32_t pos, uint64_t serial)
@@ -261,7 +266,8 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
     double sum = 0;
     for (int op = NIB_GPU_EMBED; op <= NIB_GPU_SCAN; op++) {
         struct nib_gpu_geometry g;
-        rig->k->geometry((enum nib_gpu_op)op, &rig->m, b.decode, b.prompt, b.want, &g);
+        const double bytes = op_bytes((enum nib_gpu_op)op, rig->dense == NIB_DENSE_MXFP8 ? 33.0 / 32 : 2);
+        rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
         if (g.grid[0] == 0)
             continue;
         const double us = time_op(rig, (enum nib_gpu_op)op, b);
@@ -269,9 +275,8 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
         sum += layered ? us * rig->m.layers : us;
         printf("  %-12s %8.2f us, grid %5u %3u %3u, %6u bytes", nib_gpu_op_symbol((enum nib_gpu_op)op) + 8, us,
                g.grid[0], g.grid[1], g.grid[2], g.shared_bytes);
-        if (op_bytes((enum nib_gpu_op)op) > 0 && rows == 1)
-            printf(", %5.0f GB/s, %2.0f %%", op_bytes((enum nib_gpu_op)op) / us * 1e-3,
-                   op_bytes((enum nib_gpu_op)op) / us * 1e8 / ROOF_BYTES);
+        if (bytes > 0 && rows == 1)
+            printf(", %5.0f GB/s, %2.0f %%", bytes / us * 1e-3, bytes / us * 1e8 / ROOF_BYTES);
         if (op_flops((enum nib_gpu_op)op) > 0 && b.prompt)
             printf(", %5.1f TFLOP/s, %2.0f %%", op_flops((enum nib_gpu_op)op) * rows / us * 1e-6,
                    op_flops((enum nib_gpu_op)op) * rows / us * 1e8 / ROOF_FLOPS);
@@ -288,10 +293,10 @@ static void bench_blocks(struct rig *rig)
     for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
         printf("  %-6s blocks:", nib_gpu_op_symbol(ops[i]) + 8);
         for (uint32_t n = 1; n <= 12; n = n < 4 ? n + 1 : n * 2 > 12 ? n + 4 : n * 2) {
-            rig->blocks[ops[i]] = n * rig->sms;
+            rig->blocks[nib_gpu_op_in(ops[i], rig->dense)] = n * rig->sms;
             printf("  %u/SM %.2f", n, time_op(rig, ops[i], b));
         }
-        rig->blocks[ops[i]] = 0;
+        rig->blocks[nib_gpu_op_in(ops[i], rig->dense)] = 0;
         printf(" us\n");
     }
 }
@@ -303,7 +308,8 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
         rig_die("no such shape");
     const double start = rig_now();
     open_machine(rig);
-    printf("%s, row %s, %.1f GB, made in %.1f s\n", name, rig->k->name, (double)rig->used * 1e-9, rig_now() - start);
+    printf("%s, dense %s, row %s, %.1f GB, made in %.1f s\n", name, nib_dense_name(rig->dense), rig->k->name,
+           (double)rig->used * 1e-9, rig_now() - start);
     for (int overlap = 0; overlap < 2; overlap++) {
         rig->overlap = overlap;
         for (uint32_t pos = 1024; pos <= 2048; pos += 1024) {

@@ -60,7 +60,7 @@ static int run(struct rig *rig, const struct model *model, const struct model_ru
     return !good;
 }
 
-int rig_test_each(struct rig *rig)
+static int test_form(struct rig *rig)
 {
     enum { SLOTS = 20, CTX = 1024, ROWS = 48 };
     struct model model;
@@ -87,5 +87,14 @@ int rig_test_each(struct rig *rig)
     failures += run(rig, &model, prompts, 4) + run(rig, &model, mixed, 3) + run(rig, &model, decode, SLOTS);
     model_close(&model);
     rig_together(rig);
+    return failures;
+}
+
+int rig_test_each(struct rig *rig)
+{
+    int failures = 0;
+    for (rig->dense = 0; rig->dense < NIB_DENSE_COUNT; rig->dense++)
+        failures += test_form(rig);
+    rig->dense = NIB_DENSE_BF16;
     return failures;
 }

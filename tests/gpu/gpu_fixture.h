@@ -25,6 +25,11 @@ static inline uint64_t gpu_dense_bytes(uint32_t n, uint32_t k)
     return nib_round_up(2ull * n * k, 256);
 }
 
+static inline uint64_t gpu_mxfp8_bytes(uint32_t n, uint32_t k)
+{
+    return nib_round_up((uint64_t)n * (k + k / NIB_MX_BLOCK), 256);
+}
+
 static inline uint64_t gpu_mx_bytes(uint32_t n, uint32_t k)
 {
     return nib_round_up(nib_ref_mx_bytes(n, k), 256);
@@ -45,9 +50,10 @@ static inline uint32_t gpu_splits_max(uint32_t ctx_tokens)
     return ctx_tokens / 256 + 1;
 }
 
-static inline void gpu_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
+static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                                 uint32_t want, struct nib_gpu_geometry *ret)
 {
+    const enum nib_gpu_op op = nib_gpu_op_plain(form);
     bool none = false;
     (void)m;
     (void)want;
@@ -70,6 +76,7 @@ static inline void gpu_make_kernels(void)
                                            .image = (const unsigned char *)gpu_image,
                                            .image_end = (const unsigned char *)gpu_image + used,
                                            .dense_bytes = gpu_dense_bytes,
+                                           .mxfp8_bytes = gpu_mxfp8_bytes,
                                            .mx_bytes = gpu_mx_bytes,
                                            .route_bytes = gpu_route_bytes,
                                            .scratch_bytes = gpu_scratch_bytes,
@@ -105,6 +112,7 @@ static inline enum nib_err gpu_fixture_plan(struct gpu_fixture *g, const struct 
     const struct nib_plan_request request = {.profile = &g->profile,
                                              .row = &g->f.facts,
                                              .shape = g->f.image.shape,
+                                             .dense = g->f.image.dense,
                                              .ctx_tokens = o->ctx_tokens,
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,

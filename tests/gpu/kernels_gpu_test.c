@@ -1,10 +1,10 @@
 /* tests/gpu/kernels_gpu_test.c: the kernels of every GPU row of this build against arch/ref, on the device of this machine; with
  * --bench SHAPE their speed at a model's true shape.
  *
- *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt]
+ *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt] [--mxfp8]
  *
- * TEST is one of each, ops, sizes, contexts, routing, extremes, invariance, sampler, faults.
- * Without a device it says so and passes. VERBOSE=1 prints every comparison. */
+ * TEST is one of each, ops, mxfp8, sizes, contexts, routing, extremes, invariance, sampler, faults.
+ * --mxfp8: the bench's dense matrices are in MXFP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,15 +18,11 @@ static int test_row(struct rig *rig, const char *only)
         const char *name;
         int (*run)(struct rig *rig);
     } tests[] = {
-        {"each", rig_test_each},
-        {"ops", rig_test_ops},
-        {"sizes", rig_test_sizes},
-        {"contexts", rig_test_contexts},
-        {"routing", rig_test_routing},
-        {"extremes", rig_test_extremes},
-        {"invariance", rig_test_invariance},
-        {"sampler", rig_test_sampler},
-        {"faults", rig_test_faults},
+        {"each", rig_test_each},         {"ops", rig_test_ops},
+        {"mxfp8", rig_test_mxfp8},       {"sizes", rig_test_sizes},
+        {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
+        {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
+        {"sampler", rig_test_sampler},   {"faults", rig_test_faults},
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
@@ -45,11 +41,15 @@ int main(int argc, char **argv)
 {
     const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
     const char *row = NULL, *only = NULL, *bench = NULL;
-    bool prompt = true;
+    bool prompt = true, mxfp8 = false;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--no-prompt") == 0) {
             prompt = false;
+            continue;
+        }
+        if (strcmp(argv[i], "--mxfp8") == 0) {
+            mxfp8 = true;
             continue;
         }
         const char **to = strcmp(argv[i], "--row") == 0     ? &row
@@ -57,7 +57,8 @@ int main(int argc, char **argv)
                           : strcmp(argv[i], "--bench") == 0 ? &bench
                                                             : NULL;
         if (!to || !value) {
-            fprintf(stderr, "usage: kernels_gpu_test [--row NAME] [--only TEST] [--bench SHAPE] [--no-prompt]\n");
+            fprintf(stderr,
+                    "usage: kernels_gpu_test [--row NAME] [--only TEST] [--bench SHAPE] [--no-prompt] [--mxfp8]\n");
             return 2;
         }
         *to = value;
@@ -70,6 +71,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         if ((row && strcmp(row, rows[i]->name) != 0) || !rig_load(&rig, rows[i]))
             continue;
+        rig.dense = bench && mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
         if (bench)
             rig_bench(&rig, bench, prompt);
         else

@@ -39,6 +39,27 @@ static uint16_t *random_bf16(uint64_t count, float center, float spread, uint64_
     return p;
 }
 
+/* A dense matrix's block to MXFP8. */
+static void encode(const uint16_t *block, uint8_t *ret_scale, uint8_t ret_codes[NIB_MX_BLOCK])
+{
+    float x[NIB_MX_BLOCK];
+    for (int i = 0; i < NIB_MX_BLOCK; i++)
+        x[i] = nib_bf16_decode(block[i]);
+    nib_mxfp8_encode(x, ret_scale, ret_codes);
+}
+
+/* Of QKV, attention output or LM head: in the rig's form. */
+static uint16_t *random_dense(const struct rig *rig, uint64_t count, float spread, uint64_t *seed)
+{
+    uint16_t *p = random_bf16(count, 0, spread, seed);
+    for (uint64_t i = 0; i < count && rig->dense == NIB_DENSE_MXFP8; i += NIB_MX_BLOCK) {
+        uint8_t scale, codes[NIB_MX_BLOCK];
+        encode(p + i, &scale, codes);
+        nib_mxfp8_decode_bf16(scale, codes, p + i);
+    }
+    return p;
+}
+
 /* [experts] matrices of MXFP4; scales around what makes outputs of order 1. */
 static uint8_t *random_mx(uint32_t experts, uint32_t n, uint32_t k, uint64_t *seed)
 {
@@ -68,7 +89,11 @@ static nib_cu_ptr send(struct rig *rig, const void *from, uint64_t bytes)
 static void repack(struct rig *rig, enum nib_gpu_op op, nib_cu_ptr to, nib_cu_ptr staging, const uint8_t *from,
                    uint32_t n, uint32_t k, enum nib_gpu_matrix matrix)
 {
-    const uint64_t row = op == NIB_GPU_REPACK_MX ? k / 2 : k * 2ull, scale_row = k / 32;
+    const uint64_t row = k * 2ull /
+                         (op == NIB_GPU_REPACK_MX      ? 4
+                          : op == NIB_GPU_REPACK_MXFP8 ? 2
+                                                       : 1),
+                   scale_row = k / 32;
     const uint32_t cut = n / 2 / 64 * 64;
     const uint8_t *scales = from + n * row;
     for (int part = 1; part >= 0; part--) {
@@ -77,7 +102,7 @@ static void repack(struct rig *rig, enum nib_gpu_op op, nib_cu_ptr to, nib_cu_pt
             continue;
         const uint64_t scales_at = nib_round_up((n1 - n0) * row, 256);
         rig_up(rig, staging, from + n0 * row, (n1 - n0) * row);
-        if (op == NIB_GPU_REPACK_MX)
+        if (op != NIB_GPU_REPACK_DENSE)
             rig_up(rig, staging + scales_at, scales + n0 * scale_row, (n1 - n0) * scale_row);
         const struct nib_gpu_repack r = {.dst = to,
                                          .src = staging,
@@ -101,6 +126,22 @@ static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr staging, const uint16_t *fro
     return to;
 }
 
+/* The same in the rig's form: its values are that form's already. */
+static nib_cu_ptr formed(struct rig *rig, nib_cu_ptr staging, const uint16_t *from, uint32_t n, uint32_t k,
+                         enum nib_gpu_matrix matrix)
+{
+    const uint64_t count = (uint64_t)n * k;
+    if (rig->dense == NIB_DENSE_BF16)
+        return dense(rig, staging, from, n, k, matrix);
+    uint8_t *packed = take(count + count / NIB_MX_BLOCK);
+    for (uint64_t i = 0; i < count; i += NIB_MX_BLOCK)
+        encode(from + i, packed + count + i / NIB_MX_BLOCK, packed + i);
+    nib_cu_ptr to = rig_take(rig, rig->k->mxfp8_bytes(n, k));
+    repack(rig, NIB_GPU_REPACK_MXFP8, to, staging, packed, n, k, matrix);
+    free(packed);
+    return to;
+}
+
 static nib_cu_ptr experts(struct rig *rig, nib_cu_ptr staging, const uint8_t *from, uint64_t from_bytes, uint32_t count,
                           uint32_t n, uint32_t k, enum nib_gpu_matrix matrix)
 {
@@ -111,17 +152,17 @@ static nib_cu_ptr experts(struct rig *rig, nib_cu_ptr staging, const uint8_t *fr
     return to;
 }
 
-static void make_layer(struct model *model)
+static void make_layer(const struct rig *rig, struct model *model)
 {
     const struct nib_shape *s = model->shape;
     struct model_layer *l = &model->layer;
     uint64_t *seed = &model->seed;
     const uint32_t h = s->hidden, inner = s->intermediate, q = nib_q_dim(s), qkv = nib_qkv_dim(s);
     l->attn_norm = random_bf16(h, 1.0f, 0.2f, seed);
-    l->qkv = random_bf16((uint64_t)qkv * h, 0, 1.0f / sqrtf((float)h), seed);
+    l->qkv = random_dense(rig, (uint64_t)qkv * h, 1.0f / sqrtf((float)h), seed);
     l->qkv_bias = random_bf16(qkv, 0, 0.3f, seed);
     l->sinks = random_bf16(s->heads, 0, 1.0f, seed);
-    l->out = random_bf16((uint64_t)h * q, 0, 1.0f / sqrtf((float)q), seed);
+    l->out = random_dense(rig, (uint64_t)h * q, 1.0f / sqrtf((float)q), seed);
     l->out_bias = random_bf16(h, 0, 0.3f, seed);
     l->mlp_norm = random_bf16(h, 1.0f, 0.2f, seed);
     l->router = random_bf16((uint64_t)s->experts * h, 0, 1.0f / sqrtf((float)h), seed);
@@ -141,10 +182,10 @@ static void send_layer(struct rig *rig, const struct model *model, nib_cu_ptr st
     const uint32_t h = s->hidden, inner = s->intermediate, q = nib_q_dim(s), qkv = nib_qkv_dim(s);
     struct nib_gpu_layer *to = &rig->m.layer[0];
     to->attn_norm = send(rig, l->attn_norm, h * 2);
-    to->qkv = dense(rig, staging, l->qkv, qkv, h, NIB_GPU_M_QKV);
+    to->qkv = formed(rig, staging, l->qkv, qkv, h, NIB_GPU_M_QKV);
     to->qkv_bias = send(rig, l->qkv_bias, qkv * 2);
     to->sinks = send(rig, l->sinks, s->heads * 2);
-    to->out = dense(rig, staging, l->out, h, q, NIB_GPU_M_PLAIN);
+    to->out = formed(rig, staging, l->out, h, q, NIB_GPU_M_PLAIN);
     to->out_bias = send(rig, l->out_bias, h * 2);
     to->mlp_norm = send(rig, l->mlp_norm, h * 2);
     to->router = dense(rig, staging, l->router, s->experts, h, NIB_GPU_M_PLAIN);
@@ -178,9 +219,9 @@ void model_make(struct rig *rig, struct model *model, const struct nib_shape *s,
     *model = (struct model){.shape = s, .seed = seed};
     rig_machine(rig, s, 2, slots, ctx_tokens, rows, kv_pages);
     rig_send_machine(rig); /* for the repack ops */
-    make_layer(model);
+    make_layer(rig, model);
     model->embed = random_bf16((uint64_t)s->vocab * s->hidden, 0, 1.0f, &model->seed);
-    model->lm_head = random_bf16((uint64_t)s->vocab * s->hidden, 0, 2.0f / sqrtf((float)s->hidden), &model->seed);
+    model->lm_head = random_dense(rig, (uint64_t)s->vocab * s->hidden, 2.0f / sqrtf((float)s->hidden), &model->seed);
     model->final_norm = random_bf16(s->hidden, 1.0f, 0.2f, &model->seed);
 }
 
@@ -194,7 +235,7 @@ void model_load(struct rig *rig, struct model *model)
     const nib_cu_ptr at = rig_take(rig, staging);
     send_layer(rig, model, at);
     rig->m.embed = send(rig, model->embed, (uint64_t)s->vocab * s->hidden * 2);
-    rig->m.lm_head = dense(rig, at, model->lm_head, s->vocab, s->hidden, NIB_GPU_M_PLAIN);
+    rig->m.lm_head = formed(rig, at, model->lm_head, s->vocab, s->hidden, NIB_GPU_M_PLAIN);
     rig->m.final_norm = send(rig, model->final_norm, s->hidden * 2);
     fill_kv(rig, model);
     rig_send_machine(rig);

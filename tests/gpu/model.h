@@ -4,7 +4,8 @@
 
 #include "tests/gpu/rig.h"
 
-/* Canonical weights of one layer; both layers of a test machine use the same matrices and other vectors. */
+/* Canonical weights of one layer; both layers of a test machine use the same matrices and other vectors. When the rig's form is
+ * MXFP8, qkv, out and lm_head hold what such matrices decode to. */
 struct model_layer {
     uint16_t *attn_norm, *qkv, *qkv_bias, *sinks, *out, *out_bias, *mlp_norm, *router, *router_bias, *up_bias,
         *down_bias;

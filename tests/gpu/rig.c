@@ -251,8 +251,9 @@ void rig_send_machine(struct rig *rig)
     rig_up(rig, rig->m_at, &rig->m, sizeof rig->m);
 }
 
-bool rig_launch(struct rig *rig, enum nib_gpu_op op, uint32_t layer, struct rig_bucket bucket)
+bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct rig_bucket bucket)
 {
+    const enum nib_gpu_op op = nib_gpu_op_in(plain, rig->dense);
     struct nib_gpu_geometry g;
     rig->k->geometry(op, &rig->m, bucket.decode, bucket.prompt, bucket.want, &g);
     if (g.grid[0] == 0)

@@ -36,6 +36,7 @@ struct rig {
     struct nib_gpu_result *outbox;
     uint32_t *host_tables;
     struct nib_sampling *host_sampling;
+    enum nib_dense dense;              /* form of the models made from now on; ops are launched in it */
     bool overlap;                      /* launches may overlap where the geometry allows it */
     uint32_t blocks[NIB_GPU_OP_COUNT]; /* instead of the geometry's grid[0], unless 0: for measurements */
 };
@@ -68,8 +69,8 @@ void rig_wait(struct rig *rig);
 struct rig_bucket {
     uint32_t decode, prompt, want;
 };
-/* False when the op has nothing to do in the bucket. */
-bool rig_launch(struct rig *rig, enum nib_gpu_op op, uint32_t layer, struct rig_bucket bucket);
+/* The op, or its twin for the rig's form. False when it has nothing to do in the bucket. */
+bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct rig_bucket bucket);
 /* A whole step's launches: BEGIN to SAMPLE. */
 void rig_step(struct rig *rig, struct rig_bucket bucket);
 
@@ -91,6 +92,9 @@ int rig_test_extremes(struct rig *rig);
 int rig_test_invariance(struct rig *rig);
 int rig_test_sampler(struct rig *rig);
 int rig_test_faults(struct rig *rig);
+/* With dense matrices in MXFP8: every code and scale, then steps. */
+int rig_test_mxfp8(struct rig *rig);
+int rig_test_codes(struct rig *rig);
 /* Each kernel in both forms, once or twice, on buffers of their own: small enough for a sanitizer. */
 int rig_test_each(struct rig *rig);
 void rig_bench(struct rig *rig, const char *shape, bool prompt);

@@ -9,6 +9,7 @@ static struct nib_gpu gpu;
 static struct nib_profile profile;
 static struct nib_gpu_selftest report;
 static struct nib_msg msg;
+static enum nib_dense form;
 
 static enum nib_err prove(const char *shape, const char *fault)
 {
@@ -18,13 +19,14 @@ static enum nib_err prove(const char *shape, const char *fault)
     ck_assert_int_eq(nib_arch_probe_cpu(&host, &msg), NIB_OK);
     ck_assert_msg(nib_gpu_open(&gpu, &msg) == NIB_OK, "%s", msg.text);
     ck_assert_msg(nib_gpu_probe(&gpu, &host, &profile, &msg) == NIB_OK, "%s", msg.text);
-    return nib_gpu_selftest(&gpu, &gpu_kernels, &profile, nib_shape_find(shape), &report, &msg);
+    return nib_gpu_selftest(&gpu, &gpu_kernels, &profile, nib_shape_find(shape), form, &report, &msg);
 }
 
 START_TEST(right_kernels_pass)
 {
     static const char *const shapes[] = {"nano", "tiny", "small"};
-    enum nib_err err = prove(shapes[_i], "");
+    form = (enum nib_dense)(_i % NIB_DENSE_COUNT);
+    enum nib_err err = prove(shapes[_i / NIB_DENSE_COUNT], "");
     ck_assert_msg(err == NIB_OK, "%s", msg.text);
     ck_assert(!report.struck && !gpu.lost);
     ck_assert_uint_eq(fake_env_report()->violations, 0);
@@ -40,11 +42,25 @@ START_TEST(a_wrong_kernel_is_named)
     char fault[64];
     const char *symbol = nib_gpu_op_symbol((enum nib_gpu_op)_i);
     snprintf(fault, sizeof fault, "%s:1+:wrong", symbol);
+    form = strstr(symbol, "_mxfp8") ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
     enum nib_err err = prove("tiny", fault);
     ck_assert_int_eq(err, NIB_E_UNSUPPORTED);
     ck_assert(report.struck && !gpu.lost);
     ck_assert_msg(strstr(msg.text, symbol) && strstr(msg.text, symbol)[strlen(symbol)] == ' ', "%s: %s", symbol,
                   msg.text);
+    nib_gpu_close(&gpu);
+}
+END_TEST
+
+/* A kernel of the other form is not run: its fault does not strike the row. */
+START_TEST(kernels_of_the_other_form_are_not_asked)
+{
+    static const char *const faults[NIB_DENSE_COUNT] = {"nib_gpu_out_mxfp8:1+:wrong,nib_gpu_repack_mxfp8:1+:wrong",
+                                                        "nib_gpu_qkv:1+:wrong,nib_gpu_head:1+:wrong"};
+    form = (enum nib_dense)_i;
+    ck_assert_msg(prove("nano", faults[form]) == NIB_OK, "%s", msg.text);
+    ck_assert(report.op[NIB_GPU_QKV].ran == (form == NIB_DENSE_BF16));
+    ck_assert(report.op[NIB_GPU_QKV_MXFP8].ran == (form == NIB_DENSE_MXFP8));
     nib_gpu_close(&gpu);
 }
 END_TEST
@@ -150,8 +166,9 @@ int main(void)
     Suite *s = suite_create("selftest");
     TCase *t = tcase_create("selftest");
     tcase_set_timeout(t, 300);
-    tcase_add_loop_test(t, right_kernels_pass, 0, 3);
+    tcase_add_loop_test(t, right_kernels_pass, 0, 3 * NIB_DENSE_COUNT);
     tcase_add_loop_test(t, a_wrong_kernel_is_named, 0, NIB_GPU_OP_COUNT);
+    tcase_add_loop_test(t, kernels_of_the_other_form_are_not_asked, 0, NIB_DENSE_COUNT);
     tcase_add_test(t, every_call_may_fail);
     tcase_add_test(t, a_kernel_that_does_not_end_is_named);
     tcase_add_test(t, memory_that_is_not_there_strikes_no_row);

@@ -77,6 +77,14 @@ static int test_true_size(struct rig *rig, const char *shape)
     return failures;
 }
 
+int rig_test_mxfp8(struct rig *rig)
+{
+    rig->dense = NIB_DENSE_MXFP8;
+    const int failures = rig_test_codes(rig) + rig_test_ops(rig);
+    rig->dense = NIB_DENSE_BF16;
+    return failures;
+}
+
 int rig_test_sizes(struct rig *rig)
 {
     return test_true_size(rig, "20b") + test_true_size(rig, "120b");

@@ -35,7 +35,7 @@ def test_cpu_rows():
     assert all(state == "passed" for state in rows(out).values())
     assert "ref" not in rows(out)
     code, out, err = selftest("--device", "cpu", "--all", "--shape", "nano")
-    assert code == 0 and out.count(" right") == 8 * len(rows(out))
+    assert code == 0 and out.count(" right") == 9 * len(rows(out))
 
 
 @needs_rows
@@ -44,7 +44,7 @@ def test_gpu_rows():
     assert code == 0
     assert {"sm90": "passed", "sm80": "passed"}.items() <= rows(out).items()
     code, out, _ = selftest("--shape", "tiny", "--device", "gpu", "--all", env=H200)
-    assert code == 0 and out.count(" right") == 40 and rows(out) == {"sm90": "passed", "sm80": "passed"}
+    assert code == 0 and out.count(" right") == 52 and rows(out) == {"sm90": "passed", "sm80": "passed"}
     a100 = {**H200, "NIBBLED_FAKE_PROFILE": str(ROOT / "etc" / "profiles" / "a100-80.json")}
     code, out, _ = selftest("--shape", "tiny", env=a100)
     assert code == 0 and "sm90" not in rows(out) and rows(out)["sm80"] == "passed"

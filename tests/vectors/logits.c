@@ -61,6 +61,7 @@ static struct nib_engine *open_engine(const char *path, const struct nib_arch_ro
     const struct nib_plan_request request = {.profile = &profile,
                                              .row = &facts,
                                              .shape = image.shape,
+                                             .dense = image.dense,
                                              .ctx_tokens = ctx,
                                              .slots = 1,
                                              .step_rows_max = rows,

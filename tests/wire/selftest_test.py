@@ -3,6 +3,7 @@ a cubin, the row sm80 is PTX: @cubin and @ptx break one and not the other."""
 
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -166,5 +167,36 @@ def test_a_hardware_error_is_not_the_rows_fault(tmp_path, image, code):
         assert daemon.process.wait(d.HANG_S) == 71
         log = daemon.log.read_text()
         assert "struck" not in log and "starting again" not in log and "kernel nib_gpu_out" in log
+    finally:
+        daemon.kill()
+
+
+@pytest.fixture(scope="module")
+def mxfp8(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mxfp8") / "model.nib"
+    subprocess.run([d.BUILD / "nibble", "synth", "nano", path, "--seed", "7", "--dense", "mxfp8"], check=True,
+                   capture_output=True, cwd=d.ROOT)
+    return path
+
+
+@pytest.mark.parametrize("op", ["repack_mxfp8", "qkv_mxfp8", "qkv_prompt_mxfp8", "out_mxfp8", "out_prompt_mxfp8", "head_mxfp8"])
+def test_an_mxfp8_image_runs_and_its_kernels_are_tested(tmp_path, mxfp8, op):
+    """On the CPU, on sm90 whatever the kernels of the other form are, and on sm80 when one of its own is wrong."""
+    cpu = d.Daemon(tmp_path / "cpu", mxfp8, **{**SMALL, "engine": {"step_rows": 64, "device": "cpu"}})
+    try:
+        wanted = answers(cpu)
+    finally:
+        cpu.kill()
+    daemon = boot(tmp_path / "a", mxfp8, "nib_gpu_qkv@cubin:1+:wrong,nib_gpu_head@cubin:1+:wrong")
+    try:
+        assert daemon.get("/health").json["row"] == "sm90" and daemon.get("/health").json["struck"] == []
+        right = answers(daemon)
+        assert sum(a == b for a, b in zip(right, wanted)) >= len(PROMPTS) - 1  # near ties may fall the other way
+    finally:
+        daemon.kill()
+    daemon = boot(tmp_path / "b", mxfp8, f"nib_gpu_{op}@cubin:1+:wrong")
+    try:
+        assert f"row sm90 is struck by its self-test: kernel nib_gpu_{op} is wrong" in daemon.log.read_text()
+        runs_sm80(daemon, right)
     finally:
         daemon.kill()
