@@ -46,6 +46,7 @@ struct nib_answer {
     const char *model;
     uint64_t id, created;
     uint32_t prompt_tokens;
+    uint32_t cached_tokens; /* of them, computed before the request came; set with the first token */
     struct nib_stop stop;
 
     /* state */

@@ -275,9 +275,10 @@ static void usage_text(const struct nib_answer *a, struct nib_out *out)
 {
     nib_out_fmt(out,
                 "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
-                "\"prompt_tokens_details\":{\"cached_tokens\":0},"
+                "\"prompt_tokens_details\":{\"cached_tokens\":%u},"
                 "\"completion_tokens_details\":{\"reasoning_tokens\":%u}}",
-                a->prompt_tokens, a->answer_tokens, a->prompt_tokens + a->answer_tokens, a->reasoning_tokens);
+                a->prompt_tokens, a->answer_tokens, a->prompt_tokens + a->answer_tokens, a->cached_tokens,
+                a->reasoning_tokens);
 }
 
 static void close_stream(struct nib_answer *a)

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sysexits.h>
 
 #include "appliance/again.h"
@@ -94,7 +95,10 @@ static struct nib_arena region_arena(const struct nib_boot *b, enum nib_region_k
 static enum nib_err init_sched(const struct nib_boot *b, struct nib_stepper *s, struct nib_msg *msg)
 {
     struct nib_arena arena = region_arena(b, NIB_R_SCHED);
-    return nib_sched_init(&arena, &b->machine.plan.sched, &s->sched, msg);
+    struct nib_sched_config config = b->machine.plan.sched;
+    if (getrandom(&config.prefix.key, sizeof config.prefix.key, 0) != sizeof config.prefix.key)
+        return nib_fail(msg, NIB_E_IO, "getrandom: %s", strerror(errno));
+    return nib_sched_init(&arena, &config, &s->sched, msg);
 }
 
 static enum nib_err carve_front(struct nib_boot *b, struct nib_stepper *s, struct nib_msg *msg)
@@ -180,7 +184,9 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
                                             .step_rows_max = (uint32_t)c->step_rows,
                                             .threads = (uint32_t)c->threads,
                                             .memory_limit_bytes = c->memory_mib << 20,
-                                            .queue_max = NIB_MAX_QUEUE}, /* the front's jobs are the limit */
+                                            .queue_max = NIB_MAX_QUEUE, /* the front's jobs are the limit */
+                                            .prefix_off = !c->prefix_reuse,
+                                            .prefix_shared = c->prefix_share},
                                     .self_test = b->self_test,
                                     .struck = b->struck,
                                     .struck_count = b->struck_count,

@@ -47,6 +47,7 @@ struct nib_config {
     uint64_t effort; /* 0 low, 1 medium, 2 high */
     uint64_t answer_tokens;
     char date[NIB_CONFIG_STRING_BYTES];
+    bool prefix_reuse, prefix_share;
     bool log_requests;
     uint64_t peers_count;
     struct nib_peer_rule peers[NIB_MAX_UID_RULES];

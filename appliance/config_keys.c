@@ -78,6 +78,12 @@ static const struct nib_config_key keys[] = {
      "max_tokens of a request that gives none. 0: what the context leaves."},
     {"defaults.date", NIB_CFG_STRING, AT(date), 0, 10, "\"\"", NULL,
      "\"Current date\" of the system message, YYYY-MM-DD. Empty: no such line."},
+    {"prefix.reuse", NIB_CFG_BOOL, AT(prefix_reuse), 0, 1, "true", NULL,
+     "Keep what prompts have computed where KV memory is free, so that a prompt which begins as an\n"
+     "earlier one of the same user computes only what is new. Answers are the same, bit for bit."},
+    {"prefix.share", NIB_CFG_BOOL, AT(prefix_share), 0, 1, "false", NULL,
+     "One user's prompts may serve another's. Then a user who guesses how another's prompt begins can\n"
+     "see from cached_tokens, and from the time to the first token, that the guess was right."},
     {"log.requests", NIB_CFG_BOOL, AT(log_requests), 0, 1, "true", NULL,
      "One line for each request. Never any of its text."},
 };

@@ -269,10 +269,10 @@ static void log_end(const struct nib_front *front, const struct nib_conn *conn, 
         return;
     uint64_t now = nib_now_us();
     nib_log(NIB_LOG_INFO,
-            "uid %u POST %s: %s, %u prompt tokens, %u answer tokens, first after %llu ms, all after "
-            "%llu ms",
+            "uid %u POST %s: %s, %u prompt tokens (%u reused), %u answer tokens, first after %llu ms, all "
+            "after %llu ms",
             job->uid, conn->route ? conn->route->path : "-", a->finish_reason ? a->finish_reason : "failed",
-            a->prompt_tokens, a->answer_tokens,
+            a->prompt_tokens, a->cached_tokens, a->answer_tokens,
             (unsigned long long)(job->first_us ? (job->first_us - job->received_us) / 1000 : 0),
             (unsigned long long)((now - job->received_us) / 1000));
 }
@@ -288,12 +288,13 @@ static void finish(struct nib_front *front, struct nib_conn *conn, struct nib_fr
     close_entry(front, conn, failed ? &m->failed : &m->finished);
 }
 
-static void take_token(struct nib_front *front, struct nib_front_job *job, const struct nib_sampled *sampled)
+static void take_token(struct nib_front *front, struct nib_front_job *job, const struct nib_job_event *event)
 {
     uint64_t now = nib_now_us();
     if (!job->started) {
         job->started = true;
         job->first_us = now;
+        job->answer.cached_tokens = event->reused_tokens;
         nib_hist_add(&front->metrics.ttft, now - job->received_us);
         if (job->waiting) {
             job->waiting = false;
@@ -303,7 +304,7 @@ static void take_token(struct nib_front *front, struct nib_front_job *job, const
         nib_hist_add(&front->metrics.between, now - job->last_us);
     }
     job->last_us = now;
-    nib_answer_token(&job->answer, sampled);
+    nib_answer_token(&job->answer, &event->sampled);
 }
 
 /* After a token or an end: what the answer has become. */
@@ -342,7 +343,7 @@ void nib_generate_event(struct nib_front *front, const struct nib_job_event *eve
     NIB_MUST(job->used && !job->ended);
     struct nib_conn *conn = job->conn >= 0 ? &front->conns[job->conn] : NULL;
     if (event->has_token && conn && !job->answer.finished)
-        take_token(front, job, &event->sampled);
+        take_token(front, job, event);
     if (event->end != NIB_END_NONE) {
         job->ended = true;
         job->end = (enum nib_end)event->end;

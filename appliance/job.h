@@ -44,7 +44,8 @@ struct nib_job_event {
     uint32_t end; /* enum nib_end */
     bool started; /* the first event of a job that got a slot carries its first token */
     bool has_token;
-    uint64_t retry_ms; /* with NIB_END_FULL */
+    uint32_t reused_tokens; /* of the prompt, computed before it came; with a token */
+    uint64_t retry_ms;      /* with NIB_END_FULL */
     struct nib_sampled sampled;
 };
 

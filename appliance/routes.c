@@ -72,6 +72,9 @@ static void gauges(struct nib_out *out, struct nib_stepper *s)
         {"rows_prompt_total", "counter", "Prompt tokens run."},
         {"rows_decode_total", "counter", "Answer tokens run."},
         {"tokens_total", "counter", "Tokens sampled and given out."},
+        {"prompt_tokens_reused_total", "counter", "Prompt tokens that were computed for an earlier prompt."},
+        {"kv_pages_idle", "gauge", "KV pages kept for prompts to come, free for whoever needs them."},
+        {"kv_pages_evicted_total", "counter", "Kept KV pages that others needed."},
         {"retry_ms", "gauge", "Estimate until a queue place is free."},
         {"self_tests_total", "counter", "Self-tests passed, the one at boot included."},
     };

@@ -46,13 +46,23 @@ static void publish(struct nib_stepper *s)
     struct nib_sched_stats st;
     nib_sched_stats(s->sched, &st);
     const uint64_t values[NIB_G_CANARIES] = {
-        st.submitted,   st.finished,
-        st.refused,     st.cancelled,
-        st.failed,      st.queued,
-        st.running,     st.pages_used,
-        st.pages_count, st.steps,
-        st.rows_prompt, st.rows_decode,
-        st.tokens,      nib_sched_retry_ms(s->sched),
+        st.submitted,
+        st.finished,
+        st.refused,
+        st.cancelled,
+        st.failed,
+        st.queued,
+        st.running,
+        st.pages_used,
+        st.pages_count,
+        st.steps,
+        st.rows_prompt,
+        st.rows_decode,
+        st.tokens,
+        st.tokens_reused,
+        st.pages_idle,
+        st.pages_evicted,
+        nib_sched_retry_ms(s->sched),
     };
     for (size_t i = 0; i < NIB_G_CANARIES; i++)
         atomic_store_explicit(&s->gauges[i], values[i], memory_order_relaxed);
@@ -104,6 +114,7 @@ static void forward(struct nib_stepper *s, uint32_t count)
         if (from->sampled) {
             e.has_token = true;
             e.started = from->answer_tokens == 1;
+            e.reused_tokens = from->reused_tokens;
             e.sampled = *from->sampled;
         }
         push(s, &e);

@@ -129,6 +129,8 @@ struct nib_plan_request {
                                     profile's */
     uint32_t queue_max;        /* requests that wait; 0 = NIB_PLAN_QUEUE */
     uint32_t prefill_rows_max; /* prompt rows of a step that also decodes; 0 = half of step_rows_max */
+    bool prefix_off;           /* every prompt is computed from its start: see core/prefix.h */
+    bool prefix_shared;        /* one user's prompts may serve another's */
     uint64_t tokenizer_bytes;  /* storage of the image's vocabulary and its scratch */
     uint64_t front_bytes;      /* storage of the front thread */
 };

@@ -200,6 +200,17 @@ static void add_gpu_activations(struct builder *b)
     add_scratch(b, NIB_R_LOGITS, NIB_PHASE_HEAD, NIB_PHASE_HEAD, head_rows * s->vocab * 4);
 }
 
+/* Needs a full layer for each window layer and windows of whole pages, as every shape in core/model.c has. */
+static struct nib_prefix_config prefix_config(const struct nib_plan_request *r, const struct nib_shape *s)
+{
+    struct nib_prefix_config config = {.on = !r->prefix_off && s->layers % 2 == 0,
+                                       .shared = r->prefix_shared,
+                                       .window = s->window,
+                                       .begin_token = s->special_base + NIB_TOK_START};
+    config.on = config.on && nib_prefix_allowed(&config);
+    return config;
+}
+
 /* Every slot and one waiting request may hold a prompt of the whole context. */
 static struct nib_sched_config sched_config(const struct nib_plan_request *r, const struct nib_plan *plan)
 {
@@ -212,6 +223,7 @@ static struct nib_sched_config sched_config(const struct nib_plan_request *r, co
         .queue_max = r->queue_max ? r->queue_max : NIB_PLAN_QUEUE,
         .prompt_tokens_max = (uint32_t)prompt_tokens,
         .prefill_rows_max = r->prefill_rows_max ? r->prefill_rows_max : half_step,
+        .prefix = prefix_config(r, plan->shape),
     };
 }
 

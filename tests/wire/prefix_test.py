@@ -1,0 +1,248 @@
+"""Prompts that begin as earlier ones: what is computed, what is answered, and who may profit from whom."""
+
+import copy
+import os
+import threading
+
+import pytest
+
+import daemon as d
+from gpu_test import H200, needs_rows
+from load_test import AS_NOBODY, as_user, needs_root, open_to_all
+
+PAGE, WINDOW = 64, 128
+TOOLS = [{"type": "function", "function": {"name": "look", "description": "Reads a file.", "parameters": {
+    "type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}}}]
+SYSTEM = "You mend programs. " + "Read before you write, and say what you found. " * 4
+ASK = {"max_tokens": 6, "temperature": 0, "logprobs": True, "top_logprobs": 3, "tools": TOOLS}
+
+
+def text(n, what):
+    return " ".join(f"{what} {i * i % 97}" for i in range(n))
+
+
+def call(turn):
+    """What an agent's client sends back of an answer: reasoning, a call, and the tool's output."""
+    return [
+        {"role": "assistant", "reasoning_content": text(2 + turn % 3, "hm"), "tool_calls": [
+            {"id": f"c{turn}", "type": "function",
+             "function": {"name": "look", "arguments": '{"path":"file%d.c"}' % turn}}]},
+        {"role": "tool", "tool_call_id": f"c{turn}", "content": text(3 + turn * 7 % 11, "line")}]
+
+
+def trace():
+    """20 requests: three questions, each with a loop of calls and, but for the last, a final answer. Reasoning that came
+    before a final answer is sent along, as clients do, and harmony drops it, keeps it in a loop, and drops it again."""
+    messages, requests = [{"role": "system", "content": SYSTEM}], []
+    for question, calls in enumerate((6, 7, 4)):
+        messages.append({"role": "user", "content": text(4, f"Question {question}")})
+        requests.append(copy.deepcopy(messages))
+        for _ in range(calls):
+            messages += call(len(requests))
+            requests.append(copy.deepcopy(messages))
+        messages.append({"role": "assistant", "reasoning_content": text(3, "So"), "content": text(3, "Done")})
+    return requests
+
+
+def render(messages):
+    """The tokens behind system and developer message; this model's vocabulary is bytes."""
+    parts = []
+    for m in messages[1:]:
+        if m["role"] == "user":
+            parts.append(("", ["<start>", *"user", "<message>", *m["content"], "<end>"]))
+        elif m["role"] == "tool":
+            parts.append(("", ["<start>", *"functions.look to=assistant", "<channel>", *"commentary", "<message>",
+                               *m["content"], "<end>"]))
+        else:
+            parts.append(("analysis", ["<start>", *"assistant", "<channel>", *"analysis", "<message>",
+                                       *m["reasoning_content"], "<end>"]))
+            if "content" in m:
+                parts.append(("final", ["<start>", *"assistant", "<channel>", *"final", "<message>", *m["content"],
+                                        "<end>"]))
+            for c in m.get("tool_calls", []):
+                parts.append(("call", ["<start>", *"assistant to=functions.look", "<channel>", *"commentary ",
+                                       "<constrain>", *"json", "<message>", *c["function"]["arguments"], "<call>"]))
+    kinds = [k for k, _ in parts]
+    last = [k for k in kinds if k][-1:]
+    first_final = kinds.index("final") if last == ["final"] else 0
+    tokens = [t for i, (k, ts) in enumerate(parts) if k != "analysis" or i >= first_final for t in ts]
+    return [*tokens, "<start>", *"assistant"]
+
+
+def common(a, b):
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n
+
+
+def config(ctx=6144, **more):
+    return {"engine": {"device": "cpu", "ctx_tokens": ctx, "slots": 2, "step_rows": 256, **more.pop("engine", {})}, **more}
+
+
+def ask(nibbled, messages, **more):
+    answer = nibbled.post("/v1/chat/completions", {"messages": messages, **ASK, **more})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def cached(answer):
+    return answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def check_trace(warm, cold, requests):
+    """Prompt tokens of all requests, and of them those that were computed."""
+    seen, preamble, total, total_fed, bare = [], None, 0, 0, 0
+    for messages in requests:
+        before = warm.metrics()["rows_prompt_total"]
+        a, b = ask(warm, messages), ask(cold, messages)
+        assert a["choices"] == b["choices"]  # text, reasoning, calls, log-probabilities: bit for bit
+        prompt, rendered = a["usage"]["prompt_tokens"], render(messages)
+        preamble = preamble or prompt - len(rendered)
+        assert prompt == preamble + len(rendered) and cached(b) == 0
+        new = prompt - max([preamble + common(rendered, s) for s in seen], default=0)
+        fed = prompt - cached(a)
+        assert warm.wait_metric("rows_prompt_total", before + fed)
+        print(f"prompt {prompt:5d}  new {new:4d}  computed {fed:4d}")
+        if seen:
+            assert new <= fed <= new + WINDOW + PAGE
+            assert fed <= new + 2 * PAGE  # what is left of a page, and a message's header before the prompts part
+            bare += new
+        seen.append(rendered)
+        total += prompt
+        total_fed += fed
+    print(f"{total} prompt tokens, {total_fed} computed; without the first {bare} new")
+    return total, total_fed
+
+
+def test_an_agent_s_turn_computes_what_is_new(start):
+    """On the best CPU row; that every row gives the same bits behind known pages is tests/kernels/engine_test.c's."""
+    requests = trace()
+    assert len(requests) == 20
+    warm, cold = start(**config()), start(**config(prefix={"reuse": "false"}))
+    total, fed = check_trace(warm, cold, requests)
+    assert fed * 5 < total
+    m = warm.check_ledger()
+    assert m["prompt_tokens_reused_total"] == total - fed and m["kv_pages_idle"] > 0
+    m = cold.check_ledger()
+    assert m["prompt_tokens_reused_total"] == 0 and m["kv_pages_idle"] == 0
+    warm.stop()
+    cold.stop()
+
+
+@needs_rows
+def test_the_same_on_the_gpu_s_stand_in(start):
+    warm = start(env=H200, memory={"limit_mib": 1280}, **config(4096, engine={"device": "gpu"}))
+    cold = start(env=H200, memory={"limit_mib": 1280}, prefix={"reuse": "false"},
+                 **config(4096, engine={"device": "gpu"}))
+    check_trace(warm, cold, trace()[:3])
+    warm.check_ledger()
+    warm.stop()
+    cold.stop()
+
+
+def test_a_sampled_answer_with_penalties_is_the_same(start):
+    """A repetition penalty counts prompt tokens: such a request computes all of them."""
+    warm, cold = start(**config()), start(**config(prefix={"reuse": "false"}))
+    messages = trace()[3]
+    ask(warm, messages)
+    sampled = {"temperature": 1, "seed": 5, "max_tokens": 20, "frequency_penalty": 0.5, "presence_penalty": 0.3}
+    a, b = ask(warm, messages, **sampled), ask(cold, messages, **sampled)
+    assert a["choices"] == b["choices"] and cached(a) > 0
+    a, b = (ask(n, messages, **sampled, repetition_penalty=1.3) for n in (warm, cold))
+    assert a["choices"] == b["choices"] and cached(a) == 0
+    warm.stop()
+    cold.stop()
+
+
+def test_a_system_prompt_is_computed_once(start):
+    nibbled = start(**config(4096))
+    first = ask(nibbled, [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "a question"}])
+    other = ask(nibbled, [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "something else"}])
+    assert cached(first) == 0
+    parts = len(render([{}, {"role": "user", "content": "something else"}]))
+    assert other["usage"]["prompt_tokens"] - cached(other) <= parts + PAGE
+    nibbled.check_ledger()
+    nibbled.stop()
+
+
+def test_streams_and_completions_tell_what_was_cached(start):
+    nibbled = start(**config(4096))
+    body = {"prompt": text(40, "abc"), "max_tokens": 2}
+    assert cached(nibbled.complete(**body).json) == 0
+    longer = {**body, "prompt": body["prompt"] + " and more"}
+    got = cached(nibbled.complete(**longer).json)
+    assert got == len(body["prompt"]) // PAGE * PAGE
+    answer = nibbled.complete(**longer, stream=True, stream_options={"include_usage": True})
+    assert cached(answer.events[-1]) == (len(longer["prompt"]) - 1) // PAGE * PAGE
+    nibbled.stop()
+
+
+@needs_root
+@pytest.mark.parametrize("share", [False, True])
+def test_users_share_only_when_told(start, share):
+    prefix = {"share": "true"} if share else {}
+    nibbled = start(socket={"mode": "0666"}, prefix=prefix, **config(4096))
+    open_to_all(nibbled)
+    body = {"prompt": text(60, "secret"), "max_tokens": 1}
+    assert cached(nibbled.complete(**body).json) == 0
+    assert cached(nibbled.complete(**body).json) > 0
+    status, other = as_user(nibbled, AS_NOBODY, body)
+    assert status == 200 and (cached(other) > 0) == share
+    assert cached(as_user(nibbled, AS_NOBODY, body)[1]) > 0
+    nibbled.check_ledger()
+    nibbled.stop()
+
+
+def test_a_full_pool_evicts_and_answers_the_same(start):
+    """More conversations than pages: every one is answered, as on a daemon that keeps nothing."""
+    warm = start(**config(2048, engine={"slots": 1}))
+    cold = start(**config(2048, engine={"slots": 1}, prefix={"reuse": "false"}))
+    prompts = [text(60 + i, f"talk {i}") for i in range(6)]
+    for turn in range(3):
+        for i, prompt in enumerate(prompts):
+            body = {"prompt": prompt + text(turn * 5, "on"), "max_tokens": 4, "temperature": 0, "logprobs": 2}
+            assert warm.complete(**body).json["choices"] == cold.complete(**body).json["choices"]
+    m = warm.check_ledger()
+    assert m["kv_pages_evicted_total"] > 0 and m["kv_pages"] == 2048 // PAGE
+    warm.stop()
+    cold.stop()
+
+
+def test_many_at_once_and_gone_clients(start, endless):
+    """Clients on one beginning, some of which leave in the middle: no page is lost, and answers stay the same."""
+    nibbled = start(engine={"slots": 4, "ctx_tokens": 4096, "step_rows": 64}, limits={"queue": 32})
+    beginning, results = text(100, "begin"), {}
+    want = nibbled.complete(prompt=beginning + " 7", temperature=0, max_tokens=5).json["choices"]
+
+    def client(i):
+        if i % 3 == 0:
+            s = nibbled.open_stream("/v1/completions", {"prompt": beginning + f" {i}", "max_tokens": 2000,
+                                                        "stream": True, "logit_bias": endless})
+            if i % 2:
+                s.recv(1000)
+            s.close()
+        else:
+            results[i] = nibbled.complete(prompt=beginning + " 7", temperature=0, max_tokens=5)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(24)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(results) == 16
+    for r in results.values():
+        assert r.status == 200 and r.json["choices"] == want and cached(r.json) > 0
+    nibbled.check_ledger()
+    nibbled.stop()
+
+
+@needs_rows
+def test_a_copy_that_fails_ends_the_daemon_in_order(start):
+    """The driver refuses a copy of window pages: the request gets an error, the daemon its exit code."""
+    nibbled = start(env={**H200, "NIBBLED_FAKE_FAULT": "cuMemcpyDtoDAsync:1:700"}, memory={"limit_mib": 1280},
+                    **config(4096, engine={"device": "gpu"}))
+    answer = nibbled.complete(prompt=text(60, "x"), max_tokens=2)
+    assert answer.status == 500 and answer.error["code"] == "engine_failed"
+    assert nibbled.process.wait(d.HANG_S) == os.EX_SOFTWARE
+    assert "cuMemcpyDtoDAsync" in nibbled.log.read_text()
