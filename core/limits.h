@@ -67,6 +67,7 @@
 #define NIB_MAX_KV_SAVES           64  /* copies of a step from rings into kept pages: twice the pages of its rows */
 #define NIB_MAX_OVERTAKEN          8   /* requests that may pass one which waits for pages */
 #define NIB_PROMPT_CHUNK_TOKENS    256 /* prompts wait in chunks of this many tokens: half is lost on average */
+#define NIB_WAITING_PROMPT_TOKENS  4096u       /* the prompt of each waiting request has room up to this length */
 #define NIB_MAX_PROMPT_POOL_TOKENS (64u << 20) /* of all waiting prompts: every slot and queue place with 131,072 */
 #define NIB_MAX_KV_PAGES           (4u << 20)  /* of the pool: 256 slots with 131,072 tokens use 524,288 */
 #define NIB_MAX_RING_CELLS         (1u << 16)  /* elements of one ring between two threads */

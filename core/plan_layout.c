@@ -211,16 +211,18 @@ static struct nib_prefix_config prefix_config(const struct nib_plan_request *r, 
     return config;
 }
 
-/* Every slot and one waiting request may hold a prompt of the whole context. */
+/* Every slot and one waiting request may hold a prompt of the whole context, every other that waits one of usual length. */
 static struct nib_sched_config sched_config(const struct nib_plan_request *r, const struct nib_plan *plan)
 {
     const struct nib_engine_dims *d = &plan->dims;
-    uint64_t prompt_tokens = (d->slots + 1ull) * nib_round_up(d->ctx_tokens, NIB_PROMPT_CHUNK_TOKENS);
+    uint64_t longest = nib_round_up(d->ctx_tokens, NIB_PROMPT_CHUNK_TOKENS);
+    uint32_t queue = r->queue_max ? r->queue_max : NIB_PLAN_QUEUE;
+    uint64_t prompt_tokens = (d->slots + 1ull) * longest + queue * nib_min_u64(longest, NIB_WAITING_PROMPT_TOKENS);
     uint32_t half_step = d->step_rows_max > 1 ? d->step_rows_max / 2 : 1;
     return (struct nib_sched_config){
         .dims = *d,
         .vocab = plan->shape->vocab,
-        .queue_max = r->queue_max ? r->queue_max : NIB_PLAN_QUEUE,
+        .queue_max = queue,
         .prompt_tokens_max = (uint32_t)prompt_tokens,
         .prefill_rows_max = r->prefill_rows_max ? r->prefill_rows_max : half_step,
         .prefix = prefix_config(r, plan->shape),

@@ -29,6 +29,8 @@ for batch in 1 8 64; do try 120 $bin/nibble bench --device gpu --shape 20b --pro
 try 120 $bin/nibble bench --device gpu --shape 20b --prompt 1024 --tokens 128 --mask sm90
 try 180 $bin/nibble bench --device gpu --shape 120b --prompt 1024 --tokens 128
 
+try 400 tests/gpu/serve.sh 20b 64
+
 NIB_BUILD=$bin try 200 python3 tests/gpu/trouble.py
 
 if [ -n "${NIB_RUN_FILE:-}" ]; then

@@ -126,6 +126,16 @@ def test_refusals_are_counted(start):
     full.stop()
 
 
+def test_more_arrivals_than_connections(image, tmp_path):
+    """They come faster than the daemon takes connections, and wait for a free one of 256."""
+    done = bench(image, "--rates", "100000", "--prompt", "4", "--tokens", "30", "--requests", "400", "--slots", "4",
+                 "--threads", "1", "--device", "cpu", "--json", tmp_path / "a.json")
+    assert done.returncode == 0, done.stderr
+    point = json.loads((tmp_path / "a.json").read_text())["points"][0]
+    assert 0 < point["waited"] <= 400 - 256 and f"{point['waited']} requests found all 256 connections busy" in done.stdout
+    assert point["finished"] == 400 and point["whole_ms"]["max"] > 0, point
+
+
 def test_nobody_there(tmp_path):
     done = bench("--socket", tmp_path / "none.sock", "--json", tmp_path / "a.json")
     assert done.returncode == 1 and "no nibbled answers on" in done.stderr and done.stdout == ""
