@@ -55,6 +55,9 @@ void nib_bench_print_point(const struct nib_bench_report *report, const struct n
             (void)printf("%9s %u %s\n", "", r->errors[i], nib_load_error_name((enum nib_load_error)i));
     if (r->why.text[0])
         (void)printf("%9s first error: %s\n", "", r->why.text);
+    if (r->tokens_cached)
+        (void)printf("%9s %llu of %llu prompt tokens were known from prompts before\n", "",
+                     (unsigned long long)r->tokens_cached, (unsigned long long)r->tokens_in);
     if (report->open && r->waited)
         (void)printf("%9s %u requests found all %d connections busy when they arrived\n", "", r->waited,
                      NIB_LOAD_MAX_CONNS);
@@ -82,6 +85,7 @@ static json_t *point_json(const struct nib_bench_report *report, const struct ni
         "tokens_in_s", a_second((double)r->tokens_in, r), "tokens_out_s", a_second((double)r->tokens_out, r),
         "first_text_ms", spread_json(&r->first), "between_texts_ms", spread_json(&r->gap), "token_ms",
         spread_json(&r->token), "whole_ms", spread_json(&r->whole));
+    json_object_set_new(json, "tokens_cached", json_integer((json_int_t)r->tokens_cached));
     json_object_set_new(json, "cpu_us_token", p->cpu_known ? json_real(cpu_us(p, p->cpu.all_s)) : json_null());
     json_object_set_new(json, "cpu_front_us_token", p->cpu_known ? json_real(cpu_us(p, p->cpu.main_s)) : json_null());
     return json;

@@ -267,6 +267,7 @@ static enum nib_err run_point(const struct options *o, uint32_t i, pid_t pid, st
     struct nib_load load = report.load;
     struct nib_cputime before, after;
     load.requests = requests_of(o, i);
+    load.seed += (uint64_t)i << 48; /* no prompt comes twice: the daemon may keep what it computed for the first */
     load.clients = report.open ? 0 : (uint32_t)p->load;
     load.rate_s = p->load;
     const bool known = pid && nib_cputime_of(pid, &before);

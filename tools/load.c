@@ -83,6 +83,7 @@ static void book(struct run *r, struct nib_load_conn *c)
     result->finished++;
     result->tokens_in += c->prompt_tokens;
     result->tokens_out += answer;
+    result->tokens_cached += c->cached_tokens;
     if (c->first_s > 0)
         r->times[r->first_count++] = (float)(c->first_s - c->due_s);
     if (c->first_s > 0 && answer > 1)

@@ -51,6 +51,7 @@ struct nib_load_result {
     uint32_t errors[NIB_LOAD_ERROR_COUNT]; /* sent == finished + the sum of errors */
     uint32_t waited;                       /* open loop: found no free connection when they arrived */
     uint64_t tokens_in, tokens_out;        /* of finished requests, as the daemon counts them */
+    uint64_t tokens_cached;                /* of tokens_in: computed for a prompt before */
     struct nib_load_spread first;          /* to the first text */
     struct nib_load_spread gap;            /* between two events with text, of all requests */
     struct nib_load_spread token;          /* a token after the first, mean of a request */

@@ -148,6 +148,8 @@ static void take_event(struct nib_load_conn *c, const char *text, size_t bytes)
         c->usage = true;
         c->prompt_tokens = (uint32_t)json_integer_value(json_object_get(usage, "prompt_tokens"));
         c->answer_tokens = (uint32_t)json_integer_value(json_object_get(usage, "completion_tokens"));
+        const json_t *details = json_object_get(usage, "prompt_tokens_details");
+        c->cached_tokens = (uint32_t)json_integer_value(json_object_get(details, "cached_tokens"));
     }
     json_decref(event);
 }
@@ -215,7 +217,7 @@ enum nib_load_step nib_load_conn_begin(struct nib_load_conn *c, uint32_t index, 
     c->sent = 0;
     c->due_s = due_s;
     c->first_s = c->last_s = c->end_s = 0;
-    c->prompt_tokens = c->answer_tokens = 0;
+    c->prompt_tokens = c->cached_tokens = c->answer_tokens = 0;
     c->finish = c->usage = c->done = c->failed = false;
     c->why.text[0] = '\0';
     c->state = c->fd < 0 ? NIB_LOAD_CALLING : NIB_LOAD_SENDING;

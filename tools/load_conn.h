@@ -24,7 +24,7 @@ struct nib_load_conn {
 
     /* of the answer */
     double due_s, first_s, last_s, end_s; /* first and last text; 0: none */
-    uint32_t prompt_tokens, answer_tokens;
+    uint32_t prompt_tokens, cached_tokens, answer_tokens;
     bool finish, usage, done, failed; /* what has been seen; failed: an error event, or no JSON */
     struct nib_msg why;               /* of what is wrong */
     double now_s;                     /* when the bytes that are being read came */

@@ -121,9 +121,11 @@ END_TEST
 
 #define EVENT(text) "data: {\"choices\":[{\"index\":0,\"text\":\"" text "\",\"finish_reason\":null}]}\n\n"
 #define LAST        "data: {\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"length\"}]}\n\n"
-#define USAGE(n)    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":" n "}}\n\n"
-#define DONE        "data: [DONE]\n\n"
-#define GOOD        EVENT("a") EVENT("b") EVENT("\\u0000") LAST USAGE("3") DONE
+#define USAGE(n)                                                                                                       \
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":" n                                    \
+    ",\"prompt_tokens_details\":{\"cached_tokens\":2}}}\n\n"
+#define DONE "data: [DONE]\n\n"
+#define GOOD EVENT("a") EVENT("b") EVENT("\\u0000") LAST USAGE("3") DONE
 
 enum after { KEEP, CLOSE, STOP_LISTENING, STAY_SILENT };
 
@@ -255,6 +257,7 @@ START_TEST(an_answer_is_measured)
     struct nib_load_result r = one(&(struct turn){GOOD, false, KEEP}, 60, NIB_OK);
     ck_assert_uint_eq(r.finished, 1);
     ck_assert_uint_eq(r.tokens_in, 5);
+    ck_assert_uint_eq(r.tokens_cached, 2);
     ck_assert_uint_eq(r.tokens_out, 3);
     ck_assert(r.first.count == 1 && r.first.p50 > 0 && r.first.p99 == r.first.p50);
     ck_assert(r.gap.count == 2 && r.token.count == 1 && r.whole.p50 >= r.first.p50 && r.seconds >= r.whole.p50);

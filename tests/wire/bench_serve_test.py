@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +35,7 @@ def check_spread(spread, count):
 def check_point(point, requests, prompt, tokens):
     """A load without errors: every token counted, every time sane."""
     assert point["sent"] == point["finished"] == requests and not any(point["errors"].values())
-    assert point["first_error"] == "" and point["waited"] == 0
+    assert point["first_error"] == "" and point["waited"] == 0 and point["tokens_cached"] == 0
     assert point["tokens_out_s"] == pytest.approx(requests * tokens / point["seconds"])
     assert point["tokens_in_s"] == pytest.approx(requests * prompt / point["seconds"])
     assert point["requests_s"] == pytest.approx(requests / point["seconds"])
@@ -80,6 +81,16 @@ def test_clients_on_a_daemon_of_its_own(image, tmp_path):
     shown = [line.split()[:3] for line in done.stdout.splitlines()[3:]]
     assert shown == [["1", "12", "0"], ["3", "12", "0"]]
     assert "stopped: 24 requests, 24 finished" in done.stderr
+
+
+def test_known_prompts_are_told(start):
+    daemon = start()
+    long = ("--socket", daemon.socket, "--prompt", "400", "--tokens", "4", "--requests", "2,2", "--clients", "1,2")
+    first, second = bench(*long), bench(*long)
+    assert "were known from prompts before" not in first.stdout  # no prompt comes twice
+    known = sum(map(int, re.findall(r"(\d+) of 800 prompt tokens were known", second.stdout)))
+    assert known >= 4 * 256, second.stdout
+    assert "were known" not in bench(*long, "--seed", "2").stdout
 
 
 def test_arrivals_on_a_running_daemon(nibbled, tmp_path):
