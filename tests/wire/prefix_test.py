@@ -2,6 +2,7 @@
 
 import copy
 import os
+import subprocess
 import threading
 
 import pytest
@@ -235,6 +236,15 @@ def test_many_at_once_and_gone_clients(start, endless):
         assert r.status == 200 and r.json["choices"] == want and cached(r.json) > 0
     nibbled.check_ledger()
     nibbled.stop()
+
+
+def test_the_bench_s_loads_do_not_find_each_other_s_prompts(nibbled):
+    args = ("--prompt", "200", "--tokens", "2", "--requests", "6", "--clients", "1,2", "--socket", nibbled.socket)
+    before = nibbled.metrics()["prompt_tokens_reused_total"]
+    subprocess.run([d.NIBBLE, "bench", "serve", *args], check=True, capture_output=True, timeout=d.HANG_S)
+    assert nibbled.metrics()["prompt_tokens_reused_total"] == before
+    subprocess.run([d.NIBBLE, "bench", "serve", *args], check=True, capture_output=True, timeout=d.HANG_S)
+    assert nibbled.metrics()["prompt_tokens_reused_total"] > before
 
 
 @needs_rows
