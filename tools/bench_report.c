@@ -55,6 +55,14 @@ void nib_bench_print_point(const struct nib_bench_report *report, const struct n
             (void)printf("%9s %u %s\n", "", r->errors[i], nib_load_error_name((enum nib_load_error)i));
     if (r->why.text[0])
         (void)printf("%9s first error: %s\n", "", r->why.text);
+    if (p->beside_tokens) { /* the point before is the same load alone */
+        const double alone = p[-1].result.gap.p50;
+        (void)printf(
+            "%9s beside prompts of %u tokens: %u of them in %.1f ms (p50), %u errors; between texts p99 %.2f x the p50 "
+            "of the load alone\n",
+            "", p->beside_tokens, r->beside.count, r->beside.p50 * 1e3, r->beside_errors,
+            alone > 0 ? r->gap.p99 / alone : 0);
+    }
     if (r->tokens_cached)
         (void)printf("%9s %llu of %llu prompt tokens were known from prompts before\n", "",
                      (unsigned long long)r->tokens_cached, (unsigned long long)r->tokens_in);
@@ -85,6 +93,11 @@ static json_t *point_json(const struct nib_bench_report *report, const struct ni
         "tokens_in_s", a_second((double)r->tokens_in, r), "tokens_out_s", a_second((double)r->tokens_out, r),
         "first_text_ms", spread_json(&r->first), "between_texts_ms", spread_json(&r->gap), "token_ms",
         spread_json(&r->token), "whole_ms", spread_json(&r->whole));
+    json_t *beside = json_null();
+    if (p->beside_tokens)
+        beside = json_pack("{s:I, s:I, s:o}", "prompt_tokens", (json_int_t)p->beside_tokens, "errors",
+                           (json_int_t)r->beside_errors, "whole_ms", spread_json(&r->beside));
+    json_object_set_new(json, "beside", beside);
     json_object_set_new(json, "tokens_cached", json_integer((json_int_t)r->tokens_cached));
     json_object_set_new(json, "cpu_us_token", p->cpu_known ? json_real(cpu_us(p, p->cpu.all_s)) : json_null());
     json_object_set_new(json, "cpu_front_us_token", p->cpu_known ? json_real(cpu_us(p, p->cpu.main_s)) : json_null());
@@ -117,11 +130,13 @@ enum nib_err nib_bench_write_plot(const struct nib_bench_report *r, const char *
     struct nib_plot plot = {.title = title,
                             .x_title = r->open ? "requests a second" : "clients",
                             .lines = {"p50", "p90", "p99"},
-                            .count = r->count,
                             .panels = {{.title = "to the first text, ms"}, {.title = "between two texts, ms"}}};
-    for (uint32_t i = 0; i < r->count; i++) {
-        const struct nib_load_spread *spreads[] = {&r->points[i].result.first, &r->points[i].result.gap};
-        plot.x[i] = r->points[i].load;
+    for (uint32_t from = 0; from < r->count; from++) {
+        if (r->points[from].beside_tokens)
+            continue;
+        const uint32_t i = plot.count++;
+        const struct nib_load_spread *spreads[] = {&r->points[from].result.first, &r->points[from].result.gap};
+        plot.x[i] = r->points[from].load;
         for (uint32_t panel = 0; panel < NIB_PLOT_PANELS; panel++) {
             plot.panels[panel].ms[0][i] = spreads[panel]->p50 * 1e3;
             plot.panels[panel].ms[1][i] = spreads[panel]->p90 * 1e3;

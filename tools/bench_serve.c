@@ -24,6 +24,9 @@ struct options {
     struct nib_bench_daemon_options daemon;
     double requests[NIB_BENCH_MAX_POINTS]; /* [requests_count] of each point, or one for all */
     uint32_t requests_count;               /* 0: not given */
+    double loads[NIB_BENCH_MAX_POINTS];    /* [loads_count] */
+    uint32_t loads_count;
+    uint32_t beside_tokens; /* 0: every load is run alone only */
 };
 
 static volatile sig_atomic_t stop;
@@ -57,19 +60,16 @@ static bool parse_list(const char *what, const char *text, double min, double ma
     }
 }
 
-static bool parse_loads(const char *what, bool open, double min, double max)
+static bool parse_loads(const char *what, struct options *o, bool open, double min, double max)
 {
-    double values[NIB_BENCH_MAX_POINTS];
-    if (!parse_list(what, optarg, min, max, values, &report.count))
+    if (!parse_list(what, optarg, min, max, o->loads, &o->loads_count))
         return false;
     report.open = open;
-    for (uint32_t i = 0; i < report.count; i++) {
-        report.points[i].load = values[i];
-        if (i && values[i] <= values[i - 1]) {
+    for (uint32_t i = 1; i < o->loads_count; i++)
+        if (o->loads[i] <= o->loads[i - 1]) {
             (void)fprintf(stderr, "%s is \"%s\"; the numbers must ascend\n", what, optarg);
             return false;
         }
-    }
     return true;
 }
 
@@ -119,12 +119,14 @@ static bool parse_option(int option, struct options *o)
         o->plot = optarg;
         return true;
     case 'c':
-        return parse_loads("nibble bench serve: --clients", false, 1, NIB_LOAD_MAX_CONNS);
+        return parse_loads("nibble bench serve: --clients", o, false, 1, NIB_LOAD_MAX_CONNS);
     case 'r':
-        return parse_loads("nibble bench serve: --rates", true, 0.001, RATE_MAX);
+        return parse_loads("nibble bench serve: --rates", o, true, 0.001, RATE_MAX);
     case 'q':
         return parse_list("nibble bench serve: --requests", optarg, 1, NIB_LOAD_MAX_REQUESTS, o->requests,
                           &o->requests_count);
+    case 'b':
+        return nib_option_count("nibble bench serve: --beside", optarg, NIB_MAX_CTX_TOKENS - 1, &o->beside_tokens);
     case 'p':
         return nib_option_count("nibble bench serve: --prompt", optarg, NIB_MAX_CTX_TOKENS, &report.load.prompt_tokens);
     case 'n':
@@ -153,10 +155,10 @@ static bool parse_option(int option, struct options *o)
     }
 }
 
-/* Requests of point i. */
+/* Requests of load i. */
 static uint32_t requests_of(const struct options *o, uint32_t i)
 {
-    const double usual = report.open ? 4 * REQUESTS_MIN : fmax(REQUESTS_MIN, 2 * report.points[i].load);
+    const double usual = report.open ? 4 * REQUESTS_MIN : fmax(REQUESTS_MIN, 2 * o->loads[i]);
     return (uint32_t)(o->requests_count == 0 ? usual : o->requests[o->requests_count == 1 ? 0 : i]);
 }
 
@@ -180,13 +182,15 @@ static bool check(struct options *o, const char *image)
                       l->prompt_tokens, l->answer_tokens, NIB_MAX_CTX_TOKENS);
         return false;
     }
-    if (o->requests_count > 1 && o->requests_count != report.count) {
+    if (o->daemon.ctx_tokens <= o->beside_tokens)
+        o->daemon.ctx_tokens = o->beside_tokens + 1;
+    if (o->requests_count > 1 && o->requests_count != o->loads_count) {
         (void)fprintf(stderr,
                       "nibble bench serve: --requests has %u numbers for %u loads; allowed are one, or one for each\n",
-                      o->requests_count, report.count);
+                      o->requests_count, o->loads_count);
         return false;
     }
-    for (uint32_t i = 0; i < report.count; i++) {
+    for (uint32_t i = 0; i < o->loads_count; i++) {
         const uint32_t requests = requests_of(o, i);
         if ((uint64_t)requests * l->answer_tokens <= NIB_LOAD_MAX_TOKENS)
             continue;
@@ -196,22 +200,33 @@ static bool check(struct options *o, const char *image)
     }
     /* the largest number of clients stands last */
     if (!o->daemon.slots && !report.open)
-        o->daemon.slots = (uint32_t)report.points[report.count - 1].load;
+        o->daemon.slots = (uint32_t)o->loads[o->loads_count - 1] + (o->beside_tokens != 0);
+    if (o->daemon.slots > NIB_MAX_SLOTS)
+        o->daemon.slots = NIB_MAX_SLOTS;
     return true;
 }
 
 static bool parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {
-        {"socket", required_argument, 0, 'S'},       {"shape", required_argument, 0, 's'},
-        {"clients", required_argument, 0, 'c'},      {"rates", required_argument, 0, 'r'},
-        {"requests", required_argument, 0, 'q'},     {"prompt", required_argument, 0, 'p'},
-        {"tokens", required_argument, 0, 'n'},       {"temperature", required_argument, 0, 'T'},
-        {"seed", required_argument, 0, 'e'},         {"json", required_argument, 0, 'j'},
-        {"plot", required_argument, 0, 'P'},         {"dense", required_argument, 0, 'w'},
-        {"vocab", required_argument, 0, 'v'},        {"device", required_argument, 0, 'd'},
-        {"threads", required_argument, 0, 't'},      {"slots", required_argument, 0, 'l'},
-        {"memory-limit", required_argument, 0, 'm'}, {0}};
+    static const struct option longs[] = {{"socket", required_argument, 0, 'S'},
+                                          {"shape", required_argument, 0, 's'},
+                                          {"clients", required_argument, 0, 'c'},
+                                          {"rates", required_argument, 0, 'r'},
+                                          {"requests", required_argument, 0, 'q'},
+                                          {"beside", required_argument, 0, 'b'},
+                                          {"prompt", required_argument, 0, 'p'},
+                                          {"tokens", required_argument, 0, 'n'},
+                                          {"temperature", required_argument, 0, 'T'},
+                                          {"seed", required_argument, 0, 'e'},
+                                          {"json", required_argument, 0, 'j'},
+                                          {"plot", required_argument, 0, 'P'},
+                                          {"dense", required_argument, 0, 'w'},
+                                          {"vocab", required_argument, 0, 'v'},
+                                          {"device", required_argument, 0, 'd'},
+                                          {"threads", required_argument, 0, 't'},
+                                          {"slots", required_argument, 0, 'l'},
+                                          {"memory-limit", required_argument, 0, 'm'},
+                                          {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)
@@ -234,7 +249,7 @@ static bool take_number(const json_t *object, const char *key, uint32_t *ret)
 }
 
 /* What /v1/models and /health say. */
-static enum nib_err ask_server(const char *socket, struct nib_msg *msg)
+static enum nib_err ask_server(const struct options *o, const char *socket, struct nib_msg *msg)
 {
     struct nib_bench_server *s = &report.server;
     json_t *models = NULL, *health = NULL;
@@ -248,6 +263,9 @@ static enum nib_err ask_server(const char *socket, struct nib_msg *msg)
                  !take_number(model, "slots", &s->slots) || !take_number(model, "queue", &s->queue) ||
                  !take_number(model, "text_ids", &s->text_ids) || s->text_ids == 0))
         err = nib_fail(msg, NIB_E_FORMAT, "what answers on %s is no nibbled of this version", socket);
+    if (!err && o->beside_tokens >= s->context_tokens)
+        err = nib_fail(msg, NIB_E_LIMIT, "%u tokens beside are more than the daemon's context of %u", o->beside_tokens,
+                       s->context_tokens);
     if (!err && report.load.prompt_tokens + report.load.answer_tokens > s->context_tokens)
         err = nib_fail(msg, NIB_E_LIMIT, "%u tokens in and %u out are more than the daemon's context of %u",
                        report.load.prompt_tokens, report.load.answer_tokens, s->context_tokens);
@@ -261,13 +279,17 @@ static enum nib_err ask_server(const char *socket, struct nib_msg *msg)
     return err;
 }
 
-static enum nib_err run_point(const struct options *o, uint32_t i, pid_t pid, struct nib_msg *msg)
+static enum nib_err run_point(const struct options *o, uint32_t i, uint32_t beside_tokens, pid_t pid,
+                              struct nib_msg *msg)
 {
-    struct nib_bench_point *p = &report.points[i];
+    struct nib_bench_point *p = &report.points[report.count];
     struct nib_load load = report.load;
     struct nib_cputime before, after;
     load.requests = requests_of(o, i);
-    load.seed += (uint64_t)i << 48; /* no prompt comes twice: the daemon may keep what it computed for the first */
+    load.seed += (uint64_t)report.count++
+                 << 48; /* no prompt comes twice: the daemon may keep what it computed for the first */
+    p->load = o->loads[i];
+    load.beside_tokens = p->beside_tokens = beside_tokens;
     load.clients = report.open ? 0 : (uint32_t)p->load;
     load.rate_s = p->load;
     const bool known = pid && nib_cputime_of(pid, &before);
@@ -275,24 +297,23 @@ static enum nib_err run_point(const struct options *o, uint32_t i, pid_t pid, st
     p->cpu_known = known && nib_cputime_of(pid, &after);
     if (p->cpu_known)
         p->cpu = (struct nib_cputime){after.main_s - before.main_s, after.all_s - before.all_s};
+    nib_bench_print_point(&report, p);
+    if (!err && p->result.finished == 0)
+        return nib_fail(msg, NIB_E_STATE, "no request was answered");
     return err;
 }
 
 /* All points, or those until something fails; the report then holds no more than those. */
 static enum nib_err run(const struct options *o, pid_t pid, struct nib_msg *msg)
 {
-    const uint32_t count = report.count;
-    enum nib_err err = ask_server(report.load.socket, msg);
-    report.count = 0;
+    enum nib_err err = ask_server(o, report.load.socket, msg);
     if (err)
         return err;
     nib_bench_print_head(&report);
-    while (report.count < count && !err) {
-        const struct nib_bench_point *p = &report.points[report.count];
-        err = run_point(o, report.count++, pid, msg);
-        nib_bench_print_point(&report, p);
-        if (!err && p->result.finished == 0)
-            err = nib_fail(msg, NIB_E_STATE, "no request was answered");
+    for (uint32_t i = 0; i < o->loads_count && !err; i++) {
+        err = run_point(o, i, 0, pid, msg);
+        if (!err && o->beside_tokens)
+            err = run_point(o, i, o->beside_tokens, pid, msg);
     }
     return err;
 }
@@ -309,13 +330,11 @@ static enum nib_err write_files(const struct options *o, struct nib_msg *msg)
 
 int nib_cmd_bench_serve(int argc, char **argv)
 {
-    struct options o = {0};
+    struct options o = {.loads = {1}, .loads_count = 1};
     struct nib_bench_daemon daemon = {0};
     struct nib_msg msg, why;
     report.load = (struct nib_load){
         .prompt_tokens = 256, .answer_tokens = 64, .temperature = 1, .seed = 1, .stall_s = NIB_LOAD_STALL_S};
-    report.points[0].load = 1;
-    report.count = 1;
     if (!parse_args(argc, argv, &o))
         return NIB_EXIT_USAGE;
     const struct sigaction action = {.sa_handler = on_signal};
@@ -325,8 +344,6 @@ int nib_cmd_bench_serve(int argc, char **argv)
     report.load.socket = o.socket ? o.socket : daemon.socket;
     if (!err)
         err = run(&o, o.socket ? nib_cputime_listener(o.socket) : daemon.pid, &msg);
-    else
-        report.count = 0;
     if (err)
         (void)fprintf(stderr, "nibble bench serve: %s\n", msg.text);
     if (write_files(&o, &why) != NIB_OK) {

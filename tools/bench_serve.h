@@ -18,7 +18,8 @@ struct nib_bench_server {
 };
 
 struct nib_bench_point {
-    double load; /* clients, or requests a second */
+    double load;            /* clients, or requests a second */
+    uint32_t beside_tokens; /* 0: nobody is beside */
     struct nib_load_result result;
     bool cpu_known;
     struct nib_cputime cpu; /* of the daemon, during this point */
@@ -26,9 +27,9 @@ struct nib_bench_point {
 
 struct nib_bench_report {
     struct nib_bench_server server;
-    struct nib_load load;                                /* what all points have in common */
-    bool open;                                           /* points are rates, not clients */
-    struct nib_bench_point points[NIB_BENCH_MAX_POINTS]; /* [count] */
+    struct nib_load load;                                    /* what all points have in common */
+    bool open;                                               /* points are rates, not clients */
+    struct nib_bench_point points[2 * NIB_BENCH_MAX_POINTS]; /* [count]; each twice when there is a client beside */
     uint32_t count;
 };
 

@@ -18,12 +18,17 @@
 struct run {
     const struct nib_load *load;
     struct nib_load_result *result;
-    struct nib_load_conn *conns; /* [conns_count] */
+    struct nib_load_conn *conns; /* [conns_count], and the one beside */
     uint32_t conns_count;
     char *requests; /* [conns_count][request_max] */
     float *times;   /* [3][requests]: first, token, whole; then the gaps */
     uint32_t first_count, token_count, whole_count, gaps_count;
     uint32_t ended;
+    struct nib_load beside_load;  /* requests of the client beside */
+    struct nib_load_conn *beside; /* NULL: there is none */
+    char *beside_request;
+    float *beside_times; /* [NIB_LOAD_MAX_BESIDE] */
+    uint32_t beside_sent, beside_count;
     uint32_t arrived; /* open loop: requests that have arrived, sent or not */
     double begin_s, heard_s;
     double due_s, arrival_s; /* open loop: arrival of request number `sent`, and of number `arrived` */
@@ -91,8 +96,29 @@ static void book(struct run *r, struct nib_load_conn *c)
     r->times[2 * (size_t)n + r->whole_count++] = (float)(c->end_s - c->due_s);
 }
 
+static void settle_beside(struct run *r, struct nib_load_conn *c, enum nib_load_step step)
+{
+    const bool right = step == NIB_LOAD_ENDED && nib_load_conn_error(c) == NIB_LOAD_ERROR_COUNT;
+    if (right && r->beside_count < NIB_LOAD_MAX_BESIDE)
+        r->beside_times[r->beside_count++] = (float)(c->end_s - c->due_s);
+    if (step == NIB_LOAD_GONE)
+        r->gone = c->why;
+    else if (!right)
+        r->result->beside_errors++;
+    if (!right && r->result->why.text[0] == '\0')
+        r->result->why = c->why;
+    if (step != NIB_LOAD_ENDED)
+        nib_load_conn_drop(c);
+}
+
 static void settle(struct run *r, struct nib_load_conn *c, enum nib_load_step step)
 {
+    if (step == NIB_LOAD_GOES_ON)
+        return;
+    if (c == r->beside) {
+        settle_beside(r, c, step);
+        return;
+    }
     if (step == NIB_LOAD_ENDED) {
         book(r, c);
     } else if (step == NIB_LOAD_BROKE) {
@@ -146,6 +172,13 @@ static void begin_due(struct run *r)
     }
 }
 
+static void begin_beside(struct run *r)
+{
+    struct nib_load_conn *c = r->beside;
+    if (c && c->state == NIB_LOAD_IDLE && !r->gone.text[0])
+        settle(r, c, nib_load_conn_begin(c, r->beside_sent++, nib_load_now_s()));
+}
+
 /* Counts the arrivals that find no client free. */
 static void count_waiting(struct run *r)
 {
@@ -156,13 +189,19 @@ static void count_waiting(struct run *r)
         r->result->waited++;
 }
 
+/* All clients, the one beside too. */
+static uint32_t clients_of(const struct run *r)
+{
+    return r->conns_count + (r->beside != NULL);
+}
+
 /* How long the loop may sleep. */
 static double sleep_s(const struct run *r)
 {
     double s = TURN_S;
     bool idle = false;
-    for (uint32_t i = 0; i < r->conns_count; i++) {
-        idle |= r->conns[i].state == NIB_LOAD_IDLE;
+    for (uint32_t i = 0; i < clients_of(r); i++) {
+        idle |= i < r->conns_count && r->conns[i].state == NIB_LOAD_IDLE;
         if (r->conns[i].state == NIB_LOAD_CALLING)
             s = CALL_AGAIN_S;
     }
@@ -174,17 +213,18 @@ static double sleep_s(const struct run *r)
 
 static void wait_and_read(struct run *r)
 {
-    struct pollfd polls[NIB_LOAD_MAX_CONNS];
-    for (uint32_t i = 0; i < r->conns_count; i++) {
+    struct pollfd polls[NIB_LOAD_MAX_CONNS + 1];
+    const uint32_t count = clients_of(r);
+    for (uint32_t i = 0; i < count; i++) {
         const struct nib_load_conn *c = &r->conns[i];
         const bool asks = c->state == NIB_LOAD_SENDING || c->state == NIB_LOAD_READING;
         polls[i] = (struct pollfd){.fd = asks ? c->fd : -1, .events = c->state == NIB_LOAD_SENDING ? POLLOUT : POLLIN};
     }
     const double s = sleep_s(r);
     const struct timespec ts = {.tv_sec = (time_t)s, .tv_nsec = (long)((s - floor(s)) * 1e9)};
-    if (ppoll(polls, r->conns_count, &ts, NULL) < 0)
+    if (ppoll(polls, count, &ts, NULL) < 0)
         return; /* a signal: the stop flag is looked at next */
-    for (uint32_t i = 0; i < r->conns_count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         struct nib_load_conn *c = &r->conns[i];
         if (!polls[i].revents && c->state != NIB_LOAD_CALLING)
             continue;
@@ -214,6 +254,7 @@ static enum nib_err loop(struct run *r, const volatile sig_atomic_t *stop, struc
         r->arrival_s = r->due_s += pause_s(r, 0);
     while (r->ended < load->requests) {
         begin_due(r);
+        begin_beside(r);
         if (r->gone.text[0] && r->ended == r->result->sent)
             return nib_fail(msg, NIB_E_IO, "%s", r->gone.text);
         count_waiting(r);
@@ -234,12 +275,33 @@ static enum nib_err loop(struct run *r, const volatile sig_atomic_t *stop, struc
     return NIB_OK;
 }
 
+static enum nib_err take_beside(struct run *r, struct nib_msg *msg)
+{
+    if (r->load->beside_tokens == 0)
+        return NIB_OK;
+    r->beside_load = *r->load;
+    r->beside_load.prompt_tokens = r->load->beside_tokens;
+    r->beside_load.answer_tokens = 1;
+    r->beside_load.seed ^= 1ull << 63; /* prompts of its own */
+    r->beside_times = malloc(NIB_LOAD_MAX_BESIDE * sizeof *r->beside_times);
+    r->beside_request = malloc(nib_load_request_max(&r->beside_load));
+    if (!r->beside_times || !r->beside_request)
+        return nib_fail(msg, NIB_E_NOMEM, "no memory for prompts of %u tokens", r->load->beside_tokens);
+    r->beside = &r->conns[r->conns_count];
+    *r->beside = (struct nib_load_conn){.load = &r->beside_load,
+                                        .fd = -1,
+                                        .request = r->beside_request,
+                                        .request_max = nib_load_request_max(&r->beside_load),
+                                        .gaps_count = &r->gaps_count}; /* no place for a gap: it adds none */
+    return NIB_OK;
+}
+
 static enum nib_err take_memory(struct run *r, struct nib_msg *msg)
 {
     const struct nib_load *load = r->load;
     const size_t n = load->requests, gaps = n * load->answer_tokens, bytes = nib_load_request_max(load);
     r->conns_count = load->clients ? load->clients : NIB_LOAD_MAX_CONNS;
-    r->conns = calloc(r->conns_count, sizeof *r->conns);
+    r->conns = calloc(r->conns_count + 1, sizeof *r->conns);
     r->requests = malloc(r->conns_count * bytes);
     r->times = malloc((3 * n + gaps) * sizeof *r->times);
     if (!r->conns || !r->requests || !r->times)
@@ -254,7 +316,7 @@ static enum nib_err take_memory(struct run *r, struct nib_msg *msg)
         c->gaps_max = (uint32_t)gaps;
         c->gaps_count = &r->gaps_count;
     }
-    return NIB_OK;
+    return take_beside(r, msg);
 }
 
 static void sum_up(struct run *r)
@@ -265,6 +327,7 @@ static void sum_up(struct run *r)
     result->first = nib_load_spread_of(r->times, r->first_count);
     result->token = nib_load_spread_of(r->times + n, r->token_count);
     result->whole = nib_load_spread_of(r->times + 2 * n, r->whole_count);
+    result->beside = nib_load_spread_of(r->beside_times, r->beside_count);
     result->gap = nib_load_spread_of(r->times + 3 * n, r->gaps_count);
 }
 
@@ -277,9 +340,11 @@ enum nib_err nib_load_run(const struct nib_load *load, const volatile sig_atomic
     if (!err) {
         err = loop(&r, stop, msg);
         sum_up(&r);
-        for (uint32_t i = 0; i < r.conns_count; i++)
+        for (uint32_t i = 0; i < clients_of(&r); i++)
             nib_load_conn_drop(&r.conns[i]);
     }
+    free(r.beside_times);
+    free(r.beside_request);
     free(r.times);
     free(r.requests);
     free(r.conns);

@@ -15,6 +15,7 @@
 #define NIB_LOAD_MAX_CONNS    256
 #define NIB_LOAD_MAX_REQUESTS 65536
 #define NIB_LOAD_MAX_TOKENS   (16u << 20) /* answers' tokens of one load: one time is kept for each */
+#define NIB_LOAD_MAX_BESIDE   4096        /* requests of the client beside whose times are kept */
 #define NIB_LOAD_STALL_S      600.0       /* a load that has heard nothing for this long is given up */
 
 struct nib_load {
@@ -26,6 +27,8 @@ struct nib_load {
     uint32_t clients;  /* closed loop: 1..NIB_LOAD_MAX_CONNS; 0: open loop */
     double rate_s;     /* open loop: requests a second */
     uint32_t requests; /* 1..NIB_LOAD_MAX_REQUESTS; requests * answer_tokens <= NIB_LOAD_MAX_TOKENS */
+    uint32_t
+        beside_tokens; /* one more client sends prompts of this length all the while, for one token each; 0: none */
     double stall_s;    /* NIB_LOAD_STALL_S; less in tests */
 };
 
@@ -56,6 +59,8 @@ struct nib_load_result {
     struct nib_load_spread gap;            /* between two events with text, of all requests */
     struct nib_load_spread token;          /* a token after the first, mean of a request */
     struct nib_load_spread whole;          /* to the end */
+    struct nib_load_spread beside;         /* the client beside: to the end of each; in no other figure */
+    uint32_t beside_errors;                /* of them */
     struct nib_msg why;                    /* of the first error; else "" */
 };
 

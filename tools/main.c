@@ -81,6 +81,7 @@ static const struct command commands[] = {
      "    --requests LIST     requests of each load, or one number for all (default: 2 a client and 16 at least; 64 "
      "with\n"
      "                        --rates)\n"
+     "    --beside N          each load a second time, while one more client sends prompts of N tokens\n"
      "    --prompt N          tokens of a prompt (default 256)\n"
      "    --tokens N          tokens of an answer (default 64)\n"
      "    --temperature T     of the answers (default 1)\n"

@@ -8,7 +8,7 @@ _nibble_options() {
     arch) echo "--profile --mask --device" ;;
     selftest) echo "--row --device --shape --all" ;;
     bench) echo "--prompt --tokens --batch --rows --threads --device --shape --dense --mask --memory-limit --format" ;;
-    "bench serve") echo "--shape --dense --socket --clients --rates --requests --prompt --tokens --temperature --seed --json --plot --device --threads --slots --memory-limit --vocab" ;;
+    "bench serve") echo "--shape --dense --socket --clients --rates --requests --beside --prompt --tokens --temperature --seed --json --plot --device --threads --slots --memory-limit --vocab" ;;
     chat) echo "--demo --socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
     verify) echo "--key" ;;
@@ -51,7 +51,7 @@ _nibble() {
     --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
     --key | --vocab | --socket | --plot) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --json) [ "$command" = "bench serve" ] && mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
-    --clients | --rates | --requests | --temperature | --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --row | --system | --max-tokens)
+    --clients | --rates | --requests | --beside | --temperature | --seed | --context | --slots | --threads | --memory-limit | --mask | --prompt | --tokens | --batch | --rows | --row | --system | --max-tokens)
         return
         ;;
     esac

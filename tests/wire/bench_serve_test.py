@@ -83,6 +83,24 @@ def test_clients_on_a_daemon_of_its_own(image, tmp_path):
     assert "stopped: 24 requests, 24 finished" in done.stderr
 
 
+def test_long_prompts_beside(image, tmp_path):
+    files = tmp_path / "a.json", tmp_path / "a.svg"
+    done = bench(image, "--clients", "1,2", "--beside", "300", *SMALL, "--json", files[0], "--plot", files[1])
+    assert done.returncode == 0, done.stderr
+    report = json.loads(files[0].read_text())
+    assert (report["slots"], report["context_tokens"]) == (3, 301)
+    points = report["points"]
+    assert [(p["clients"], p["beside"] is None) for p in points] == [(1, True), (1, False), (2, True), (2, False)]
+    for p in points:
+        check_point(p, 12, 20, 8)
+    for p in points[1::2]:
+        assert p["beside"]["prompt_tokens"] == 300 and p["beside"]["errors"] == 0
+        if p["beside"]["whole_ms"]:  # at least one ended before the load did
+            check_spread(p["beside"]["whole_ms"], p["beside"]["whole_ms"]["count"])
+    assert done.stdout.count("beside prompts of 300 tokens") == 2
+    check_plot(files[1], 2, "clients")
+
+
 def test_known_prompts_are_told(start):
     daemon = start()
     long = ("--socket", daemon.socket, "--prompt", "400", "--tokens", "4", "--requests", "2,2", "--clients", "1,2")
@@ -205,6 +223,7 @@ def test_an_image_that_does_not_boot(tmp_path):
     (("a", "--tokens", "60000", "--requests", "1000"), "more than the 16777216 tokens of one load"),
     (("a", "--temperature", "2.1"), "0 to 2"),
     (("a", "--seed", "-1"), "0 to 281474976710655"),
+    (("a", "--beside", "131072"), "1 to 131071"),
     (("a", "--dense", "mxfp8"), "--dense is for --shape"),
     (("a", "--device", "tpu"), "auto, cpu and gpu"),
     (("a", "--frob"), "unrecognized option"),
@@ -218,6 +237,8 @@ def test_wrong_options(args, wanted):
 def test_longer_than_the_daemons_context(nibbled):
     done = bench("--socket", nibbled.socket, "--prompt", "4000", "--tokens", "97")
     assert done.returncode == 1 and "more than the daemon's context of 4096" in done.stderr
+    done = bench("--socket", nibbled.socket, "--beside", "4096")
+    assert done.returncode == 1 and "4096 tokens beside are more than the daemon's context of 4096" in done.stderr
 
 
 def test_a_file_that_cannot_be_written(image, tmp_path):
