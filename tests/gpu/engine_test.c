@@ -174,12 +174,15 @@ static void note_progress(void *arg, uint64_t done, uint64_t total)
 }
 
 /* Any wrong byte of any tensor is named; nothing is left on the device. */
-START_TEST(load_reports_and_checks)
+static void try_load(enum nib_dense dense)
 {
+    struct fixture_options o = nano;
+    o.dense = dense;
+    progress_last = 0;
     struct nib_msg msg = {""};
     struct nib_engine *engine = NULL;
     fake_env("h200", "");
-    ck_assert_int_eq(gpu_fixture_plan(&g, &nano, 1024ull << 20, &msg), NIB_OK);
+    ck_assert_int_eq(gpu_fixture_plan(&g, &o, 1024ull << 20, &msg), NIB_OK);
     ck_assert_msg(gpu_fixture_take(&g, &msg) == NIB_OK, "%s", msg.text);
     struct nib_gpu_engine_open open = gpu_fixture_args(&g);
     open.progress = note_progress;
@@ -203,6 +206,32 @@ START_TEST(load_reports_and_checks)
     }
     gpu_fixture_close(&g);
     ck_assert_uint_eq(fake_env_report()->device_bytes + fake_env_report()->pinned_bytes, 0);
+}
+
+START_TEST(load_reports_and_checks)
+{
+    try_load(NIB_DENSE_BF16);
+    try_load(NIB_DENSE_MXFP8);
+}
+END_TEST
+
+/* The plan of one form does not load an image of the other. */
+START_TEST(an_image_of_another_form_is_refused)
+{
+    struct nib_msg msg = {""};
+    struct nib_engine *engine = NULL;
+    struct fixture_options o = nano;
+    o.dense = NIB_DENSE_MXFP8;
+    fake_env("h200", "");
+    ck_assert_int_eq(gpu_fixture_plan(&g, &nano, 1024ull << 20, &msg), NIB_OK);
+    ck_assert_msg(gpu_fixture_take(&g, &msg) == NIB_OK, "%s", msg.text);
+    fixture_image(&ref, &o);
+    struct nib_gpu_engine_open open = gpu_fixture_args(&g);
+    open.image = &ref.image;
+    ck_assert_int_eq(nib_gpu_engine_open(&open, &engine, &msg), NIB_E_ARG);
+    ck_assert_str_eq(msg.text, "the image's dense matrices are mxfp8, the plan is for bf16");
+    free(ref.image_base);
+    gpu_fixture_close(&g);
 }
 END_TEST
 
@@ -427,5 +456,5 @@ END_TEST
 NIB_SUITE(gpu_engine, a_warm_begin_changes_nothing, a_load_that_fails_loses_the_engine,
           a_save_that_fails_loses_the_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s,
           steps_ahead_change_nothing, results_keep_the_caller_s_order, bad_steps_change_nothing,
-          load_reports_and_checks, two_readers_share_the_largest_tensors, experts_in_host_memory_give_the_same_bits,
-          steps_allocate_nothing)
+          load_reports_and_checks, an_image_of_another_form_is_refused, two_readers_share_the_largest_tensors,
+          experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)
