@@ -121,11 +121,25 @@ enum nib_err nib_kv_put(struct nib_kv *kv, uint32_t slot)
     return NIB_OK;
 }
 
-uint32_t nib_kv_keep(struct nib_kv *kv, uint32_t slot, uint32_t index)
+/* The slot's page number `index`, which must be its own. */
+static uint32_t own_page(const struct nib_kv *kv, uint32_t slot, uint32_t index)
 {
     NIB_MUST(slot < kv->slots && index < kv->tables[slot].pages_count);
     uint32_t page = kv->tables[slot].pages[index];
     NIB_MUST(page < kv->pages_count && kv->place[page] == slot * kv->table_pages + index);
+    return page;
+}
+
+void nib_kv_share(struct nib_kv *kv, uint32_t slot, uint32_t index, uint32_t page)
+{
+    NIB_MUST(page < kv->pages_count && kv->place[page] == NIB_KV_KEPT);
+    push(kv, own_page(kv, slot, index));
+    kv->ids[(size_t)slot * kv->table_pages + index] = page;
+}
+
+uint32_t nib_kv_keep(struct nib_kv *kv, uint32_t slot, uint32_t index)
+{
+    uint32_t page = own_page(kv, slot, index);
     kv->place[page] = NIB_KV_KEPT;
     kv->kept_count++;
     return page;

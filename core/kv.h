@@ -55,6 +55,9 @@ enum nib_err nib_kv_put(struct nib_kv *kv, uint32_t slot) NIB_CHECKED;
 /* The slot's page number `index`, which it owns, is kept from now on; its table names it still. */
 uint32_t nib_kv_keep(struct nib_kv *kv, uint32_t slot, uint32_t index);
 
+/* The slot's page number `index`, which it owns, becomes free; a kept page takes its place in the table. */
+void nib_kv_share(struct nib_kv *kv, uint32_t slot, uint32_t index, uint32_t page);
+
 /* A free page is kept from now on, in no table. NIB_E_FULL: none is free. */
 enum nib_err nib_kv_keep_free(struct nib_kv *kv, uint32_t *ret_page) NIB_CHECKED;
 

@@ -8,7 +8,7 @@
 #include "core/prefix_impl.h"
 
 #define PREFIX_ALIGN 64u
-#define PREFIX_TAKES 6 /* arrays carved, each with at most PREFIX_ALIGN of padding */
+#define PREFIX_TAKES 7 /* arrays carved, each with at most PREFIX_ALIGN of padding */
 
 static uint32_t buckets_for(uint32_t pages)
 {
@@ -18,12 +18,19 @@ static uint32_t buckets_for(uint32_t pages)
     return buckets;
 }
 
+/* Of one slot's bits: one a page, and one behind its last. */
+static uint32_t words_for(uint32_t ctx_tokens)
+{
+    return nib_kv_pages_for(ctx_tokens) / 64 + 1;
+}
+
 size_t nib_prefix_bytes(const struct nib_engine_dims *dims, const struct nib_prefix_config *config)
 {
     if (!config->on)
         return 0;
     size_t page = sizeof(struct nib_prefix_page) + PAGE * sizeof(uint32_t);
-    size_t slot = (nib_kv_pages_for(dims->ctx_tokens) + 2) * sizeof(uint32_t);
+    size_t slot =
+        (nib_kv_pages_for(dims->ctx_tokens) + 2) * sizeof(uint32_t) + words_for(dims->ctx_tokens) * sizeof(uint64_t);
     return dims->kv_pages * page + buckets_for(dims->kv_pages) * sizeof(uint32_t) + dims->slots * slot +
            (size_t)PREFIX_TAKES * PREFIX_ALIGN;
 }
@@ -51,13 +58,16 @@ enum nib_err nib_prefix_init(struct nib_prefix *p, struct nib_arena *arena, cons
     p->path = nib_arena_take(arena, (size_t)slots * kv->table_pages * sizeof *p->path, PREFIX_ALIGN);
     p->path_count = nib_arena_take(arena, slots * sizeof *p->path_count, PREFIX_ALIGN);
     p->owner = nib_arena_take(arena, slots * sizeof *p->owner, PREFIX_ALIGN);
-    if (!p->bucket || !p->pages || !p->tokens || !p->path || !p->path_count || !p->owner)
+    p->part_words = words_for(dims->ctx_tokens);
+    p->parts = nib_arena_take(arena, (size_t)slots * p->part_words * sizeof *p->parts, PREFIX_ALIGN);
+    if (!p->bucket || !p->pages || !p->tokens || !p->path || !p->path_count || !p->owner || !p->parts)
         return NIB_E_NOMEM;
     for (uint32_t i = 0; i < p->buckets; i++)
         p->bucket[i] = NONE;
     memset(p->pages, 0, pages * sizeof *p->pages);
     memset(p->path_count, 0, slots * sizeof *p->path_count);
     memset(p->owner, 0, slots * sizeof *p->owner);
+    memset(p->parts, 0, (size_t)slots * p->part_words * sizeof *p->parts);
     return NIB_OK;
 }
 
@@ -185,15 +195,27 @@ static void release(struct nib_prefix *p, uint32_t node)
 
 /* ---- slots ---- */
 
-/* Lists in the slot's path the nodes that the prompt begins with; of them, ret->pages can be begun behind. */
+/* Window pages at the end of what the slot holds, as far as they matter. */
+static uint32_t windows_held(const struct nib_prefix *p, uint32_t slot)
+{
+    uint32_t count = 0;
+    for (uint32_t i = p->path_count[slot]; i-- > 0 && count < p->window_pages; count++)
+        if (p->pages[nib_prefix_path(p, slot)[i]].window == NONE)
+            break;
+    return count;
+}
+
+/* Lists in the slot's path, behind what it holds, the nodes that the prompt begins with; ret->pages can be begun behind. */
 static void match(const struct nib_prefix *p, uint32_t slot, const struct nib_prefix_prompt *prompt,
                   struct nib_prefix_begin *ret)
 {
-    const uint32_t most = (prompt->prompt->left - 1) / PAGE;
-    uint32_t chunk = prompt->prompt->first, node = NONE, windows = 0;
-    *ret = (struct nib_prefix_begin){.pages = 0};
-    for (uint32_t i = 0; i < most; i++) {
-        node = find(p, node, p->owner[slot], nib_prompt_page(prompt->pool, &chunk, i));
+    const uint32_t held = p->path_count[slot], most = held + (prompt->prompt->left - 1) / PAGE;
+    uint32_t node = held ? nib_prefix_path(p, slot)[held - 1] : NONE, windows = windows_held(p, slot);
+    *ret = (struct nib_prefix_begin){.pages = held, .known = held};
+    if (!prompt->reuse || (held && p->pages[node].dead))
+        return;
+    for (uint32_t i = held; i < most; i++) {
+        node = find(p, node, p->owner[slot], nib_prompt_page(prompt->pool, prompt->prompt, held * PAGE, i));
         if (node == NONE)
             return;
         nib_prefix_path(p, slot)[i] = node;
@@ -208,6 +230,23 @@ static void match(const struct nib_prefix *p, uint32_t slot, const struct nib_pr
 static uint32_t first_window(const struct nib_prefix *p, uint32_t pages)
 {
     return pages > p->window_pages ? pages - p->window_pages : 0;
+}
+
+/* Holds what match has listed and lists the window pages that must be loaded. */
+static void hold_begin(struct nib_prefix *p, uint32_t slot, struct nib_prefix_begin *begin)
+{
+    const uint32_t held = p->path_count[slot];
+    if (begin->known > begin->pages)
+        nib_prefix_part(p, slot, begin->known);
+    if (begin->pages == held)
+        return;
+    for (uint32_t i = held; i < begin->pages; i++)
+        hold(p, slot, nib_prefix_path(p, slot)[i]);
+    for (uint32_t i = first_window(p, begin->pages); i < begin->pages; i++) {
+        const uint32_t window = p->pages[nib_prefix_path(p, slot)[i]].window;
+        idle_touch(p, window);
+        begin->windows[begin->windows_count++] = window;
+    }
 }
 
 enum nib_err nib_prefix_take(struct nib_prefix *p, uint32_t slot, uint32_t tokens,
@@ -229,23 +268,47 @@ enum nib_err nib_prefix_take(struct nib_prefix *p, uint32_t slot, uint32_t token
         return NIB_E_STATE;
     if (want > nib_prefix_available(p))
         return NIB_E_FULL;
+    NIB_MUST(p->path_count[slot] == 0);
     p->owner[slot] = p->config.shared ? 0 : prompt->uid;
-    if (prompt->reuse)
-        match(p, slot, prompt, &begin);
-    NIB_MUST(p->path_count[slot] == 0 && begin.pages <= want);
-    for (uint32_t i = 0; i < begin.pages; i++)
-        hold(p, slot, nib_prefix_path(p, slot)[i]);
-    for (uint32_t i = first_window(p, begin.pages); i < begin.pages; i++) {
-        const uint32_t window = p->pages[nib_prefix_path(p, slot)[i]].window;
-        idle_touch(p, window);
-        begin.windows[begin.windows_count++] = window;
-    }
+    memset(p->parts + (size_t)slot * p->part_words, 0, p->part_words * sizeof *p->parts);
+    match(p, slot, prompt, &begin);
+    NIB_MUST(begin.known <= want);
+    hold_begin(p, slot, &begin);
     while (p->kv->free_count < want - begin.pages)
         evict(p);
     enum nib_err err = nib_kv_take(p->kv, slot, tokens, nib_prefix_path(p, slot), begin.pages);
     NIB_MUST(err == NIB_OK);
     *ret_begin = begin;
     return NIB_OK;
+}
+
+void nib_prefix_again(struct nib_prefix *p, uint32_t slot, const struct nib_prefix_prompt *prompt,
+                      struct nib_prefix_begin *ret_begin)
+{
+    *ret_begin = (struct nib_prefix_begin){.pages = 0};
+    if (!p->config.on)
+        return;
+    const uint32_t held = p->path_count[slot];
+    match(p, slot, prompt, ret_begin);
+    hold_begin(p, slot, ret_begin);
+    for (uint32_t i = held; i < ret_begin->pages; i++)
+        nib_kv_share(p->kv, slot, i, nib_prefix_path(p, slot)[i]);
+}
+
+void nib_prefix_part(struct nib_prefix *p, uint32_t slot, uint32_t index)
+{
+    NIB_MUST(index < p->part_words * 64);
+    p->parts[(size_t)slot * p->part_words + index / 64] |= 1uLL << index % 64;
+}
+
+bool nib_prefix_parts(const struct nib_prefix *p, uint32_t slot, uint32_t index)
+{
+    return p->parts[(size_t)slot * p->part_words + index / 64] >> index % 64 & 1;
+}
+
+const uint32_t *nib_prefix_page_tokens(const struct nib_prefix *p, uint32_t slot, uint32_t index)
+{
+    return nib_prefix_tokens(p, p->kv->tables[slot].pages[index]);
 }
 
 /* The slot's next page holds prompt tokens only and is complete. */

@@ -56,7 +56,9 @@ struct nib_prefix {
     uint32_t *path;                /* [slots][table_pages] nodes a slot holds, from the first page of its prompt */
     uint32_t *path_count;          /* [slots] */
     uint32_t *owner;               /* [slots] */
-    uint32_t newest, oldest;       /* idle list */
+    uint64_t *parts;               /* [slots][part_words] bit i: other prompts leave this one at page i */
+    uint32_t part_words;
+    uint32_t newest, oldest; /* idle list */
     uint32_t idle_count;
     uint64_t evicted; /* idle pages that had to go */
 };
@@ -64,14 +66,14 @@ struct nib_prefix {
 /* Whose prompt, and what of it is known already. */
 struct nib_prefix_prompt {
     const struct nib_prompt_pool *pool;
-    const struct nib_prompt *prompt; /* nothing of it read yet */
+    const struct nib_prompt *prompt; /* of it, what the slot begins behind is passed over, nothing else is read */
     uint32_t uid;
     bool reuse; /* false: begins at position 0, whatever is kept */
 };
 
 struct nib_prefix_begin {
     uint32_t pages; /* the slot's table begins with that many nodes: their positions need not be computed */
-    uint32_t known; /* pages of the prompt that are kept, >= pages: window pages lack behind `pages` */
+    uint32_t known; /* pages of the prompt that are kept, >= pages: behind `pages` window pages lack */
     uint32_t windows_count;
     uint32_t windows[NIB_MAX_WINDOW_PAGES]; /* [windows_count] window pages of the last `pages`, in order: to be copied
                                                to the slot's rings before its first rows; good for the step under way */
@@ -94,6 +96,18 @@ uint32_t nib_prefix_available(const struct nib_prefix *prefix);
  * pages for `tokens` are at most nib_prefix_available. */
 enum nib_err nib_prefix_take(struct nib_prefix *prefix, uint32_t slot, uint32_t tokens,
                              const struct nib_prefix_prompt *prompt, struct nib_prefix_begin *ret_begin) NIB_CHECKED;
+
+/* The same once more for a slot that has run no row yet: what became known since is taken instead of its own pages, which
+ * become free. ret_begin->pages is then all that it begins behind; no windows when nothing was won. */
+void nib_prefix_again(struct nib_prefix *prefix, uint32_t slot, const struct nib_prefix_prompt *prompt,
+                      struct nib_prefix_begin *ret_begin);
+
+/* Another prompt will leave the slot's at page `index`: window pages are worth making there. */
+void nib_prefix_part(struct nib_prefix *prefix, uint32_t slot, uint32_t index);
+bool nib_prefix_parts(const struct nib_prefix *prefix, uint32_t slot, uint32_t index);
+
+/* Tokens of page `index` of the slot's sequence: of a prompt, all run or known. */
+const uint32_t *nib_prefix_page_tokens(const struct nib_prefix *prefix, uint32_t slot, uint32_t index);
 
 /* A step has a row with the prompt's token at `pos`, for all from the slot's first on. The last of a page makes a node
  * of it, unless one is there: then the slot holds that one and its own page stays its own. */

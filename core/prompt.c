@@ -78,13 +78,16 @@ uint32_t nib_prompt_read(struct nib_prompt_pool *pool, struct nib_prompt *prompt
 
 _Static_assert(NIB_PROMPT_CHUNK_TOKENS % NIB_KV_PAGE_TOKENS == 0, "a page lies in one chunk");
 
-const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, uint32_t *chunk, uint32_t page)
+const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, const struct nib_prompt *prompt, uint32_t read,
+                                uint32_t page)
 {
-    const uint32_t pages = NIB_PROMPT_CHUNK_TOKENS / NIB_KV_PAGE_TOKENS;
-    if (page != 0 && page % pages == 0)
-        *chunk = pool->next[*chunk];
-    NIB_MUST(*chunk < pool->chunks_count);
-    return pool->tokens + (size_t)*chunk * NIB_PROMPT_CHUNK_TOKENS + (size_t)(page % pages) * NIB_KV_PAGE_TOKENS;
+    const uint32_t at = page * NIB_KV_PAGE_TOKENS;
+    uint32_t chunk = prompt->first;
+    NIB_MUST(at + NIB_KV_PAGE_TOKENS > read && at + NIB_KV_PAGE_TOKENS <= read + prompt->left);
+    for (uint32_t i = read / NIB_PROMPT_CHUNK_TOKENS; i < at / NIB_PROMPT_CHUNK_TOKENS; i++)
+        chunk = pool->next[chunk];
+    NIB_MUST(chunk < pool->chunks_count);
+    return pool->tokens + (size_t)chunk * NIB_PROMPT_CHUNK_TOKENS + at % NIB_PROMPT_CHUNK_TOKENS;
 }
 
 void nib_prompt_skip(struct nib_prompt_pool *pool, struct nib_prompt *prompt, uint32_t count)

@@ -42,9 +42,10 @@ enum nib_err nib_prompt_take(struct nib_prompt_pool *pool, const uint32_t *token
 /* The next token; left must not be 0. Gives back the chunk after its last token. */
 uint32_t nib_prompt_read(struct nib_prompt_pool *pool, struct nib_prompt *prompt);
 
-/* Page number `page` of a prompt of which nothing was read: NIB_KV_PAGE_TOKENS tokens, all of them in the prompt. Pages
- * are asked for in order from 0; *chunk is the prompt's first chunk at the start and goes along. */
-const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, uint32_t *chunk, uint32_t page);
+/* Page number `page` of a prompt of which `read` tokens were read or passed over: NIB_KV_PAGE_TOKENS tokens, all in the
+ * prompt, not all of them read. O(chunks up to it). */
+const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, const struct nib_prompt *prompt, uint32_t read,
+                                uint32_t page);
 
 /* Passes over the next `count` tokens, at most left. Gives back the chunks behind it. */
 void nib_prompt_skip(struct nib_prompt_pool *pool, struct nib_prompt *prompt, uint32_t count);

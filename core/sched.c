@@ -306,41 +306,18 @@ static uint32_t first_queued(const struct nib_sched *sched, uint32_t pages_max)
     return best;
 }
 
-/* Takes the slot's pages; loads of window pages go into the step, prompt tokens that need not be fed are passed over. */
-static struct nib_prefix_begin take_pages(struct nib_sched *sched, uint32_t index, uint32_t at, struct nib_step *step)
-{
-    struct sched_entry *entry = &sched->entries[index];
-    const struct nib_prefix_prompt prompt = {.pool = &sched->prompts,
-                                             .prompt = &entry->prompt,
-                                             .uid = entry->uid,
-                                             .reuse = sched->waiting[index].repetition_penalty == 1.0f};
-    struct nib_prefix_begin begin;
-    enum nib_err err =
-        nib_prefix_take(&sched->prefix, at, entry->prompt_tokens + entry->answer_tokens_max, &prompt, &begin);
-    NIB_MUST(err == NIB_OK && step->loads_count + begin.windows_count <= NIB_MAX_KV_LOADS);
-    for (uint32_t i = 0; i < begin.windows_count; i++)
-        step->loads[step->loads_count++] = (struct nib_kv_copy){
-            .page = begin.windows[i], .index = begin.pages - begin.windows_count + i, .slot = (uint16_t)at};
-    entry->reused_tokens = begin.pages * NIB_KV_PAGE_TOKENS;
-    sched->stats.tokens_reused += entry->reused_tokens;
-    nib_prompt_skip(&sched->prompts, &entry->prompt, entry->reused_tokens);
-    return begin;
-}
-
 static void admit_one(struct nib_sched *sched, uint32_t index, uint32_t at, uint64_t now_ms, struct nib_step *step)
 {
     struct sched_entry *entry = &sched->entries[index];
-    const struct nib_prefix_begin begin = take_pages(sched, index, at, step);
     entry->state = ENTRY_RUNNING;
     entry->slot = at;
     sched->slots[at] = (struct sched_slot){.state = SLOT_RUNNING,
                                            .entry = index,
-                                           .next_pos = entry->reused_tokens,
-                                           .first_pos = entry->reused_tokens,
-                                           .part_pos = begin.known > begin.pages ? begin.known * NIB_KV_PAGE_TOKENS : 0,
+                                           .same_as = UINT64_MAX,
                                            .admitted = sched->admissions++,
                                            .admitted_ms = now_ms};
     sched->sampling[at] = sched->waiting[index];
+    nib_sched_take(sched, at, step);
 }
 
 void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms, struct nib_step *step)

@@ -23,7 +23,9 @@
  * computed (core/prefix.h), as far as they are known when it is admitted. Window pages are saved where
  * prompts are likely to part: before each message's first token, before a prompt's last, and where this
  * prompt left what was known. So the next turn computes what is new, what is left of a page, and after
- * an unlikely parting what lies behind the last message's beginning. A request with a repetition
+ * an unlikely parting what lies behind the last message's beginning. A prompt that has not begun
+ * waits while the oldest one under way is still to compute pages of the same beginning, so that what
+ * comes together is computed once too; the oldest moves on in every step. A request with a repetition
  * penalty computes all: the penalty needs the engine to see every prompt token.
  *
  * Promises about rows, on top of core/engine.h: NIB_ROW_DECODE is set on exactly the rows that

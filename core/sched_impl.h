@@ -41,7 +41,10 @@ struct sched_slot {
     uint32_t refs;       /* steps in flight with rows of this slot */
     uint32_t next_pos;   /* of the next row */
     uint32_t first_pos;  /* of the first row: behind the pages that were there */
-    uint32_t part_pos;   /* where the prompt leaves what is known; 0: nowhere behind first_pos */
+    bool waits;          /* begins in a later step: see nib_sched_wait */
+    bool same_ends;      /* same_pages is all, not only as far as was looked */
+    uint32_t same_pages; /* that the prompt has in common with that of `same_as`, an admission */
+    uint64_t same_as;
     uint32_t begun;      /* rows with LOGITS put into steps */
     uint32_t last_token; /* sampled last; valid when all begun are collected */
     uint64_t admitted;   /* counts admissions */
@@ -93,6 +96,20 @@ void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish fini
 
 /* Gives the slot's pages back and makes it idle; refs must be 0. */
 void nib_sched_slot_free(struct nib_sched *sched, uint32_t slot);
+
+/* sched_begin.c, where prompts begin. A slot's pages, when it is admitted; loads of window pages go into the step, prompt
+ * tokens that need not be fed are passed over. */
+void nib_sched_take(struct nib_sched *sched, uint32_t slot, struct nib_step *step);
+
+/* Marks the slots that should not begin yet, since the `oldest` prefilling one (or SCHED_NONE) is about to compute what
+ * they begin with too. */
+void nib_sched_wait(struct nib_sched *sched, uint32_t oldest);
+
+/* Before a slot's first row: begins behind what became known since it was admitted. False: it waits, for room for loads. */
+bool nib_sched_begin(struct nib_sched *sched, uint32_t slot, bool oldest, struct nib_step *step);
+
+/* A row with a prompt token, the last or not: it is noted; where prompts are likely to part, what leads there is saved. */
+void nib_sched_note(struct nib_sched *sched, const struct nib_row *row, bool last, struct nib_step *step);
 
 /* Moves queued requests into idle slots, in order, as pages and the step's loads allow; adds to these. */
 void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms, struct nib_step *step);

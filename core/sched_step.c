@@ -26,28 +26,6 @@ static struct nib_prompt *prompt_of(struct nib_sched *sched, uint32_t slot)
     return &sched->entries[sched->slots[slot].entry].prompt;
 }
 
-/* Window pages of the pages before `page` are filled after this step, as far as the slot's nodes lack them. */
-static void save_windows(struct nib_sched *sched, uint32_t at, uint32_t page, struct nib_step *step)
-{
-    const uint32_t window = sched->prefix.window_pages;
-    for (uint32_t index = page > window ? page - window : 0; index < page; index++) {
-        if (step->saves_count == NIB_MAX_KV_SAVES)
-            return; /* a later prompt computes a little more */
-        uint32_t kept = nib_prefix_save(&sched->prefix, at, index);
-        if (kept != NIB_PREFIX_NONE)
-            step->saves[step->saves_count++] = (struct nib_kv_copy){.page = kept, .index = index, .slot = (uint16_t)at};
-    }
-}
-
-/* A row with a prompt token: it is noted, and where prompts are likely to part, what leads there is kept. */
-static void note_prompt_row(struct nib_sched *sched, const struct nib_row *row, bool last, struct nib_step *step)
-{
-    const struct sched_slot *slot = &sched->slots[row->slot];
-    nib_prefix_token(&sched->prefix, row->slot, row->pos, row->token);
-    if (last || row->token == sched->config.prefix.begin_token || (slot->part_pos && row->pos == slot->part_pos))
-        save_windows(sched, row->slot, row->pos / NIB_KV_PAGE_TOKENS, step);
-}
-
 /* Writes `count` rows of one slot and notes them in the flight. */
 static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint16_t flags, struct nib_step *step,
                      struct sched_flight *flight)
@@ -64,7 +42,7 @@ static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint1
         if (row->pos == slot->first_pos)
             row->flags |= NIB_ROW_FIRST;
         if (!decode && sched->config.prefix.on)
-            note_prompt_row(sched, row, prompt->left == 0, step);
+            nib_sched_note(sched, row, prompt->left == 0, step);
     }
     bool logits = prompt->left == 0;
     if (logits) {
@@ -93,13 +71,13 @@ static void put_decode_rows(struct nib_sched *sched, struct nib_step *step, stru
 }
 
 /* The prefilling slot with the least left beyond take[], or with `oldest` the one admitted first;
- * ties to the one admitted first. */
+ * ties to the one admitted first. None that waits. */
 static uint32_t pick_prefill(struct nib_sched *sched, const uint32_t *take, bool oldest)
 {
     uint32_t best = SCHED_NONE, best_left = 0;
     for (uint32_t at = 0; at < sched->config.dims.slots; at++) {
         const struct sched_slot *slot = &sched->slots[at];
-        if (slot->state != SLOT_RUNNING)
+        if (slot->state != SLOT_RUNNING || slot->waits)
             continue;
         uint32_t left = prompt_of(sched, at)->left - take[at];
         if (left == 0)
@@ -122,10 +100,15 @@ static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, str
         room = config->prefill_rows_max;
     uint32_t take[NIB_MAX_SLOTS] = {0};
     uint32_t limit = (room + 1) / 2; /* the oldest has half; later turns are bounded by room alone */
+    for (uint32_t at = 0; at < config->dims.slots; at++)
+        sched->slots[at].waits = false;
+    nib_sched_wait(sched, pick_prefill(sched, take, true));
     for (bool oldest = true; room > 0; oldest = false) {
         uint32_t at = pick_prefill(sched, take, oldest);
         if (at == SCHED_NONE)
             break;
+        if (!nib_sched_begin(sched, at, oldest, step))
+            continue;
         uint32_t left = prompt_of(sched, at)->left - take[at];
         uint32_t give = (uint32_t)nib_min_u64(left, oldest ? limit : room);
         take[at] += give;

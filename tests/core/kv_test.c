@@ -110,6 +110,32 @@ START_TEST(kept_pages_are_shared)
 }
 END_TEST
 
+/* A slot's own page gives way to a kept one. */
+START_TEST(a_kept_page_takes_a_place_in_a_table)
+{
+    make(2, 4 * NIB_KV_PAGE_TOKENS, 6);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, 2 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 1, 3 * NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    const uint32_t page = nib_kv_keep(&kv, 0, 0);
+    nib_kv_share(&kv, 1, 0, page);
+    ck_assert_uint_eq(kv.tables[1].pages[0], page);
+    ck_assert_uint_eq(kv.free_count, 2);
+    ck_assert(nib_kv_check(&kv));
+    ck_assert_int_eq(nib_kv_put(&kv, 1), NIB_OK);
+    ck_assert_int_eq(nib_kv_put(&kv, 0), NIB_OK);
+    ck_assert_uint_eq(kv.free_count, 5);
+}
+END_TEST
+
+START_TEST(sharing_a_page_of_a_slot_stops_the_process)
+{
+    make(2, 4 * NIB_KV_PAGE_TOKENS, 6);
+    ck_assert_int_eq(nib_kv_take(&kv, 0, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    ck_assert_int_eq(nib_kv_take(&kv, 1, NIB_KV_PAGE_TOKENS, NULL, 0), NIB_OK);
+    nib_kv_share(&kv, 1, 0, kv.tables[0].pages[0]);
+}
+END_TEST
+
 START_TEST(dropping_a_page_in_use_stops_the_process)
 {
     make(2, 4 * NIB_KV_PAGE_TOKENS, 8);
@@ -200,6 +226,8 @@ int main(void)
     tcase_add_test(tcase, every_page_has_one_owner);
     tcase_add_test(tcase, check_sees_every_corruption);
     tcase_add_test(tcase, kept_pages_are_shared);
+    tcase_add_test(tcase, a_kept_page_takes_a_place_in_a_table);
+    tcase_add_test_raise_signal(tcase, sharing_a_page_of_a_slot_stops_the_process, SIGABRT);
     tcase_add_test_raise_signal(tcase, dropping_a_page_in_use_stops_the_process, SIGABRT);
     tcase_add_test_raise_signal(tcase, keeping_a_foreign_page_stops_the_process, SIGABRT);
     tcase_add_test_raise_signal(tcase, putting_a_foreign_page_stops_the_process, SIGABRT);

@@ -265,6 +265,42 @@ START_TEST(holders_are_counted)
 }
 END_TEST
 
+/* What becomes known between a slot's admission and its first row is taken instead of its own pages. */
+START_TEST(a_slot_that_has_not_begun_looks_again)
+{
+    make(24, false);
+    struct nib_prefix_begin begin;
+    struct nib_prompt prompt;
+    const struct nib_prefix_prompt p = {.pool = &pool, .prompt = &prompt, .uid = 1, .reuse = true};
+    run(0, 1, 2 * PAGE + 1);
+    put(0);
+    ck_assert_int_eq(nib_prompt_take(&pool, tokens, 7 * PAGE, &prompt), NIB_OK);
+    ck_assert_int_eq(nib_prefix_take(&prefix, 1, 8 * PAGE, &p, &begin), NIB_OK);
+    ck_assert_uint_eq(begin.pages, 2);
+    nib_prompt_skip(&pool, &prompt, 2 * PAGE);
+    nib_prefix_again(&prefix, 1, &p, &begin);
+    ck_assert(begin.pages == 2 && begin.known == 2 && begin.windows_count == 0);
+    run(0, 1, 5 * PAGE + 1); /* makes window pages of pages 3 and 4 */
+    const uint32_t have = nib_prefix_available(&prefix), fifth = kv.tables[0].pages[4];
+    nib_prefix_again(&prefix, 1, &p, &begin);
+    check();
+    ck_assert(begin.pages == 5 && begin.windows_count == 2);
+    ck_assert_uint_eq(begin.windows[1], prefix.pages[fifth].window);
+    ck_assert_uint_eq(kv.tables[1].pages[4], fifth);
+    ck_assert_uint_eq(nib_prefix_available(&prefix), have + 3);
+    nib_prompt_skip(&pool, &prompt, 3 * PAGE);
+    run(2, 1, 6 * PAGE); /* its own end is the sixth page's: known, but the window of page 4 alone leads there */
+    nib_prefix_forget(&prefix, 1);
+    nib_prefix_again(&prefix, 1, &p, &begin);
+    ck_assert(begin.pages == 5 && begin.known == 5);
+    put(0);
+    put(2);
+    put(1);
+    ck_assert_uint_eq(kv.free_count, 24);
+    nib_prompt_put(&pool, &prompt);
+}
+END_TEST
+
 /* After a failure nothing of that owner is found; who holds it goes on, makes no more of it, and frees it at its end. */
 START_TEST(what_may_be_wrong_is_forgotten)
 {
@@ -428,5 +464,6 @@ END_TEST
 NIB_SUITE(prefix, the_next_turn_begins_behind_the_last, a_whole_prompt_is_never_taken_as_known,
           windows_decide_where_one_can_begin, owners_do_not_share_unless_told, a_collision_finds_nothing,
           a_request_may_ask_for_nothing_kept, the_pool_is_never_short_because_of_what_is_kept,
-          a_prompt_does_not_evict_its_own_beginning, holders_are_counted, what_may_be_wrong_is_forgotten,
-          searches_are_bounded, off_is_the_pool_alone, check_sees_corruptions, random_lives_lose_no_page)
+          a_slot_that_has_not_begun_looks_again, a_prompt_does_not_evict_its_own_beginning, holders_are_counted,
+          what_may_be_wrong_is_forgotten, searches_are_bounded, off_is_the_pool_alone, check_sees_corruptions,
+          random_lives_lose_no_page)

@@ -616,6 +616,7 @@ END_TEST
 static void begin_reusing(uint32_t slots, uint32_t pages, uint32_t rows, uint32_t steps_ahead)
 {
     open_sched(slots, pages, rows, steps_ahead);
+    config.prompt_tokens_max = 256 * NIB_PROMPT_CHUNK_TOKENS;
     config.prefix = (struct nib_prefix_config){.on = true, .window = 2 * PAGE, .begin_token = BEGIN};
     for (uint32_t i = 0; i < 4096; i++)
         prompt[i] = i % 900;
@@ -754,6 +755,54 @@ START_TEST(a_failed_request_leaves_nothing)
 }
 END_TEST
 
+/* Prompts that come together: the common beginning is fed once, whatever it ends in, by the first; the others wait. */
+static uint64_t fed_together(uint32_t uids, uint32_t part, uint32_t *ret_steps)
+{
+    enum { MANY = 20, LONG = 1200 };
+    begin_reusing(MANY, 1024, 256, 2);
+    prompt[600] = BEGIN;
+    for (uint32_t i = 0; i < MANY; i++) {
+        prompt[part] = 901 + i;
+        submit(1 + i % uids, LONG, 1);
+    }
+    for (*ret_steps = 0; stats().finished < MANY; ++*ret_steps) {
+        next();
+        ck_assert_uint_gt(step.rows_count, 0);
+        finish(&step, 1);
+    }
+    return stats().rows_prompt;
+}
+
+START_TEST(a_common_beginning_is_fed_once)
+{
+    uint32_t steps;
+    /* behind the begin of a message; and inside one, where only those that part know where */
+    ck_assert_uint_eq(fed_together(1, 610, &steps), 1200 + 19 * (1200 - 576));
+    ck_assert_uint_eq(fed_together(1, 1000, &steps), 1200 + 19 * (1200 - 960));
+    ck_assert_uint_le(steps, 1 + (1200 + 19 * 240) / 256 + 8); /* waits leave room in few steps */
+    ck_assert_uint_eq(fed_together(2, 1000, &steps), 2 * (1200 + 9 * (1200 - 960)));
+    ck_assert_uint_eq(fed_together(20, 1000, &steps), 20 * 1200); /* each user for himself */
+}
+END_TEST
+
+/* Who waits does not wait for one that ended. */
+START_TEST(a_wait_ends_with_the_one_waited_for)
+{
+    begin_reusing(2, 128, 64, 1);
+    struct nib_handle handle = submit(1, 1000, 1);
+    submit(1, 1000, 1);
+    next();
+    ck_assert_uint_eq(rows_of(0), 64);
+    ck_assert_uint_eq(rows_of(1), 0);
+    finish(&step, 1);
+    ck_assert_int_eq(nib_sched_cancel(sched, handle), NIB_OK);
+    next();
+    ck_assert_uint_eq(rows_of(0), 0);
+    ck_assert_uint_eq(rows_of(1), 64);
+    ck_assert_uint_eq(step.rows[0].pos, 0);
+}
+END_TEST
+
 /* More warm prompts than one step may load for: the others come with the next steps. */
 START_TEST(loads_of_a_step_are_bounded)
 {
@@ -776,12 +825,13 @@ END_TEST
 
 NIB_SUITE(sched, the_next_turn_feeds_what_is_new, window_pages_lie_where_prompts_part, a_repetition_penalty_feeds_all,
           a_warm_prompt_loads_then_begins, a_cancelled_prompt_leaves_its_pages, a_failed_request_leaves_nothing,
-          loads_of_a_step_are_bounded, one_request_is_fed_and_decoded,
-          a_step_ahead_feeds_back_and_drops_what_follows_a_stop, two_ahead_never_begin_a_token_past_the_length,
-          decode_comes_first_and_prompts_keep_to_their_share, without_decode_prompts_fill_the_step, uids_take_turns,
-          a_newcomer_waits_one_turn_of_each_other_uid_at_most, newcomers_cannot_starve_a_waiting_uid,
-          a_big_request_is_overtaken_a_bounded_number_of_times, cancel_takes_effect_at_the_next_step,
-          cancel_at_every_token_of_every_slot, a_deadline_ends_waiting_and_running_requests,
-          failed_logits_end_their_request_only, a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
+          loads_of_a_step_are_bounded, a_common_beginning_is_fed_once, a_wait_ends_with_the_one_waited_for,
+          one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
+          two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
+          without_decode_prompts_fill_the_step, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
+          newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
+          cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
+          a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,
+          a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
           submit_names_what_is_wrong_and_changes_nothing, a_full_queue_and_full_prompt_memory_refuse,
           retry_follows_how_long_slots_are_held, a_config_out_of_range_is_refused, finish_reasons_have_names)

@@ -43,7 +43,7 @@ struct sim_request {
 struct sim_totals {
     uint64_t runs, steps, rows, tokens, requests, finished, refused, cancelled, expired, failed;
     uint64_t overtaken, dropped, fed_back, aborts, waits_max;
-    uint64_t reused, evicted, loads, saves, lent; /* lent: reused from another uid */
+    uint64_t reused, evicted, loads, saves, lent, waited; /* lent: reused from another uid */
 };
 
 struct sim {
@@ -382,7 +382,9 @@ static inline void sim_check_step(struct sim *sim, const struct sched_slot *befo
         bool prefills = !was_running || before[at].begun == 0;
         if (prefills && (oldest == SCHED_NONE || slot->admitted < sim->sched->slots[oldest].admitted))
             oldest = at;
-        prompts_left |= entry->prompt.left != 0;
+        prompts_left |= entry->prompt.left != 0 && !slot->waits;
+        MUST(!slot->waits || rows[at] == 0);
+        sim->totals->waited += slot->waits;
     }
     uint32_t room = sim->config.dims.step_rows_max - decode;
     if (decode > 0 && room > sim->config.prefill_rows_max)

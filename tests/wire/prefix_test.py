@@ -167,6 +167,26 @@ def test_a_system_prompt_is_computed_once(start):
     nibbled.stop()
 
 
+def test_agents_that_come_together_compute_their_system_prompt_once(start):
+    """Eight conversations at once: the scheduler lets the others wait for the first one's pages."""
+    nibbled = start(**config(2048, engine={"slots": 8}))
+    lengths = []
+
+    def agent(i):
+        lengths.append(ask(nibbled, [{"role": "system", "content": SYSTEM},
+                                     {"role": "user", "content": f"task {i}"}])["usage"]["prompt_tokens"])
+
+    threads = [threading.Thread(target=agent, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    m = nibbled.check_ledger()
+    own = len(render([{}, {"role": "user", "content": "task 0"}])) + PAGE
+    assert m["rows_prompt_total"] <= max(lengths) + 7 * own + 16  # 16 of the self-test
+    nibbled.stop()
+
+
 def test_streams_and_completions_tell_what_was_cached(start):
     nibbled = start(**config(4096))
     body = {"prompt": text(40, "abc"), "max_tokens": 2}
