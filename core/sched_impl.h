@@ -99,14 +99,14 @@ void nib_sched_slot_free(struct nib_sched *sched, uint32_t slot);
 
 /* sched_begin.c, where prompts begin. A slot's pages, when it is admitted; loads of window pages go into the step, prompt
  * tokens that need not be fed are passed over. */
-void nib_sched_take(struct nib_sched *sched, uint32_t slot, struct nib_step *step);
+void nib_sched_take(struct nib_sched *sched, uint32_t at, struct nib_step *step);
 
 /* Marks the slots that should not begin yet, since the `oldest` prefilling one (or SCHED_NONE) is about to compute what
  * they begin with too. */
 void nib_sched_wait(struct nib_sched *sched, uint32_t oldest);
 
 /* Before a slot's first row: begins behind what became known since it was admitted. False: it waits, for room for loads. */
-bool nib_sched_begin(struct nib_sched *sched, uint32_t slot, bool oldest, struct nib_step *step);
+bool nib_sched_begin(struct nib_sched *sched, uint32_t at, bool oldest, struct nib_step *step);
 
 /* A row with a prompt token, the last or not: it is noted; where prompts are likely to part, what leads there is saved. */
 void nib_sched_note(struct nib_sched *sched, const struct nib_row *row, bool last, struct nib_step *step);

@@ -1,7 +1,7 @@
 /* tests/gpu/fault_test.c: every call into CUDA fails, at boot and between tokens, in every way it can.
  *
  * Each injection runs a whole life in a child: probe, plan, memory, weights, graphs, prompts of two sequences, a batch with
- * tokens fed back and two steps under way, close. The outcome must be one of: the right tokens; a boot that ends with one
+ * tokens fed back and two steps under way, a sequence that begins behind a known page, close. The outcome must be one of: the right tokens; a boot that ends with one
  * sentence; a step that ends with one, after tokens that were all right. A call that itself never returns is what systemd's
  * watchdog is for. NIB_FAULTS=all runs every occurrence up to the 400th with every result; otherwise a sample is run, chosen
  * by NIB_TEST_SEED, with each result at least once at each call. */
@@ -12,7 +12,7 @@
 
 #include "tests/gpu/gpu_fixture.h"
 
-enum { ANSWER = 10, PROMPT = 40, LIFE_TOKENS = 2 * ANSWER, CHILDREN = 12, OCCURRENCES_MAX = 400 };
+enum { ANSWER = 10, PROMPT = 40, LIFE_TOKENS = 2 * ANSWER + 1, CHILDREN = 12, OCCURRENCES_MAX = 400 };
 enum { STEP_MS_MAX = 1500, LIFE_MS_MAX = 60000 };
 
 enum outcome { RIGHT, REFUSED, LOST, STUCK_IN_CALL, WRONG, MUTE, HUNG, CRASHED, OUTCOMES };
@@ -105,6 +105,30 @@ static enum nib_err decode(struct life *life)
     return err ? err : collect(life);
 }
 
+/* Slot 1 runs a page, whose window layers go into a page that slot 0 does not need; then it begins behind them. */
+static enum nib_err begin_warm(struct life *life)
+{
+    uint32_t tokens[NIB_KV_PAGE_TOKENS + 5];
+    const struct nib_kv_copy copy = {.page = g.f.pages[0][3], .index = 0, .slot = 1};
+    enum nib_err err = NIB_OK;
+    fixture_tokens(g.f.image.shape, 99, tokens, NIB_KV_PAGE_TOKENS + 5);
+    for (uint32_t from = 0; from < NIB_KV_PAGE_TOKENS + 5 && !err; from += 32) {
+        const bool warm = from == NIB_KV_PAGE_TOKENS;
+        fixture_begin(&g.f);
+        for (uint32_t p = from; p < from + (warm ? 5 : 32); p++)
+            fixture_row(&g.f, 1, p, tokens[p],
+                        (p == NIB_KV_PAGE_TOKENS ? NIB_ROW_FIRST : 0) |
+                            (p == NIB_KV_PAGE_TOKENS + 4 ? NIB_ROW_LOGITS : 0));
+        g.f.step.loads[0] = g.f.step.saves[0] = copy;
+        g.f.step.loads_count = warm;
+        g.f.step.saves_count = from == 32;
+        err = g.f.engine->ops->submit(g.f.engine, &g.f.step, &life->msg);
+        if (!err)
+            err = collect(life);
+    }
+    return err;
+}
+
 static enum nib_err boot(struct life *life)
 {
     enum nib_err err = gpu_fixture_plan(&g, &options, 1024ull << 20, &life->msg);
@@ -131,6 +155,8 @@ static void live(struct life *life)
         err = prefill(life, 2);
     if (!err)
         err = decode(life);
+    if (!err)
+        err = begin_warm(life);
     if (g.f.engine)
         g.f.engine->ops->close(g.f.engine);
     nib_gpu_close(&g.gpu);
