@@ -62,6 +62,8 @@
 #define NIB_MAX_STEPS_AHEAD        2    /* steps launched whose results were not yet read */
 #define NIB_KV_PAGE_TOKENS         64  /* tokens of one KV page: small enough to waste little, large enough to stream */
 #define NIB_MAX_WINDOW_PAGES       4   /* pages of one window; the models' 128 tokens need 2 */
+#define NIB_PREFIX_PAGES           64  /* of the pool, beyond what slots can hold: 32 places where prompts may part */
+#define NIB_PREFIX_SLOT_PAGES      4   /* and a slot: its prompt's end and one place more */
 #define NIB_MAX_PREFIX_PROBES      32  /* kept pages looked at for one page of a prompt, whatever the hashes */
 #define NIB_MAX_KV_LOADS           32  /* copies of a step from kept pages into rings: 16 prompts that begin warm */
 #define NIB_MAX_KV_SAVES           64  /* copies of a step from rings into kept pages: twice the pages of its rows */

@@ -128,11 +128,13 @@ static void regrow(const struct nib_plan_request *r, struct nib_plan *plan)
     }
 }
 
-/* The most pages that fit, at least `lowest`, which is known to. */
+/* The most pages that fit and are of use, at least `lowest`, which is known to. */
 static void grow_pages(const struct nib_plan_request *r, struct nib_plan *plan, uint32_t lowest)
 {
     uint32_t low = lowest;
     uint32_t high = plan->dims.slots * pages_of(plan->dims.ctx_tokens);
+    if (plan->sched.prefix.on)
+        high += NIB_PREFIX_PAGES + plan->dims.slots * NIB_PREFIX_SLOT_PAGES;
     while (low < high) {
         uint32_t middle = low + (high - low + 1) / 2;
         if (try_pages(r, plan, middle))

@@ -35,6 +35,15 @@ size_t nib_prefix_bytes(const struct nib_engine_dims *dims, const struct nib_pre
            (size_t)PREFIX_TAKES * PREFIX_ALIGN;
 }
 
+uint32_t nib_prefix_spare(const struct nib_engine_dims *dims, const struct nib_prefix_config *config)
+{
+    const uint32_t longest = nib_kv_pages_for(dims->ctx_tokens);
+    if (!config->on || dims->kv_pages <= longest)
+        return 0;
+    const uint32_t wanted = dims->slots * (config->window / PAGE);
+    return wanted < dims->kv_pages - longest ? wanted : dims->kv_pages - longest;
+}
+
 bool nib_prefix_allowed(const struct nib_prefix_config *config)
 {
     return !config->on ||

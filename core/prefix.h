@@ -82,6 +82,10 @@ struct nib_prefix_begin {
 /* Bytes nib_prefix_init takes from the arena, padding included; 0 when off. */
 size_t nib_prefix_bytes(const struct nib_engine_dims *dims, const struct nib_prefix_config *config);
 
+/* Pages worth keeping out of slots' hands: the window of each slot's prompt; never so many that the longest sequence would
+ * find too few. 0 when off. */
+uint32_t nib_prefix_spare(const struct nib_engine_dims *dims, const struct nib_prefix_config *config);
+
 bool nib_prefix_allowed(const struct nib_prefix_config *config);
 
 /* Nothing kept. NIB_E_ARG: the window is no size that is allowed. NIB_E_NOMEM: the arena is too small. */

@@ -55,6 +55,7 @@ static enum nib_err carve(struct nib_sched *sched, struct nib_arena *arena)
     sched->sampling = nib_arena_take(arena, slots * sizeof *sched->sampling, SCHED_ALIGN);
     if (!sched->entries || !sched->waiting || !sched->free || !sched->slots || !sched->sampling)
         return NIB_E_NOMEM;
+    sched->spare_pages = nib_prefix_spare(&sched->config.dims, &sched->config.prefix);
     enum nib_err err = nib_kv_init(&sched->kv, arena, &sched->config.dims, NULL);
     if (!err)
         err = nib_prefix_init(&sched->prefix, arena, &sched->config.dims, &sched->config.prefix, &sched->kv);
@@ -331,7 +332,8 @@ void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms, struct nib_step *
         if (head == SCHED_NONE)
             return;
         sched->round = sched->entries[head].round;
-        uint32_t pick = first_queued(sched, nib_prefix_available(&sched->prefix));
+        uint32_t available = nib_prefix_available(&sched->prefix);
+        uint32_t pick = first_queued(sched, available - (uint32_t)nib_min_u64(available, sched->spare_pages));
         if (pick == SCHED_NONE)
             return;
         if (pick != head) {

@@ -63,6 +63,7 @@ struct nib_sched {
     struct nib_sched_config config;
     struct nib_kv kv;
     struct nib_prefix prefix;
+    uint32_t spare_pages; /* that no admission takes, so that window pages have room; 0 in a pool for one sequence */
     struct nib_prompt_pool prompts;
     uint32_t entries_count;       /* queue_max + slots */
     struct sched_entry *entries;  /* [entries_count] */

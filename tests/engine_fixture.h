@@ -90,7 +90,8 @@ static inline void fixture_prepare(struct fixture *f, const struct fixture_optio
                                              .ctx_tokens = o->ctx_tokens,
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,
-                                             .threads = o->threads};
+                                             .threads = o->threads,
+                                             .prefix_off = true};
     struct nib_msg msg = {""};
     ck_assert_msg(nib_plan_make(&request, &f->plan, &msg) == NIB_OK, "%s", msg.text);
     f->base[NIB_SPACE_HOST] = fixture_alloc(f->plan.arena_bytes[NIB_SPACE_HOST]);

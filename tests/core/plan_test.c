@@ -213,8 +213,19 @@ START_TEST(values_asked_for_are_kept_or_refused)
     ck_assert_uint_eq(plan.dims.ctx_tokens, 1000);
     ck_assert_uint_eq(plan.dims.slots, 3);
     ck_assert_uint_eq(plan.dims.step_rows_max, 48);
-    ck_assert_uint_eq(plan.dims.kv_pages, 3 * 16);
+    ck_assert_uint_eq(plan.dims.kv_pages, 3 * 16 + NIB_PREFIX_PAGES + 3 * NIB_PREFIX_SLOT_PAGES);
     ck_assert_uint_ge(plan.ring_pages * NIB_KV_PAGE_TOKENS, 127 + 48);
+    ck_assert(plan.sched.prefix.on && !plan.sched.prefix.shared && plan.sched.prefix.window == 128);
+    ck_assert_uint_eq(plan.sched.prefix.begin_token, r.shape->special_base + NIB_TOK_START);
+    const uint64_t sched_bytes = nib_plan_region(&plan, NIB_R_SCHED, -1)->bytes;
+    r.prefix_shared = true;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+    ck_assert(plan.sched.prefix.on && plan.sched.prefix.shared);
+    r.prefix_off = true;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+    ck_assert(!plan.sched.prefix.on);
+    ck_assert_uint_eq(plan.dims.kv_pages, 3 * 16);
+    ck_assert_uint_lt(nib_plan_region(&plan, NIB_R_SCHED, -1)->bytes, sched_bytes);
 
     const struct nib_plan_request bad[] = {
         {.ctx_tokens = 131073},           {.slots = NIB_MAX_SLOTS + 1}, {.step_rows_max = NIB_MAX_STEP_ROWS + 1},

@@ -803,6 +803,27 @@ START_TEST(a_wait_ends_with_the_one_waited_for)
 }
 END_TEST
 
+/* Requests that take all they may leave room for the windows of their prompts, in a pool with more than one sequence. */
+START_TEST(the_longest_answers_leave_room_for_windows)
+{
+    uint32_t reused;
+    for (uint32_t more = 0; more <= 2; more++) {
+        begin_reusing(1, 4096 / PAGE + more, 256, 1);
+        for (uint32_t turn = 0; turn < 2; turn++) {
+            struct nib_handle handle = submit(1, 1000 + 50 * turn, 4096 - 1000 - 50 * turn);
+            for (events_count = 0; events_count == 0;) {
+                next();
+                finish(&step, 1);
+            }
+            reused = events[0].reused_tokens;
+            ck_assert_int_eq(nib_sched_cancel(sched, handle), NIB_OK);
+            next();
+        }
+        ck_assert_uint_eq(reused, more == 2 ? 960 : 0);
+    }
+}
+END_TEST
+
 /* More warm prompts than one step may load for: the others come with the next steps. */
 START_TEST(loads_of_a_step_are_bounded)
 {
@@ -825,13 +846,13 @@ END_TEST
 
 NIB_SUITE(sched, the_next_turn_feeds_what_is_new, window_pages_lie_where_prompts_part, a_repetition_penalty_feeds_all,
           a_warm_prompt_loads_then_begins, a_cancelled_prompt_leaves_its_pages, a_failed_request_leaves_nothing,
-          loads_of_a_step_are_bounded, a_common_beginning_is_fed_once, a_wait_ends_with_the_one_waited_for,
-          one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
-          two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
-          without_decode_prompts_fill_the_step, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
-          newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
-          cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
-          a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,
-          a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
+          the_longest_answers_leave_room_for_windows, loads_of_a_step_are_bounded, a_common_beginning_is_fed_once,
+          a_wait_ends_with_the_one_waited_for, one_request_is_fed_and_decoded,
+          a_step_ahead_feeds_back_and_drops_what_follows_a_stop, two_ahead_never_begin_a_token_past_the_length,
+          decode_comes_first_and_prompts_keep_to_their_share, without_decode_prompts_fill_the_step, uids_take_turns,
+          a_newcomer_waits_one_turn_of_each_other_uid_at_most, newcomers_cannot_starve_a_waiting_uid,
+          a_big_request_is_overtaken_a_bounded_number_of_times, cancel_takes_effect_at_the_next_step,
+          cancel_at_every_token_of_every_slot, a_deadline_ends_waiting_and_running_requests,
+          failed_logits_end_their_request_only, a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
           submit_names_what_is_wrong_and_changes_nothing, a_full_queue_and_full_prompt_memory_refuse,
           retry_follows_how_long_slots_are_held, a_config_out_of_range_is_refused, finish_reasons_have_names)

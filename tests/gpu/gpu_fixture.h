@@ -117,6 +117,7 @@ static inline enum nib_err gpu_fixture_plan(struct gpu_fixture *g, const struct 
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,
                                              .threads = 1,
+                                             .prefix_off = true,
                                              .memory_limit_bytes = limit_bytes};
     return err ? err : nib_plan_make(&request, &g->f.plan, msg);
 }
