@@ -221,7 +221,7 @@ static void match(const struct nib_prefix *p, uint32_t slot, const struct nib_pr
     const uint32_t held = p->path_count[slot], most = held + (prompt->prompt->left - 1) / PAGE;
     uint32_t node = held ? nib_prefix_path(p, slot)[held - 1] : NONE, windows = windows_held(p, slot);
     *ret = (struct nib_prefix_begin){.pages = held, .known = held};
-    if (!prompt->reuse || (held && p->pages[node].dead))
+    if (!prompt->reuse)
         return;
     for (uint32_t i = held; i < most; i++) {
         node = find(p, node, p->owner[slot], nib_prompt_page(prompt->pool, prompt->prompt, held * PAGE, i));

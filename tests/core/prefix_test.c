@@ -222,6 +222,31 @@ START_TEST(the_pool_is_never_short_because_of_what_is_kept)
 }
 END_TEST
 
+/* Window pages that were used now, saved again, or end a prompt that ended now, go after others. */
+START_TEST(window_pages_go_least_recently_used_first)
+{
+    make(24, false);
+    run(0, 1, 3 * PAGE + 1);
+    const uint32_t first = prefix.pages[kv.tables[0].pages[1]].window, end = prefix.pages[kv.tables[0].pages[2]].window;
+    ck_assert_uint_eq(prefix.oldest, first);
+    ck_assert_uint_eq(nib_prefix_save(&prefix, 0, 1), NONE);
+    ck_assert_uint_eq(prefix.oldest, end);
+    tokens[0] = 5; /* of another text, meanwhile */
+    run(1, 1, 3 * PAGE + 1);
+    const uint32_t other = prefix.pages[kv.tables[1].pages[1]].window;
+    tokens[0] = 0;
+    struct nib_prefix_begin begin;
+    ck_assert_int_eq(take(2, 1, 4 * PAGE, 4 * PAGE, true, &begin), NIB_OK);
+    ck_assert_uint_eq(begin.pages, 3);
+    ck_assert_uint_eq(prefix.oldest, other);
+    put(2);
+    put(1); /* its window pages are the newest now, before them its nodes */
+    ck_assert_uint_eq(prefix.oldest, first);
+    put(0);
+    ck_assert_uint_eq(prefix.oldest, prefix.pages[prefix.oldest].kind == NIB_PREFIX_NODE ? prefix.oldest : NONE);
+}
+END_TEST
+
 /* Its own beginning is held before others' pages are evicted for the rest. */
 START_TEST(a_prompt_does_not_evict_its_own_beginning)
 {
@@ -289,10 +314,14 @@ START_TEST(a_slot_that_has_not_begun_looks_again)
     ck_assert_uint_eq(kv.tables[1].pages[4], fifth);
     ck_assert_uint_eq(nib_prefix_available(&prefix), have + 3);
     nib_prompt_skip(&pool, &prompt, 3 * PAGE);
-    run(2, 1, 6 * PAGE); /* its own end is the sixth page's: known, but the window of page 4 alone leads there */
+    run(2, 1, 6 * PAGE);
+    nib_prefix_again(&prefix, 1, &p, &begin); /* by the window pages of page 4, which it holds, and page 5 */
+    check();
+    ck_assert(begin.pages == 6 && begin.known == 6 && begin.windows_count == 2);
+    nib_prompt_skip(&pool, &prompt, PAGE);
     nib_prefix_forget(&prefix, 1);
     nib_prefix_again(&prefix, 1, &p, &begin);
-    ck_assert(begin.pages == 5 && begin.known == 5);
+    ck_assert(begin.pages == 6 && begin.known == 6 && begin.windows_count == 0);
     put(0);
     put(2);
     put(1);
@@ -464,6 +493,6 @@ END_TEST
 NIB_SUITE(prefix, the_next_turn_begins_behind_the_last, a_whole_prompt_is_never_taken_as_known,
           windows_decide_where_one_can_begin, owners_do_not_share_unless_told, a_collision_finds_nothing,
           a_request_may_ask_for_nothing_kept, the_pool_is_never_short_because_of_what_is_kept,
-          a_slot_that_has_not_begun_looks_again, a_prompt_does_not_evict_its_own_beginning, holders_are_counted,
-          what_may_be_wrong_is_forgotten, searches_are_bounded, off_is_the_pool_alone, check_sees_corruptions,
-          random_lives_lose_no_page)
+          window_pages_go_least_recently_used_first, a_slot_that_has_not_begun_looks_again,
+          a_prompt_does_not_evict_its_own_beginning, holders_are_counted, what_may_be_wrong_is_forgotten,
+          searches_are_bounded, off_is_the_pool_alone, check_sees_corruptions, random_lives_lose_no_page)

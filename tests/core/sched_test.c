@@ -785,6 +785,58 @@ START_TEST(a_common_beginning_is_fed_once)
 }
 END_TEST
 
+/* A prompt begins as soon as the one before it has computed what they share, or when it has that already. */
+START_TEST(a_wait_ends_where_prompts_part)
+{
+    uint32_t steps = 1, reused;
+    begin_reusing(2, 256, 64, 1);
+    submit(1, 3000, 1);
+    prompt[200] = 901;
+    submit(1, 400, 1);
+    for (next(); rows_of(1) == 0; next(), steps++)
+        finish(&step, 1);
+    ck_assert_uint_eq(steps, 4); /* behind 192 tokens, 64 a step */
+    for (uint32_t i = 0; i < step.rows_count; i++)
+        if (step.rows[i].flags & NIB_ROW_FIRST)
+            ck_assert_uint_eq(step.rows[i].pos, 192);
+
+    begin_reusing(2, 256, 64, 1);
+    fed(1, 300, &reused);
+    struct nib_handle handle;
+    struct nib_sampling sampling;
+    nib_sample_defaults(&sampling);
+    sampling.repetition_penalty = 1.1f;
+    const struct nib_request all = {
+        .prompt = prompt, .prompt_tokens = 1000, .answer_tokens_max = 1, .uid = 1, .sampling = &sampling};
+    ck_assert_int_eq(nib_sched_submit(sched, &all, &handle, NULL), NIB_OK);
+    submit(1, 280, 1); /* knows all that the first, from position 0, is about to compute */
+    next();
+    ck_assert_uint_eq(rows_of(1), 280 - 256);
+}
+END_TEST
+
+/* Nobody waits for another user's prompt, which would tell of it; nor who computes all anyway. */
+START_TEST(only_who_will_reuse_waits)
+{
+    begin_reusing(3, 256, 64, 1);
+    submit(1, 1000, 1);
+    submit(2, 900, 1);
+    next();
+    ck_assert(rows_of(0) == 32 && rows_of(1) == 32);
+    begin_reusing(2, 128, 64, 1);
+    struct nib_handle handle;
+    struct nib_sampling sampling;
+    nib_sample_defaults(&sampling);
+    sampling.repetition_penalty = 1.1f;
+    const struct nib_request request = {
+        .prompt = prompt, .prompt_tokens = 900, .answer_tokens_max = 1, .uid = 1, .sampling = &sampling};
+    submit(1, 1000, 1);
+    ck_assert_int_eq(nib_sched_submit(sched, &request, &handle, NULL), NIB_OK);
+    next();
+    ck_assert(rows_of(0) == 32 && rows_of(1) == 32);
+}
+END_TEST
+
 /* Who waits does not wait for one that ended. */
 START_TEST(a_wait_ends_with_the_one_waited_for)
 {
@@ -847,12 +899,13 @@ END_TEST
 NIB_SUITE(sched, the_next_turn_feeds_what_is_new, window_pages_lie_where_prompts_part, a_repetition_penalty_feeds_all,
           a_warm_prompt_loads_then_begins, a_cancelled_prompt_leaves_its_pages, a_failed_request_leaves_nothing,
           the_longest_answers_leave_room_for_windows, loads_of_a_step_are_bounded, a_common_beginning_is_fed_once,
-          a_wait_ends_with_the_one_waited_for, one_request_is_fed_and_decoded,
-          a_step_ahead_feeds_back_and_drops_what_follows_a_stop, two_ahead_never_begin_a_token_past_the_length,
-          decode_comes_first_and_prompts_keep_to_their_share, without_decode_prompts_fill_the_step, uids_take_turns,
-          a_newcomer_waits_one_turn_of_each_other_uid_at_most, newcomers_cannot_starve_a_waiting_uid,
-          a_big_request_is_overtaken_a_bounded_number_of_times, cancel_takes_effect_at_the_next_step,
-          cancel_at_every_token_of_every_slot, a_deadline_ends_waiting_and_running_requests,
-          failed_logits_end_their_request_only, a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
+          a_wait_ends_with_the_one_waited_for, a_wait_ends_where_prompts_part, only_who_will_reuse_waits,
+          one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
+          two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
+          without_decode_prompts_fill_the_step, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
+          newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
+          cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
+          a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,
+          a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
           submit_names_what_is_wrong_and_changes_nothing, a_full_queue_and_full_prompt_memory_refuse,
           retry_follows_how_long_slots_are_held, a_config_out_of_range_is_refused, finish_reasons_have_names)
