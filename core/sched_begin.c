@@ -98,7 +98,8 @@ void nib_sched_wait(struct nib_sched *sched, uint32_t oldest)
             continue;
         compare(sched, at, oldest);
         const uint32_t same = slot->same_pages * PAGE;
-        slot->waits = same > old->next_pos && same > slot->next_pos;
+        slot->waits =
+            same >= old->next_pos && same > slot->next_pos; /* the row at `same` saves the windows before it */
     }
 }
 
