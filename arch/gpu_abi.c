@@ -25,6 +25,7 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_DOWN] = "nib_gpu_down",
     [NIB_GPU_DOWN_PROMPT] = "nib_gpu_down_prompt",
     [NIB_GPU_COMBINE] = "nib_gpu_combine",
+    [NIB_GPU_TOKEN] = "nib_gpu_token",
     [NIB_GPU_HEAD] = "nib_gpu_head",
     [NIB_GPU_SCAN] = "nib_gpu_scan",
     [NIB_GPU_SAMPLE] = "nib_gpu_sample",

@@ -12,6 +12,7 @@
 #ifndef NIB_ARCH_GPU_ABI_H
 #define NIB_ARCH_GPU_ABI_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/engine.h"
@@ -23,7 +24,7 @@
 /* Device address. */
 typedef uint64_t nib_gpu_ptr;
 
-/* In the order of a step: BEGIN, EMBED; a layer: QKV .. COMBINE; HEAD, SCAN, SAMPLE. An op with _PROMPT does for prompt
+/* In the order of a step: BEGIN, EMBED; a layer: QKV .. COMBINE, or TOKEN for all this; HEAD, SCAN, SAMPLE. An op with _PROMPT does for prompt
  * rows what the op before it does for decode rows. An op of which a bucket has no rows is not launched (grid 0). */
 enum nib_gpu_op {
     /* boot: canonical weights in `staging` to the row's layout; the repack block says what */
@@ -47,9 +48,11 @@ enum nib_gpu_op {
     NIB_GPU_DOWN_PROMPT,
     NIB_GPU_COMBINE, /* all rows: x += sum of weight * down over a row's assignments, in order of choice; then acts =
                         rmsnorm(x) by the next layer's attn_norm, after the last layer by final_norm */
-    NIB_GPU_HEAD,    /* logits of the rows that want them */
-    NIB_GPU_SCAN,    /* logits of ids with a bias get it; parts of the maximum and of the sums */
-    NIB_GPU_SAMPLE,  /* -> token, log-probabilities; last token and seen of the slot; outbox; next_serial */
+    NIB_GPU_TOKEN, /* steps of one decode row, dense weights in bf16: EMBED to COMBINE of all layers in one launch, with the same bits in x and acts. A
+                        row's kernels may lack it (fused) */
+    NIB_GPU_HEAD,  /* logits of the rows that want them */
+    NIB_GPU_SCAN,  /* logits of ids with a bias get it; parts of the maximum and of the sums */
+    NIB_GPU_SAMPLE, /* -> token, log-probabilities; last token and seen of the slot; outbox; next_serial */
     /* in place of those without the ending, when the dense matrices are NIB_DENSE_MXFP8 */
     NIB_GPU_QKV_MXFP8,
     NIB_GPU_QKV_PROMPT_MXFP8,
@@ -126,7 +129,6 @@ struct nib_gpu_machine {
     nib_gpu_ptr embed; /* bf16 [V][H], canonical; pinned host memory when spilled */
     nib_gpu_ptr lm_head;
     nib_gpu_ptr final_norm; /* bf16 [H] */
-    struct nib_gpu_layer layer[NIB_MAX_LAYERS];
     /* KV: a page is [K, V][kv_heads][64 tokens][64] bf16. Full layers: page id p of the layer lies at layer.kv + p *
      * page_stride, ids in tables[slot][pos / 64]. Window layers: id slot * ring_pages + (pos / 64) % ring_pages, the same
      * stride. */
@@ -157,6 +159,7 @@ struct nib_gpu_machine {
     nib_gpu_ptr host_tables;   /* uint32_t [slots][ctx_pages]: read by begin for rows with NIB_ROW_FIRST */
     nib_gpu_ptr host_sampling; /* struct nib_sampling [slots]; likewise */
     nib_gpu_ptr next_serial;   /* device uint64_t: serial that begin expects; it picks the place; sample adds 1 */
+    struct nib_gpu_layer layer[NIB_MAX_LAYERS]; /* last: a kernel's own copy may end with the model's last layer */
 };
 
 struct nib_gpu_geometry {
@@ -204,6 +207,7 @@ struct nib_gpu_kernels {
     void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                      uint32_t want, struct nib_gpu_geometry *ret);
     struct nib_gpu_forms forms;
+    bool fused; /* has NIB_GPU_TOKEN */
 };
 
 /* Sets what of a machine follows from the model alone: shape, angles of the rotation. The rest stays as it is. */

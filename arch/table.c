@@ -66,10 +66,12 @@ static struct nib_row_facts gpu_facts(const struct nib_gpu_kernels *k)
 
 /* Which kernels this build holds: the Makefile says, by what nvcc made. */
 #ifdef NIB_WITH_SM90
-extern const struct nib_gpu_kernels nib_gpu_kernels_sm90;
-#define SM90 (&nib_gpu_kernels_sm90)
+extern const struct nib_gpu_kernels nib_gpu_kernels_sm90, nib_gpu_kernels_sm90_ops;
+#define SM90     (&nib_gpu_kernels_sm90)
+#define SM90_OPS (&nib_gpu_kernels_sm90_ops)
 #else
-#define SM90 NULL
+#define SM90     NULL
+#define SM90_OPS NULL
 #endif
 #ifdef NIB_WITH_SM80
 extern const struct nib_gpu_kernels nib_gpu_kernels_sm80;
@@ -109,6 +111,18 @@ static const struct nib_arch_row rows[] = {
      .features =
          "bf16 mma, cp.async, bulk copies with mbarriers, programmatic dependent launch, 227 KiB of shared memory",
      .layout = "mma.m16n8k16 fragments; experts as codes and scales",
+     .tiles = "decode 16 x 16 rows, one row in one launch, prompt 128 x 128",
+     .module = "cubin sm_90a",
+     .fallback = "sm90-ops",
+     .gpu = true,
+     .cc_min = 90,
+     .cc_max = 90,
+     .shared_bytes = SHARED_90,
+     .gpu_kernels = SM90},
+    {.name = "sm90-ops",
+     .numbers = "bf16 mma, experts decoded to fp16",
+     .features = "those of sm90",
+     .layout = "that of sm90",
      .tiles = "decode 16 x 16 rows, prompt 128 x 128",
      .module = "cubin sm_90a",
      .fallback = "sm80",
@@ -116,7 +130,7 @@ static const struct nib_arch_row rows[] = {
      .cc_min = 90,
      .cc_max = 90,
      .shared_bytes = SHARED_90,
-     .gpu_kernels = SM90},
+     .gpu_kernels = SM90_OPS},
     {.name = "sm80",
      .numbers = "bf16 mma, MXFP8 decoded to bf16, experts to fp16",
      .features = "bf16 mma, cp.async; 8.0, 8.6, 8.7, 8.9 and what came later",

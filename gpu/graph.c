@@ -77,12 +77,23 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
     return err;
 }
 
-static enum nib_err launch_step(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
+/* The layers of a step: by one kernel where the row has one for such a bucket, or op by op. */
+static enum nib_err launch_layers(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
 {
     const uint32_t layers = e->base.shape->layers;
-    enum nib_err err = launch_range(e, b, NIB_GPU_BEGIN, NIB_GPU_EMBED, 0, msg);
+    if (e->plan->dense == NIB_DENSE_BF16 && geometry(e, NIB_GPU_TOKEN, b).grid[0])
+        return launch_range(e, b, NIB_GPU_TOKEN, NIB_GPU_TOKEN, 0, msg);
+    enum nib_err err = launch_range(e, b, NIB_GPU_EMBED, NIB_GPU_EMBED, 0, msg);
     for (uint32_t l = 0; l < layers && !err; l++)
         err = launch_range(e, b, NIB_GPU_QKV, NIB_GPU_COMBINE, l, msg);
+    return err;
+}
+
+static enum nib_err launch_step(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
+{
+    enum nib_err err = launch_range(e, b, NIB_GPU_BEGIN, NIB_GPU_BEGIN, 0, msg);
+    if (!err)
+        err = launch_layers(e, b, msg);
     return err ? err : launch_range(e, b, NIB_GPU_HEAD, NIB_GPU_SAMPLE, 0, msg);
 }
 

@@ -24,6 +24,7 @@ static nib_trial_check *const checks[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_DOWN] = nib_trial_down,
     [NIB_GPU_DOWN_PROMPT] = nib_trial_down,
     [NIB_GPU_COMBINE] = nib_trial_combine,
+    [NIB_GPU_TOKEN] = nib_trial_token,
     [NIB_GPU_HEAD] = nib_trial_head,
     [NIB_GPU_SCAN] = nib_trial_scan,
     [NIB_GPU_SAMPLE] = nib_trial_sample,
@@ -88,7 +89,7 @@ static void run_step(struct nib_trial *t, uint32_t decode, uint32_t prompt)
     for (t->layer = 0; t->layer < t->shape.layers; t->layer++)
         run(t, NIB_GPU_QKV, NIB_GPU_COMBINE);
     t->layer = 0;
-    run(t, NIB_GPU_HEAD, NIB_GPU_SAMPLE);
+    run(t, NIB_GPU_TOKEN, NIB_GPU_SAMPLE);
     ++*t->serial;
 }
 
@@ -128,7 +129,7 @@ static enum nib_err judge(const struct nib_trial *t, struct nib_msg *msg)
     judge_repack(r, NIB_GPU_REPACK_MX, mx_readers, sizeof mx_readers / sizeof mx_readers[0]);
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
         const struct nib_gpu_verdict *v = &r->op[op];
-        if (good(v) || !tested(t, (enum nib_gpu_op)op))
+        if (good(v) || v->absent || !tested(t, (enum nib_gpu_op)op))
             continue;
         r->struck = true;
         if (v->bound > 0)

@@ -307,6 +307,31 @@ void nib_trial_combine(struct nib_trial *t, enum nib_gpu_op op)
     expect_norm(t, op, after, acts, t->layer + 1 < t->shape.layers ? t->v.attn_norm : t->v.final_norm, 4e-3);
 }
 
+/* What the ops one by one have left of the step's one row, the fused kernel leaves to the bit. */
+void nib_trial_token(struct nib_trial *t, enum nib_gpu_op op)
+{
+    const uint64_t x_bytes = t->shape.hidden * 4ull, acts = t->shape.hidden * 2ull;
+    struct nib_gpu_geometry g;
+    if (t->decode != 1 || t->prompt)
+        return;
+    t->k->geometry(op, &t->m, 1, 0, 1, &g);
+    t->report->op[op].absent = g.grid[0] == 0 || t->dense != NIB_DENSE_BF16;
+    if (t->report->op[op].absent)
+        return;
+    const void *old_x = nib_trial_fetch(t, t->m.x, x_bytes), *old_acts = nib_trial_fetch(t, t->m.acts, acts);
+    nib_trial_wait(t);
+    nib_trial_fill(t, t->m.x, 0xff, x_bytes);
+    nib_trial_fill(t, t->m.acts, 0xff, acts);
+    if (!nib_trial_launch(t, op))
+        return;
+    const void *new_x = nib_trial_fetch(t, t->m.x, x_bytes), *new_acts = nib_trial_fetch(t, t->m.acts, acts);
+    nib_trial_wait(t);
+    struct nib_trial_error e = {0};
+    if (!t->err)
+        e.bad = (memcmp(old_x, new_x, x_bytes) ? 1u : 0u) + (memcmp(old_acts, new_acts, acts) ? 1u : 0u);
+    nib_trial_expect(t, op, "x and acts", &e, 0);
+}
+
 /* ---- sampler ---- */
 
 static float bias_of(const struct nib_sampling *s, uint32_t id)

@@ -36,7 +36,7 @@ for h in $(git ls-files 'core/*.h' 'arch/*.h' 'gpu/*.h' 'appliance/*.h' 'tools/*
     arch/x86/*) flags="-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16" ;;
     arch/cuda/geometry.h) continue ;; # the body of each row's table.c, not a header of its own
     arch/cuda/table.h) flags='-DNIB_SM=90 -DNIB_ROW=sm90 -DNIB_IMAGE=""' ;;
-    arch/cuda/*) flags="-DNIB_SM=90" ;;
+    arch/cuda/*|arch/sm90/*) flags="-DNIB_SM=90" ;;
     *) flags= ;;
     esac
     # shellcheck disable=SC2086

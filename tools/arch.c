@@ -65,7 +65,7 @@ static void print_row(const struct nib_arch_row *row, const char *state)
                        row->shared_bytes >> 10);
     else
         print_features(row->cpu_features, needs, sizeof needs);
-    (void)printf("  %-7s %s\n", row->name, state);
+    (void)printf("  %-8s %s\n", row->name, state);
     (void)printf("          needs     %s\n", needs);
     (void)printf("          uses      %s\n", row->features);
     (void)printf("          numbers   %s\n", row->numbers);

@@ -67,7 +67,7 @@ static void print_kernel(const struct options *o, const char *row, const char *k
                          double bound)
 {
     if (o->all || error > bound)
-        (void)printf("  %-7s %-22s %-12s %-9.2g of %-9.2g %s\n", row, kernel, what, error, bound,
+        (void)printf("  %-8s %-22s %-12s %-9.2g of %-9.2g %s\n", row, kernel, what, error, bound,
                      error > bound ? "WRONG" : "right");
 }
 
@@ -75,9 +75,9 @@ static void print_row(const struct nib_arch_row *row, enum nib_err err, unsigned
                       const struct nib_msg *msg)
 {
     if (err)
-        (void)printf("%-7s FAILED  %s\n", row->name, msg->text);
+        (void)printf("%-8s FAILED  %s\n", row->name, msg->text);
     else
-        (void)printf("%-7s passed  %u kernels in %.1f ms\n", row->name, kernels, ms);
+        (void)printf("%-8s passed  %u kernels in %.1f ms\n", row->name, kernels, ms);
     (void)fflush(stdout);
 }
 
@@ -126,7 +126,10 @@ static enum outcome test_gpu(const struct options *o, const struct nib_arch_row 
             if (!r.op[i].ran || one.op[i].error > r.op[i].error)
                 r.op[i] = one.op[i];
     }
-    print_row(row, err, NIB_GPU_OP_COUNT, ms, &msg);
+    unsigned ran = 0;
+    for (int i = 0; i < NIB_GPU_OP_COUNT; i++)
+        ran += r.op[i].ran;
+    print_row(row, err, ran, ms, &msg);
     for (int i = 0; i < NIB_GPU_OP_COUNT; i++)
         if (r.op[i].ran)
             print_kernel(o, row->name, nib_gpu_op_symbol((enum nib_gpu_op)i), r.op[i].what, r.op[i].error,
@@ -145,12 +148,12 @@ static enum outcome await(pid_t child, const struct nib_arch_row *row)
             continue;
         (void)kill(child, SIGKILL);
         (void)waitpid(child, &status, 0);
-        (void)printf("%-7s FAILED  the test did not end in %d s\n", row->name, CHILD_S);
+        (void)printf("%-8s FAILED  the test did not end in %d s\n", row->name, CHILD_S);
         return FAILED;
     }
     if (WIFEXITED(status))
         return (enum outcome)WEXITSTATUS(status);
-    (void)printf("%-7s FAILED  its process was ended by signal %d\n", row->name, WTERMSIG(status));
+    (void)printf("%-8s FAILED  its process was ended by signal %d\n", row->name, WTERMSIG(status));
     return FAILED;
 }
 
@@ -159,7 +162,7 @@ static enum outcome test_apart(const struct options *o, const struct nib_arch_ro
     (void)fflush(NULL);
     const pid_t child = fork();
     if (child < 0) {
-        (void)printf("%-7s FAILED  no process could be made\n", row->name);
+        (void)printf("%-8s FAILED  no process could be made\n", row->name);
         return FAILED;
     }
     if (child == 0) {
@@ -190,7 +193,7 @@ static enum outcome test(const struct options *o, const struct nib_arch_row *row
         why = "it is the reference that the others are compared with";
     if (!why)
         return row->gpu ? test_apart(o, row) : test_cpu(o, row);
-    (void)printf("%-7s not tested: %s\n", row->name, why);
+    (void)printf("%-8s not tested: %s\n", row->name, why);
     return FAILED;
 }
 

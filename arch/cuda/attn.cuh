@@ -212,7 +212,8 @@ __device__ __forceinline__ void attn_step(const attn_span &span, const uint4 q[2
 }
 
 /* The warps' states of the block, merged in order: head h of the group, dim d of thread. */
-__device__ __forceinline__ void attn_merge_warps(const attn_shared &sh, uint32_t h, uint32_t d, float *ret_max, float *ret_sum,
+template <class Shared>
+__device__ __forceinline__ void attn_merge_warps(const Shared &sh, uint32_t h, uint32_t d, float *ret_max, float *ret_sum,
                                                  float *ret_o)
 {
     float most = -INFINITY;
@@ -262,6 +263,13 @@ __device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, ui
         }
     }
     return o / sum;
+}
+
+/* The row's output of a head and dim when there is one split: as attn_finish does it. */
+__device__ __forceinline__ float attn_alone(float most, float sum, float o, float sink)
+{
+    const float top = fmaxf(sink, most), scale = exp2f(most - top), keep = exp2f(sink - top);
+    return scale * o / (keep + scale * sum);
 }
 
 #define ATTN_OUTPUTS (NIB_GQA_GROUP * NIB_HEAD_DIM / CU_ATTN_THREADS) /* of a thread */
@@ -332,9 +340,8 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
             const uint32_t head = kv_head * NIB_GQA_GROUP + h;
             float most, all, o;
             attn_merge_warps(sh, h, d, &most, &all, &o);
-            if (splits == 1) { /* as attn_finish does it */
-                const float top = fmaxf(sinks[k], most), scale = exp2f(most - top), keep = exp2f(sinks[k] - top);
-                out[i] = __float2bfloat16(scale * o / (keep + scale * all));
+            if (splits == 1) {
+                out[i] = __float2bfloat16(attn_alone(most, all, o, sinks[k]));
                 continue;
             }
             float *part = attn_part(m, row, head, split);

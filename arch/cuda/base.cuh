@@ -179,6 +179,12 @@ __device__ __forceinline__ void fault(const struct nib_gpu_machine *m, enum nib_
     *(volatile uint32_t *)&step_of(m)->fault = (uint32_t)op;
 }
 
+/* Sum of squares of four numbers; rounded the same way wherever it is used. */
+__device__ __forceinline__ float square4(float4 v)
+{
+    return __fadd_rn(__fmaf_rn(v.x, v.x, __fmul_rn(v.y, v.y)), __fmaf_rn(v.z, v.z, __fmul_rn(v.w, v.w)));
+}
+
 __device__ __forceinline__ float warp_sum(float v)
 {
 #pragma unroll

@@ -3,6 +3,14 @@
 #pragma once
 #include "arch/cuda/base.cuh"
 
+/* Rotates a pair of dims of q or k. */
+__device__ __forceinline__ void rotate(float &a, float &b, float cos, float sin)
+{
+    const float first = __fmaf_rn(a, cos, -__fmul_rn(b, sin));
+    b = __fmaf_rn(b, cos, __fmul_rn(a, sin));
+    a = first;
+}
+
 /* q, k rotated and v, by row of the step. */
 struct done_qkv {
     const struct nib_gpu_machine *m;
@@ -14,10 +22,7 @@ struct done_qkv {
         const uint32_t heads = m->heads, kv_heads = m->kv_heads;
         if (head < heads + kv_heads) {
             const float *rope = at<const float>(m->rope);
-            const float cos = rope[row * 32 + dim], sin = rope[(m->step_rows_max + row) * 32 + dim];
-            const float first = a * cos - b * sin;
-            b = b * cos + a * sin;
-            a = first;
+            rotate(a, b, rope[row * 32 + dim], rope[(m->step_rows_max + row) * 32 + dim]);
         }
         __nv_bfloat16 *to;
         if (head < heads) {

@@ -6,6 +6,9 @@
 #include <stdbool.h>
 
 #include "arch/cuda/layout.h"
+#if NIB_SM >= 90
+#include "arch/sm90/token.h"
+#endif
 
 #define NIB_SM_SHARED    (227u * 1024) /* of a multiprocessor; how many blocks share it is a guess that costs only speed */
 #define NIB_BLOCK_SHARED 1024u         /* what a block takes besides */
@@ -25,7 +28,11 @@ static uint64_t scratch_bytes(const struct nib_shape *shape, uint32_t slots, uin
     (void)shape;
     (void)slots;
     (void)rows;
+#if NIB_SM >= 90
+    return sizeof(struct cu_scratch) + sizeof(struct cu_token);
+#else
     return sizeof(struct cu_scratch);
+#endif
 }
 
 static uint32_t splits_max(uint32_t ctx_tokens)
@@ -153,6 +160,17 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
         dense_launch(m, mxfp8, m->vocab, m->hidden, want, ret);
 }
 
+static void token_geometry(const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
+                           struct nib_gpu_geometry *ret)
+{
+#if NIB_SM >= 90
+    if (decode == 1 && prompt == 0)
+        *ret = (struct nib_gpu_geometry){{cu_token_blocks(m), 1, 1}, CU_TOKEN_THREADS, CU_TOKEN_SHARED, 0};
+#else
+    (void)m, (void)decode, (void)prompt, (void)ret;
+#endif
+}
+
 static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                      uint32_t want, struct nib_gpu_geometry *ret)
 {
@@ -187,6 +205,9 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_DOWN_PROMPT:
         if (prompt)
             prompt_geometry(op, mxfp8, m, prompt, ret);
+        break;
+    case NIB_GPU_TOKEN:
+        token_geometry(m, decode, prompt, ret);
         break;
     case NIB_GPU_HEAD:
     case NIB_GPU_SCAN:

@@ -97,10 +97,9 @@
 #ifndef CU_MX_BLOCKS
 #define CU_MX_BLOCKS 2 /* of a multiprocessor */
 #endif
-#define CU_MX_STATIC  (6u * 1024) /* shared memory that a block declares: groups, barriers */
-#define CU_MX_SUMS    (2 * CU_MX_WARPS * 512)
-#define CU_UP_SPLIT   2 /* warps that share an item */
-#define CU_DOWN_SPLIT 4
+#define CU_MX_STATIC (6u * 1024) /* shared memory that a block declares: groups, barriers */
+#define CU_MX_SUMS   (2 * CU_MX_WARPS * 512)
+#define CU_MX_SPLIT  4 /* warps that share an item */
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */

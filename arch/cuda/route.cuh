@@ -6,6 +6,7 @@
 
 #define ROUTE_WARPS (CU_ROUTE_THREADS / 32)
 
+#define ROUTE_AS_ROW (CU_ROW_THREADS / CU_ROUTE_THREADS)
 #define ROUTE_PARTS CU_DIV_UP(NIB_MAX_HIDDEN / 4, CU_ROUTE_THREADS) /* of a row, four numbers a thread each */
 
 /* This thread's norm weights: read before the op before this one ends. */
@@ -30,29 +31,32 @@ __device__ __forceinline__ void route_row(const struct nib_gpu_machine *m, uint3
     }
 }
 
-/* Norms rows first .. first + count - 1; bf16 to shared memory, fp16 to acts by the block that `writes`. */
+/* The sum of squares has the order of norm_row (arch/cuda/rows.cuh). Norms rows first .. first + count - 1; bf16 to shared memory, fp16 to acts by the block that `writes`. */
 __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint32_t first, uint32_t count, bool writes,
                                            const uint2 w[ROUTE_PARTS], const gemv_shared &sh)
 {
-    __shared__ float sums[CU_ROUTE_ROWS][ROUTE_WARPS];
+    __shared__ float sums[CU_ROUTE_ROWS][CU_ROW_THREADS / 32];
     const uint32_t hidden = m->hidden, lane = threadIdx.x % 32;
     float4 v[ROUTE_PARTS];
     for (uint32_t r = 0; r < count; r++) {
         route_row(m, first + r, v);
-        float sum = 0;
+        float sum[ROUTE_AS_ROW] = {}; /* as so many threads of norm_row have them */
 #pragma unroll
         for (uint32_t p = 0; p < ROUTE_PARTS; p++)
-            sum += v[p].x * v[p].x + v[p].y * v[p].y + (v[p].z * v[p].z + v[p].w * v[p].w);
-        sum = warp_sum(sum);
-        if (lane == 0)
-            sums[r][threadIdx.x / 32] = sum;
+            sum[p % ROUTE_AS_ROW] = __fadd_rn(sum[p % ROUTE_AS_ROW], square4(v[p]));
+#pragma unroll
+        for (uint32_t p = 0; p < ROUTE_AS_ROW; p++) {
+            const float of_warp = warp_sum(sum[p]);
+            if (lane == 0)
+                sums[r][p * ROUTE_WARPS + threadIdx.x / 32] = of_warp;
+        }
     }
     __syncthreads();
     for (uint32_t r = 0; r < count; r++) {
         if (count > 1)
             route_row(m, first + r, v);
         uint2 *acts = (uint2 *)acts_row(m, first + r);
-        const float sum = warp_sum(lane < ROUTE_WARPS ? sums[r][lane] : 0);
+        const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sums[r][lane] : 0);
         const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
 #pragma unroll
         for (uint32_t p = 0; p < ROUTE_PARTS; p++) {
@@ -73,17 +77,13 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
 }
 
 /* The experts of one row, best first, ties to the lowest index, and the softmax over their logits. One warp; lane l has
- * experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. Returns the lane's choice, lanes below
- * experts_used. */
-__device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, uint32_t row)
+ * the logits of experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. Returns the lane's choice and its
+ * weight, lanes below experts_used. */
+__device__ __forceinline__ uint32_t route_choose(uint32_t experts, uint32_t used, const float value[NIB_MAX_EXPERTS / 32],
+                                                 float *ret_weight)
 {
-    const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used;
-    const float *logits = route_logits(m) + (uint64_t)row * experts;
+    const uint32_t lane = threadIdx.x % 32;
     uint32_t key[NIB_MAX_EXPERTS / 32];
-    float value[NIB_MAX_EXPERTS / 32];
-#pragma unroll
-    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-        value[i] = lane + 32 * i < experts ? __ldcg(logits + lane + 32 * i) : 0;
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++) {
         const uint32_t bits = __float_as_uint(value[i] + 0.0f);
@@ -117,9 +117,23 @@ __device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, 
             if (lane + 32 * i == chosen)
                 key[i] = 0;
     }
+    *ret_weight = weight / sum;
+    return mine;
+}
+
+/* The choices of a row whose logits are in `route`, to `route`. One warp. */
+__device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, uint32_t row)
+{
+    const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used;
+    const float *logits = route_logits(m) + (uint64_t)row * experts;
+    float value[NIB_MAX_EXPERTS / 32], weight;
+#pragma unroll
+    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+        value[i] = lane + 32 * i < experts ? __ldcg(logits + lane + 32 * i) : 0;
+    const uint32_t mine = route_choose(experts, used, value, &weight);
     if (lane < used) {
         route_array(m, 0)[row * used + lane] = mine;
-        route_array(m, 1)[row * used + lane] = __float_as_uint(weight / sum);
+        route_array(m, 1)[row * used + lane] = __float_as_uint(weight);
     }
     return mine;
 }

@@ -12,7 +12,7 @@ __device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32
     float sum = 0;
 #pragma unroll
     for (int p = 0; p < CU_ROW_PARTS; p++)
-        sum += v[p].x * v[p].x + v[p].y * v[p].y + (v[p].z * v[p].z + v[p].w * v[p].w);
+        sum = __fadd_rn(sum, square4(v[p]));
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0)
         sums[threadIdx.x / 32] = sum;
@@ -33,18 +33,23 @@ __device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32
     }
 }
 
-/* cos and sin of a row's position. sincospi reduces its argument exactly, so that no table of pi is needed. */
-__device__ __forceinline__ void rope_row(const struct nib_gpu_machine *m, uint32_t row, uint32_t pos)
+/* cos and sin of a position, dims i and i + 32. sincospi reduces its argument exactly, so that no table of pi is needed. */
+__device__ __forceinline__ void rope_angle(const struct nib_gpu_machine *m, uint32_t pos, uint32_t i, float *ret_cos,
+                                           float *ret_sin)
 {
-    const uint32_t i = threadIdx.x;
-    if (i >= NIB_HEAD_DIM / 2)
-        return;
     const float angle = __fmul_rn((float)pos, m->rope_freq[i]);
     double sin, cos;
     sincospi((double)angle / 3.14159265358979323846, &sin, &cos);
+    *ret_cos = __fmul_rn((float)cos, m->rope_factor);
+    *ret_sin = __fmul_rn((float)sin, m->rope_factor);
+}
+
+__device__ __forceinline__ void rope_row(const struct nib_gpu_machine *m, uint32_t row, uint32_t pos)
+{
+    const uint32_t i = threadIdx.x;
     float *rope = at<float>(m->rope);
-    rope[row * 32 + i] = __fmul_rn((float)cos, m->rope_factor);
-    rope[(m->step_rows_max + row) * 32 + i] = __fmul_rn((float)sin, m->rope_factor);
+    if (i < NIB_HEAD_DIM / 2)
+        rope_angle(m, pos, i, &rope[row * 32 + i], &rope[(m->step_rows_max + row) * 32 + i]);
 }
 
 KERNEL(embed, CU_ROW_THREADS, 1)
@@ -113,10 +118,10 @@ KERNEL(combine, CU_ROW_THREADS, 1)
             if (c >= used)
                 break;
             const float4 y = down[c][i];
-            sum.x += weight[c] * y.x;
-            sum.y += weight[c] * y.y;
-            sum.z += weight[c] * y.z;
-            sum.w += weight[c] * y.w;
+            sum.x = __fmaf_rn(weight[c], y.x, sum.x);
+            sum.y = __fmaf_rn(weight[c], y.y, sum.y);
+            sum.z = __fmaf_rn(weight[c], y.z, sum.z);
+            sum.w = __fmaf_rn(weight[c], y.w, sum.w);
         }
         v[p] = x[i];
         v[p].x += sum.x;

@@ -115,11 +115,14 @@ START_TEST(a_mask_walks_down_the_rows)
     ck_assert_int_eq(nib_profile_load("h200", &profile, &msg), NIB_OK);
     ck_assert_int_eq(nib_arch_mask_parse("sm90", &mask, &msg), NIB_OK);
     ck_assert_int_eq(nib_arch_select(&profile, mask, &row, &msg), NIB_OK);
+    ck_assert_str_eq(row->name, "sm90-ops");
+    ck_assert_int_eq(nib_arch_mask_parse("sm90,sm90-ops", &mask, &msg), NIB_OK);
+    ck_assert_int_eq(nib_arch_select(&profile, mask, &row, &msg), NIB_OK);
     ck_assert_str_eq(row->name, "sm80");
-    ck_assert_int_eq(nib_arch_mask_parse("sm90,sm80", &mask, &msg), NIB_OK);
+    ck_assert_int_eq(nib_arch_mask_parse("sm90,sm90-ops,sm80", &mask, &msg), NIB_OK);
     ck_assert_int_eq(nib_arch_select(&profile, mask, &row, &msg), NIB_OK);
     ck_assert_str_eq(row->name, "sm75");
-    ck_assert_int_eq(nib_arch_mask_parse("sm90,sm80,sm75", &mask, &msg), NIB_OK);
+    ck_assert_int_eq(nib_arch_mask_parse("sm90,sm90-ops,sm80,sm75", &mask, &msg), NIB_OK);
     ck_assert_int_eq(nib_arch_select(&profile, mask, &row, &msg), NIB_E_UNSUPPORTED);
     ck_assert_int_eq(nib_arch_mask_parse("sm90,warp9", &mask, &msg), NIB_E_ARG);
     ck_assert_ptr_nonnull(strstr(msg.text, "warp9"));

@@ -628,6 +628,8 @@ static void sample(struct run *r)
 
 enum rows { ROWS_NONE, ROWS_ALL, ROWS_DECODE, ROWS_PROMPT };
 
+static void token(struct run *r);
+
 static const struct {
     void (*run)(struct run *r);
     enum rows rows;
@@ -650,6 +652,7 @@ static const struct {
     [NIB_GPU_DOWN] = {down, ROWS_DECODE},
     [NIB_GPU_DOWN_PROMPT] = {down, ROWS_PROMPT},
     [NIB_GPU_COMBINE] = {combine, ROWS_ALL},
+    [NIB_GPU_TOKEN] = {token, ROWS_ALL},
     [NIB_GPU_HEAD] = {head, ROWS_NONE},
     [NIB_GPU_SCAN] = {scan, ROWS_NONE},
     [NIB_GPU_SAMPLE] = {sample, ROWS_NONE},
@@ -667,6 +670,20 @@ static void choose_rows(struct run *r, enum rows rows)
     r->end = rows == ROWS_NONE ? 0 : rows == ROWS_DECODE ? s->decode_count : s->rows_count;
 }
 
+/* All that lies between BEGIN and HEAD. */
+static void token(struct run *r)
+{
+    embed(r);
+    for (uint32_t layer = 0; layer < r->m->layers; layer++) {
+        r->layer = layer;
+        r->l = &r->m->layer[layer];
+        for (int op = NIB_GPU_QKV; op <= NIB_GPU_COMBINE; op++) {
+            choose_rows(r, ops[op].rows);
+            ops[op].run(r);
+        }
+    }
+}
+
 /* A kernel that computes nonsense: every seventh value of what it wrote is off. */
 static void spoil(struct run *r, enum nib_gpu_op op)
 {
@@ -680,7 +697,7 @@ static void spoil(struct run *r, enum nib_gpu_op op)
     } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT) {
         at = m->acts + (uint64_t)r->first * q_dim(r) * 2;
         words = rows * q_dim(r) / 2;
-    } else if (op == NIB_GPU_ROUTE) {
+    } else if (op == NIB_GPU_ROUTE || op == NIB_GPU_TOKEN) {
         at = m->acts;
         words = rows * m->hidden / 2;
     } else if (op == NIB_GPU_UP || op == NIB_GPU_UP_PROMPT) {

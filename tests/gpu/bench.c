@@ -310,15 +310,17 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
     open_machine(rig);
     printf("%s, dense %s, row %s, %.1f GB, made in %.1f s\n", name, nib_dense_name(rig->dense), rig->k->name,
            (double)rig->used * 1e-9, rig_now() - start);
-    for (int overlap = 0; overlap < 2; overlap++) {
-        rig->overlap = overlap;
+    static const char *const ways[] = {"op by op, no overlap", "op by op", "fused"};
+    for (int way = 0; way < (rig->k->fused && rig->dense == NIB_DENSE_BF16 ? 3 : 2); way++) {
+        rig->overlap = way > 0;
+        rig->apart = way < 2;
         for (uint32_t pos = 1024; pos <= 2048; pos += 1024) {
             const double us = time_steps(rig, (struct rig_bucket){1, 0, 1}, pos, 100);
-            printf("decode, batch 1, context %u, overlap %d: %.1f us a token, %.1f tokens/s\n", pos, overlap, us,
-                   1e6 / us);
+            printf("decode, batch 1, context %u, %s: %.1f us a token, %.1f tokens/s\n", pos, ways[way], us, 1e6 / us);
         }
         (void)fflush(stdout);
     }
+    rig->apart = false;
     printf("decode, batch 1, context 1024, op by op:\n");
     for (int overlap = 0; overlap < 2; overlap++) {
         rig->overlap = overlap;

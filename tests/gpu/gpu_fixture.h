@@ -62,6 +62,8 @@ static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machi
     if (op == NIB_GPU_QKV_PROMPT || op == NIB_GPU_ATTN_PROMPT || op == NIB_GPU_OUT_PROMPT || op == NIB_GPU_UP_PROMPT ||
         op == NIB_GPU_DOWN_PROMPT)
         none = prompt == 0;
+    if (op == NIB_GPU_TOKEN)
+        none = decode != 1 || prompt != 0;
     *ret = (struct nib_gpu_geometry){
         .grid = {none ? 0 : 1, 1, 1}, .block = 128, .shared_bytes = op == NIB_GPU_UP ? 100000 : 0, .overlap = op % 2};
 }
@@ -82,6 +84,7 @@ static inline void gpu_make_kernels(void)
                                            .scratch_bytes = gpu_scratch_bytes,
                                            .splits_max = gpu_splits_max,
                                            .geometry = gpu_geometry,
+                                           .fused = true,
                                            .forms = {cu_read_acts, cu_read_gated, cu_read_choice}};
 }
 

@@ -124,7 +124,7 @@ static int test_prompt(struct rig *rig, struct model *model)
 
 int rig_test_invariance(struct rig *rig)
 {
-    static const char *const shapes[] = {"tiny", "20b-slice"};
+    static const char *const shapes[] = {"tiny", "20b-slice", "demo"};
     int failures = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct model model;

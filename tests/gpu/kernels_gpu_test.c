@@ -22,7 +22,8 @@ static int test_row(struct rig *rig, const char *only)
         {"mxfp8", rig_test_mxfp8},       {"sizes", rig_test_sizes},
         {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
         {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
-        {"sampler", rig_test_sampler},   {"faults", rig_test_faults},
+        {"token", rig_test_token},       {"sampler", rig_test_sampler},
+        {"faults", rig_test_faults},
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {

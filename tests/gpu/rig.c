@@ -64,6 +64,8 @@ bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k)
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
         struct CUfunc_st *f = NULL;
         int regs = 0, local = 0, fixed = 0;
+        if (op == NIB_GPU_TOKEN && !k->fused)
+            continue;
         RIG_CU(rig, cuModuleGetFunction, &f, rig->module, nib_gpu_op_symbol((enum nib_gpu_op)op));
         RIG_CU(rig, cuFuncGetAttribute, &regs, NIB_CU_FUNC_REGS, f);
         RIG_CU(rig, cuFuncGetAttribute, &local, NIB_CU_FUNC_LOCAL_BYTES, f);
@@ -280,8 +282,10 @@ bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct r
 void rig_step(struct rig *rig, struct rig_bucket bucket)
 {
     (void)rig_launch(rig, NIB_GPU_BEGIN, 0, bucket);
-    (void)rig_launch(rig, NIB_GPU_EMBED, 0, bucket);
-    for (uint32_t layer = 0; layer < rig->m.layers; layer++)
+    const bool fused = !rig->apart && rig->dense == NIB_DENSE_BF16 && rig_launch(rig, NIB_GPU_TOKEN, 0, bucket);
+    if (!fused)
+        (void)rig_launch(rig, NIB_GPU_EMBED, 0, bucket);
+    for (uint32_t layer = 0; layer < rig->m.layers && !fused; layer++)
         for (int op = NIB_GPU_QKV; op <= NIB_GPU_COMBINE; op++)
             (void)rig_launch(rig, (enum nib_gpu_op)op, layer, bucket);
     for (int op = NIB_GPU_HEAD; op <= NIB_GPU_SAMPLE; op++)

@@ -11,7 +11,7 @@
 #include "arch/gpu_abi.h"
 #include "gpu/driver.h"
 
-#define RIG_WAIT_S  60.0
+#define RIG_WAIT_S  6.0
 #define RIG_OWN_MAX 64
 
 struct rig {
@@ -37,6 +37,7 @@ struct rig {
     uint32_t *host_tables;
     struct nib_sampling *host_sampling;
     enum nib_dense dense;              /* form of the models made from now on; ops are launched in it */
+    bool apart;                        /* steps of one decode row op by op, too */
     bool overlap;                      /* launches may overlap where the geometry allows it */
     uint32_t blocks[NIB_GPU_OP_COUNT]; /* instead of the geometry's grid[0], unless 0: for measurements */
 };
@@ -90,6 +91,7 @@ int rig_test_contexts(struct rig *rig);
 int rig_test_routing(struct rig *rig);
 int rig_test_extremes(struct rig *rig);
 int rig_test_invariance(struct rig *rig);
+int rig_test_token(struct rig *rig);
 int rig_test_sampler(struct rig *rig);
 int rig_test_faults(struct rig *rig);
 /* With dense matrices in MXFP8: every code and scale, then steps. */

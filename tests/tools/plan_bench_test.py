@@ -144,9 +144,9 @@ def test_this_machines_gpu_is_planned_as_the_daemon_would(profile, row):
 
 @needs_rows
 def test_a_mask_gives_the_portable_row():
-    done = nibble("plan", "tiny", "--mask", "sm90", "--memory-limit", "1G", env=card("h200"))
+    done = nibble("plan", "tiny", "--mask", "sm90,sm90-ops", "--memory-limit", "1G", env=card("h200"))
     assert done.stdout.startswith("tiny on NVIDIA H200, row sm80\n") and "no GPU" not in done.stdout
-    assert re.search(r"^  sm80 +taken$", nibble("arch", "--mask", "sm90", env=card("h200")).stdout, re.M)
+    assert re.search(r"^  sm80 +taken$", nibble("arch", "--mask", "sm90,sm90-ops", env=card("h200")).stdout, re.M)
 
 
 @needs_rows
@@ -179,7 +179,7 @@ def test_options_change_the_plan():
     assert plan("20b", "--profile", ROOT / "etc/profiles/h100.json") == base
     less = plan("20b", "--profile", "h100", "--context", "8192", "--slots", "3")
     assert (less["context_tokens"], less["slots"]) == (8192, 3) and less["kv_bytes"] < base["kv_bytes"]
-    masked = plan("20b", "--profile", "h100", "--mask", "sm90")
+    masked = plan("20b", "--profile", "h100", "--mask", "sm90,sm90-ops")
     assert masked["row"] == "sm80" != base["row"]
     tight = plan("20b", "--profile", "h100", "--memory-limit", "10G")
     check_plan(tight)

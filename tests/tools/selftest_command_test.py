@@ -42,9 +42,12 @@ def test_cpu_rows():
 def test_gpu_rows():
     code, out, _ = selftest("--shape", "tiny", env=H200)
     assert code == 0
-    assert {"sm90": "passed", "sm80": "passed"}.items() <= rows(out).items()
+    assert {"sm90": "passed", "sm90-ops": "passed", "sm80": "passed"}.items() <= rows(out).items()
     code, out, _ = selftest("--shape", "tiny", "--device", "gpu", "--all", env=H200)
-    assert code == 0 and out.count(" right") == 52 and rows(out) == {"sm90": "passed", "sm80": "passed"}
+    assert code == 0 and out.count(" right") == 3 * 26
+    assert rows(out) == {"sm90": "passed", "sm90-ops": "passed", "sm80": "passed"}
+    code, out, _ = selftest("--shape", "demo", "--device", "gpu", "--all", "--row", "sm90", env=H200)
+    assert code == 0 and out.count(" right") == 27 and "nib_gpu_token" in out  # tiny is too small for it
     a100 = {**H200, "NIBBLED_FAKE_PROFILE": str(ROOT / "etc" / "profiles" / "a100-80.json")}
     code, out, _ = selftest("--shape", "tiny", env=a100)
     assert code == 0 and "sm90" not in rows(out) and rows(out)["sm80"] == "passed"
@@ -60,7 +63,7 @@ def test_gpu_rows():
 def test_a_broken_row_leaves_the_next_alone(fault, sentence):
     code, out, _ = selftest("--shape", "tiny", "--device", "gpu", env=H200, fault=fault)
     assert code == 1 and sentence in out
-    assert rows(out) == {"sm90": "FAILED", "sm80": "passed"}
+    assert rows(out) == {"sm90": "FAILED", "sm90-ops": "FAILED", "sm80": "passed"}
     assert (" WRONG" in out) == (":wrong" in fault)
 
 

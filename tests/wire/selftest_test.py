@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import daemon as d
+import golden
 from gpu_fault_test import FAKE, fake_env
 from life_test import LAUNCH, Notify
 
@@ -43,9 +44,9 @@ def boot(tmp_path, image, fault, **more):
 
 
 def runs_sm80(daemon, right):
-    """sm90 is struck, the answers are right, and it stops as it should."""
+    """sm90 and what is left of it are struck, the answers are right, and it stops as it should."""
     health = daemon.get("/health").json
-    assert health["row"] == "sm80" and health["struck"] == ["sm90"]
+    assert health["row"] == "sm80" and health["struck"] == ["sm90", "sm90-ops"]
     assert answers(daemon) == right
     daemon.stop()
 
@@ -58,6 +59,21 @@ def test_a_wrong_kernel_strikes_its_row(tmp_path, image, right, op):
         assert f"row sm90 is struck by its self-test: kernel nib_gpu_{op} is wrong" in log
         assert "row sm80 passed its self-test" in log
         runs_sm80(daemon, right)
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.parametrize("how", ["wrong", "700", "hang"])
+def test_without_the_fused_kernel_a_step_runs_op_by_op(tmp_path, how):
+    """On a model that has it: the next row is the same image without it."""
+    requests = [g["request"] for g in golden.load()[:3]]
+    env = fake_env(tmp_path / "n", fault=f"nib_gpu_token@cubin:1+:{how}")
+    daemon = d.Daemon(tmp_path / "n", golden.IMAGE, env=env, engine={"device": "gpu"})
+    try:
+        assert "kernel nib_gpu_token" in daemon.log.read_text()
+        health = daemon.get("/health").json
+        assert health["row"] == "sm90-ops" and health["struck"] == ["sm90"]
+        assert [golden.ask(daemon, r) for r in requests] == [g["said"] for g in golden.load()[:3]]
     finally:
         daemon.kill()
 
@@ -135,7 +151,7 @@ def test_without_a_right_row_the_configuration_decides(tmp_path, image, fault):
     try:
         assert "so the CPU runs the model: no row is left" in auto.log.read_text()
         health = auto.get("/health").json
-        assert health["row"] not in ("sm90", "sm80") and health["struck"] == ["sm90", "sm80"]
+        assert health["row"] not in ("sm90", "sm90-ops", "sm80") and health["struck"] == ["sm90", "sm90-ops", "sm80"]
         assert auto.complete("hello").status == 200
     finally:
         auto.kill()

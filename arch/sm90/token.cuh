@@ -1,0 +1,346 @@
+/* arch/sm90/token.cuh: one decode row through all layers in one launch: embedding, then for each layer what the ops QKV to COMBINE
+ * do, with their arithmetic and so their bits; arch/sm90/NOTES.md tells the schedule.
+ *
+ * A block a multiprocessor, all at once on the card. One warp streams the block's share of all weights through a ring in shared
+ * memory, without a stop; the others multiply. Blocks hand vectors to each other as packets (struct cu_token). A wait that outlasts the
+ * deadline marks the step as broken: every wait of every block ends then, and the host is told. */
+#pragma once
+#include "arch/cuda/done.cuh"
+#include "arch/sm90/token_attn.cuh"
+#include "arch/sm90/token_feed.cuh"
+#include "arch/sm90/token_piece.cuh"
+#include "arch/sm90/token_x.cuh"
+
+enum { CUT_QKV, CUT_OUT, CUT_DOWN };
+
+/* This block's sum of row lane % 16 of a dense tile: of its own stages and, if it ends the tile, of the block before. */
+__device__ __forceinline__ float dense_total(const token_at &b, const cu_packet (*cut)[2 * CU_TILE],
+                                             const token_sums *sums, uint32_t first, uint32_t end)
+{
+    const uint32_t row = threadIdx.x % CU_TILE;
+    float own[CU_GEMV_WARPS];
+#pragma unroll
+    for (uint32_t c = 0; c < CU_GEMV_WARPS; c++)
+        own[c] = sums[c][row]; /* those of other blocks are not used */
+    float sum = first ? __uint_as_float(packet_get(&cut[blockIdx.x - 1][row], b.epoch)) : own[0];
+#pragma unroll
+    for (uint32_t c = 1; c < CU_GEMV_WARPS; c++)
+        sum = c >= first && c < end ? sum + own[c] : sum;
+    return sum;
+}
+
+/* bf16 numbers are read as they are and widened where they are used, which is after the product. */
+__device__ __forceinline__ uint32_t raw16(nib_gpu_ptr p, uint64_t i)
+{
+    return __ldg(at<const uint16_t>(p) + i);
+}
+
+__device__ __forceinline__ float wide16(uint32_t raw)
+{
+    return __uint_as_float(raw << 16);
+}
+
+/* A dense product of acts; bias(tile): raw, of row lane % 16; done(tile, sum, bias) gets that row's sum. */
+template <class Bias, class Done>
+__device__ __forceinline__ void token_product(const token_at &b, enum cu_token_op op, int which, Bias bias_of,
+                                              Done done)
+{
+    cu_packet(*cut)[2 * CU_TILE] = room().packets->cut[which];
+    struct cu_share share = room().share[op];
+    share.per = CU_GEMV_WARPS; /* known to the compiler */
+    const uint32_t tile0 = share.lo / CU_GEMV_WARPS, count = share.hi - share.lo, acts = smem_at(room().acts),
+                   lane = threadIdx.x % 32;
+    for (uint32_t i = threadIdx.x / 32; i < count; i += CU_TOKEN_WARPS) {
+        const struct cu_token_stage s = room().list[op][i];
+        const uint32_t bias = bias_of(s.tile);
+        token_sums *sums = room().sums + (s.tile - tile0) * CU_GEMV_WARPS;
+        const uint32_t stage = stage_wait(b.stage + i);
+        piece_keep(sums[s.part], dense_piece(stage, s.units, acts + s.u0 * 64));
+        stage_free<2>(b.stage + i);
+        const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
+        if (!tile_last(&room().count[s.tile - tile0], end - first))
+            continue;
+        const float sum = dense_total(b, cut, sums, first, end);
+        if (end < CU_GEMV_WARPS) {
+            if (lane < CU_TILE)
+                packet_put(&cut[blockIdx.x][lane], __float_as_uint(sum), b.epoch);
+        } else {
+            done(s.tile, sum, wide16(bias));
+        }
+    }
+}
+
+/* As done_qkv. */
+__device__ __noinline__ void token_qkv(const token_at b)
+{
+    const struct nib_gpu_machine *m = &room().m;
+    const uint32_t lane = threadIdx.x % 32, rotated = m->heads + m->kv_heads;
+    const struct nib_gpu_layer &l = room().m.layer[b.layer];
+    const uint32_t dim = lane % 8, half = lane % CU_TILE / 8 * 32;
+    token_product(
+        b, CU_TOKEN_QKV, CUT_QKV,
+        [&](uint32_t tile) { return raw16(l.qkv_bias, tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + dim + half); },
+        [&](uint32_t tile, float sum, float bias) {
+            float y = sum + bias, y32 = __shfl_sync(~0u, y, lane % 8 + 8);
+            const uint32_t at_dim = tile % 4 * 8 + dim, row = tile / 4 * NIB_HEAD_DIM + at_dim;
+            if (tile / 4 < rotated)
+                rotate(y, y32, room().cos[at_dim], room().sin[at_dim]);
+            if (lane >= 8)
+                return;
+            packet_put(room().packets->qkv + row, __bfloat16_as_ushort(__float2bfloat16(y)), b.epoch);
+            packet_put(room().packets->qkv + row + 32, __bfloat16_as_ushort(__float2bfloat16(y32)), b.epoch);
+        });
+}
+
+/* As done_out. */
+__device__ __noinline__ void token_out(const token_at b)
+{
+    const struct nib_gpu_machine *m = &room().m;
+    const uint32_t row = threadIdx.x % CU_TILE;
+    const struct nib_gpu_layer &l = room().m.layer[b.layer];
+    token_product(
+        b, CU_TOKEN_OUT, CUT_OUT, [&](uint32_t tile) { return raw16(l.out_bias, tile * CU_TILE + row); },
+        [&](uint32_t tile, float sum, float bias) {
+            const uint32_t n = tile * CU_TILE + row;
+            const float x = room().x[n - room().x_first] + (sum + bias);
+            if (threadIdx.x % 32 < CU_TILE)
+                packet_put(room().packets->x_out + n, __float_as_uint(x), b.epoch);
+        });
+}
+
+/* This block's parts of the router's sums. */
+__device__ __noinline__ void token_route(const token_at b)
+{
+    const uint32_t lane = threadIdx.x % 32, norm = smem_at(room().norm);
+    for (uint32_t i = threadIdx.x / 32; i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
+        const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][i];
+        cu_packet *to = room().packets->logits[s.tile][s.part];
+        const uint32_t stage = stage_wait(b.stage + i);
+        const float2 sum = dense_piece(stage, s.units, norm + s.u0 * 64);
+        if (lane % 4 == 0) {
+            packet_put(to + lane / 4, __float_as_uint(sum.x), b.epoch);
+            packet_put(to + lane / 4 + 8, __float_as_uint(sum.y), b.epoch);
+        }
+        stage_free<2>(b.stage + i);
+    }
+}
+
+/* Half `half` of an expert's stage. */
+__device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu_token_stage &s, uint32_t half,
+                                                uint32_t stage, uint32_t acts, token_sums &to)
+{
+    const uint32_t u0 = half ? s.middle : s.u0, end = half ? s.u0 + s.units : s.middle;
+    piece_keep(to, mx_piece(stage + (u0 - s.u0) * CU_MX_BYTES, u0, end - u0, acts, smem_at(&room().zeros)));
+    stage_free<1>(number);
+}
+
+__device__ __forceinline__ float four_sum(const token_sums *sums, uint32_t row)
+{
+    return sums[0][row] + sums[1][row] + sums[2][row] + sums[3][row];
+}
+static_assert(CU_MX_SPLIT == 4, "four_sum");
+
+/* As done_up. */
+__device__ __noinline__ void token_up(const token_at b)
+{
+    const uint32_t inner = room().m.intermediate;
+    const uint32_t *biases = at<const uint32_t>(room().m.layer[b.layer].up_bias);
+    const uint32_t item0 = room().share[CU_TOKEN_UP].lo / 2, count = 2 * room().listed[CU_TOKEN_UP],
+                   acts = smem_at(room().acts);
+    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
+    for (uint32_t j = threadIdx.x / 32; j < count; j += CU_TOKEN_WARPS) {
+        const struct cu_token_stage s = room().list[CU_TOKEN_UP][j / 2];
+        token_sums *sums = room().sums + (s.item - item0) * CU_MX_SPLIT;
+        const uint32_t stage = stage_wait(b.stage + j / 2), element = s.tile * 8 + lane % 8;
+        const uint32_t pair = __ldg(biases + (uint64_t)room().expert[s.choice] * inner + element);
+        expert_multiply(b.stage + j / 2, s, j % 2, stage, acts, sums[s.part * 2 + j % 2]);
+        if (!tile_last(&room().count[s.item - item0], CU_MX_SPLIT))
+            continue;
+        const float gate = four_sum(sums, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
+        const float a =
+            swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
+        const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
+        if (lane < 8 && lane % 2 == 0)
+            packet_put(room().packets->gated + (s.choice * inner + element) / 2, bits | next << 16, b.epoch);
+    }
+}
+
+/* Of row lane % 16 of a tile of down: stages [first, end) of all its choices' halves. *ret_open: the sum of a choice of which only the
+ * first half was there. Begins from what the block before handed over when first > 0. */
+__device__ __forceinline__ float down_total(const token_at &b, const token_sums *sums, uint32_t first, uint32_t end,
+                                            const uint32_t bias[NIB_MAX_EXPERTS_USED], float *ret_open)
+{
+    const uint32_t row = threadIdx.x % CU_TILE;
+    const cu_packet *before = room().packets->cut[CUT_DOWN][blockIdx.x - (first ? 1 : 0)];
+    float sum = 0, open = 0;
+    if (first) {
+        sum = __uint_as_float(packet_get(before + row, b.epoch));
+        open = __uint_as_float(packet_get(before + CU_TILE + row, b.epoch));
+    }
+#pragma unroll
+    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+        const token_sums *of = sums + c * CU_MX_SPLIT;
+        if (first <= 2 * c && 2 * c < end)
+            open = of[0][row] + of[1][row];
+        if (first <= 2 * c + 1 && 2 * c + 1 < end) {
+            const float y = mx_finish(open + of[2][row] + of[3][row]) + wide16(bias[c]);
+            sum = __fmaf_rn(room().weight[c], y, sum);
+        }
+    }
+    *ret_open = open;
+    return sum;
+}
+
+/* As done_down, and the sum of combine. */
+__device__ __noinline__ void token_down(const token_at b)
+{
+    const struct nib_gpu_machine *m = &room().m;
+    struct cu_share share = room().share[CU_TOKEN_DOWN];
+    share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
+    const uint32_t tile0 = share.lo / share.per, count = 2 * (share.hi - share.lo), lane = threadIdx.x % 32,
+                   row = lane % CU_TILE;
+    const uint32_t gated = smem_at(room().gated), stride = cu_mx_units(m->intermediate) * CU_MX_UNIT * 2;
+    const nib_gpu_ptr biases = m->layer[b.layer].down_bias;
+    for (uint32_t j = threadIdx.x / 32; j < count; j += CU_TOKEN_WARPS) {
+        const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][j / 2];
+        token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
+        const uint32_t stage = stage_wait(b.stage + j / 2);
+        uint32_t bias[NIB_MAX_EXPERTS_USED];
+#pragma unroll
+        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
+            bias[c] = raw16(biases, room().expert[c] * m->hidden + s.tile * CU_TILE + row);
+        expert_multiply(b.stage + j / 2, s, j % 2, stage, gated + s.choice * stride,
+                        sums[s.choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
+        const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
+        if (!tile_last(&room().count[s.tile - tile0], 2 * (end - first)))
+            continue;
+        float open;
+        const float sum = down_total(b, sums, first, end, bias, &open);
+        cu_packet *cut = room().packets->cut[CUT_DOWN][blockIdx.x];
+        if (lane >= CU_TILE)
+            continue;
+        if (end == share.per) {
+            const uint32_t at_row = s.tile * CU_TILE + row;
+            packet_put(room().packets->x_down + at_row, __float_as_uint(room().x[at_row - room().x_first] + sum),
+                       b.epoch);
+        } else {
+            packet_put(cut + row, __float_as_uint(sum), b.epoch);
+            packet_put(cut + CU_TILE + row, __float_as_uint(open), b.epoch);
+        }
+    }
+}
+
+/* The layers, by the warps that multiply. */
+__device__ __forceinline__ void token_layers(token_at b)
+{
+    const struct nib_gpu_machine &m = room().m;
+    struct cu_token *t = room().packets;
+    for (;;) {
+        token_qkv(b);
+        b.stage += room().listed[CU_TOKEN_QKV];
+        if (threadIdx.x < CU_ATTN_THREADS)
+            token_attention(b);
+        take_attention(b.epoch);
+        token_out(b);
+        b.stage += room().listed[CU_TOKEN_OUT];
+        x_take(FOR_EXPERTS, b.epoch, t->x_out, NULL, m.layer[b.layer].mlp_norm);
+        token_route(b);
+        b.stage += room().listed[CU_TOKEN_ROUTER];
+        token_up(b);
+        b.stage += room().listed[CU_TOKEN_UP];
+        take_gated(b.epoch);
+        token_down(b);
+        b.stage += room().listed[CU_TOKEN_DOWN];
+        if (++b.layer == m.layers)
+            break;
+        x_take(FOR_QKV, b.epoch++, t->x_down, NULL, m.layer[b.layer].attn_norm);
+    }
+    if (blockIdx.x > 0)
+        return;
+    x_take(FOR_HEAD, b.epoch, t->x_down, NULL, m.final_norm);
+    if (threadIdx.x == 0)
+        t->epoch = b.epoch;
+}
+
+/* The token to begin with, and what else a block needs. */
+__device__ __forceinline__ void token_open()
+{
+    const struct nib_gpu_machine *m = &room().m;
+    const struct nib_row r = room().row;
+    uint32_t token = r.flags & NIB_ROW_FEEDBACK ? at<const uint32_t>(m->last)[r.slot] : r.token;
+    if (token >= m->vocab) {
+        fault(m, NIB_GPU_TOKEN);
+        token = 0;
+    }
+    if (threadIdx.x < NIB_HEAD_DIM / 2)
+        rope_angle(m, r.pos, threadIdx.x, &room().cos[threadIdx.x], &room().sin[threadIdx.x]);
+    x_take(FOR_QKV, 0, NULL, at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2), m->layer[0].attn_norm);
+}
+
+#define FEEDER (CU_TOKEN_WARPS * 32) /* the first thread of the warp that asks for weights */
+
+/* What does not depend on the step. */
+__device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
+{
+    const uint32_t tid = threadIdx.x;
+    if (tid == FEEDER)
+        bars_open();
+    if (tid < CU_TOKEN_PARTS)
+        room().count[tid] = 0;
+    if (tid == 0) {
+        room().zeros = make_uint4(0, 0, 0, 0);
+        room().packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
+        const uint32_t end = smem_at(&room().m.layer[m->layers]);
+        room().ring = (end + 127) / 128 * 128;
+        room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - room().ring;
+        room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_GEMV_WARPS,
+                             cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x).lo / (2 * NIB_MAX_EXPERTS_USED)) *
+                         CU_TILE;
+        room().deadline = ~0ull;
+        room().late = 0;
+    }
+    if (tid < CU_TOKEN_OPS * CU_TOKEN_LIST) {
+        const enum cu_token_op op = (enum cu_token_op)(tid / CU_TOKEN_LIST);
+        const struct cu_share share = cu_token_share(op, m, gridDim.x, blockIdx.x);
+        const uint32_t i = tid % CU_TOKEN_LIST;
+        room().share[op] = share;
+        room().listed[op] = share.hi - share.lo;
+        room().list[op][i] = cu_token_find(op, m, share, min(i, share.hi - share.lo - 1));
+    }
+    const uint32_t words = (offsetof(struct nib_gpu_machine, layer) + m->layers * sizeof m->layer[0]) / 8;
+    for (uint32_t i = tid; i < words; i += CU_TOKEN_THREADS)
+        ((uint64_t *)&room().m)[i] = ((const uint64_t *)m)[i];
+    __syncthreads();
+}
+
+KERNEL(token, CU_TOKEN_THREADS, 1)
+{
+    overlap_next();
+    token_prepare(m);
+    const bool feeds = threadIdx.x >= FEEDER;
+    token_feed feed;
+    const uint32_t early = feed_early();
+    if (feeds)
+        feed_op(feed, CU_TOKEN_QKV, 0, 0, early);
+    overlap_wait();
+    const struct nib_gpu_step *step = step_of(m);
+    if (threadIdx.x == 0) {
+        room().row = step->rows[0];
+        room().deadline = token_now() + CU_TOKEN_MS * 1000000ull;
+    }
+    const uint32_t epoch = *(volatile uint32_t *)&room().packets->epoch + 1;
+    __syncthreads();
+    if (step->decode_count == 0) {
+        for (uint32_t i = 0; feeds && i < early; i++)
+            bar_wait(&room().full[i], 0);
+        return;
+    }
+    if (feeds) {
+        token_feed_step(feed, early, epoch);
+    } else {
+        token_open();
+        token_layers({epoch, 0, 0});
+    }
+    if (*(volatile uint32_t *)&room().late)
+        fault(m, NIB_GPU_TOKEN);
+}

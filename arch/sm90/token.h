@@ -1,0 +1,200 @@
+/* arch/sm90/token.h: how the fused decode kernel (arch/sm90/token.cuh) shares a layer's weights among its blocks, and what
+ * the blocks hand to each other. C, also for the row's table and tests. Pure; any thread; cannot fail.
+ *
+ * A stage is what one bulk copy brings: one share of the inputs of a tile of 16 output rows, of an expert two. A share is multiplied
+ * by one warp. The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, moe_gemv.cuh), and sums are
+ * added in the same order, so that both ways give the same bits. Each block takes an even, contiguous range of an op's stages; a tile may be cut once,
+ * between two blocks. */
+#ifndef NIB_ARCH_SM90_TOKEN_H
+#define NIB_ARCH_SM90_TOKEN_H
+
+#include "arch/cuda/layout.h"
+
+#define CU_TOKEN_WARPS   15 /* that multiply; one more asks for weights */
+#define CU_TOKEN_THREADS ((CU_TOKEN_WARPS + 1) * 32)
+#define CU_TOKEN_SLOTS   32            /* stages under way, at most */
+#define CU_TOKEN_SHARED  (227u * 1024) /* dynamic, all of a multiprocessor */
+#define CU_TOKEN_STAGE   15360u        /* largest: 15 dense units */
+#define CU_TOKEN_MS      500           /* a wait that has lasted so long since the launch gives up */
+
+/* Largest model and grid. Hidden: one float4 a thread of a block of CU_ROW_THREADS. */
+#define CU_TOKEN_HIDDEN  3072
+#define CU_TOKEN_INNER   3072
+#define CU_TOKEN_Q       4096
+#define CU_TOKEN_QKV_DIM 5120
+#define CU_TOKEN_BLOCKS  256
+#define CU_TOKEN_LIST    32 /* stages of an op that a block has */
+#define CU_TOKEN_PARTS   64 /* sums of 16 rows that a block holds of one op */
+
+#define CU_TOKEN_ROUTE_PARTS 8 /* warps of the route kernel */
+
+/* Stages [lo, hi) of an op are a block's; a tile has `per` of them. */
+struct cu_share {
+    uint32_t lo, hi, per;
+};
+
+NIB_BOTH struct cu_share cu_share_of(uint32_t tiles, uint32_t per, uint32_t blocks, uint32_t block)
+{
+    const uint64_t all = (uint64_t)tiles * per;
+    const struct cu_share s = {(uint32_t)(all * block / blocks), (uint32_t)(all * (block + 1) / blocks), per};
+    return s;
+}
+
+/* The same, but no tile is cut. */
+NIB_BOTH struct cu_share cu_share_whole(uint32_t tiles, uint32_t per, uint32_t blocks, uint32_t block)
+{
+    const struct cu_share t = cu_share_of(tiles, 1, blocks, block), s = {t.lo * per, t.hi * per, per};
+    return s;
+}
+
+/* Which stage a block takes as its i-th: first what it has of a tile that the next block ends, so that the next need not wait
+ * for it; last the end of a tile that the block before began. */
+NIB_BOTH uint32_t cu_share_stage(struct cu_share s, uint32_t i)
+{
+    const uint32_t head = s.hi % s.per, tail = (s.per - s.lo % s.per) % s.per, n = s.hi - s.lo;
+    if (i < head)
+        return s.hi - head + i;
+    return i < n - tail ? s.lo + tail + (i - head) : s.lo + (i - (n - tail));
+}
+
+/* Of the stages of a tile, those of this block: [first, end). */
+NIB_BOTH uint32_t cu_share_first(struct cu_share s, uint32_t tile)
+{
+    return tile * s.per < s.lo ? s.lo - tile * s.per : 0;
+}
+
+NIB_BOTH uint32_t cu_share_end(struct cu_share s, uint32_t tile)
+{
+    return (tile + 1) * s.per > s.hi ? s.hi - tile * s.per : s.per;
+}
+
+/* First unit of share `i` of `shares` of an expert's inputs: as mx_stream of arch/cuda/moe_gemv.cuh. */
+NIB_BOTH uint32_t cu_mx_first(uint32_t units, uint32_t i, uint32_t shares)
+{
+    const uint32_t first = CU_DIV_UP(units, CU_MX_SPAN) * i / shares * CU_MX_SPAN;
+    return first < units ? first : units;
+}
+
+/* Blocks of a launch: as many as multiprocessors, but each has a whole tile's worth of every op, so that what a block hands
+ * over shows that it has taken in what came before. 0: this model cannot be done so. */
+NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
+{
+    const uint32_t out = cu_tiles(m->hidden), qkv = (m->heads + 2 * m->kv_heads) * (NIB_HEAD_DIM / CU_TILE);
+    const uint32_t up = m->experts_used * cu_tiles(2 * m->intermediate);
+    uint32_t blocks = m->sms < CU_TOKEN_BLOCKS ? m->sms : CU_TOKEN_BLOCKS;
+    blocks = out < blocks ? out : blocks;
+    blocks = qkv < blocks ? qkv : blocks;
+    blocks = up < blocks ? up : blocks;
+    if (blocks == 0)
+        return 0;
+    const uint32_t most = CU_DIV_UP(qkv * CU_GEMV_WARPS, blocks) + 1, experts = CU_DIV_UP(up, blocks) * 2;
+    const uint32_t down_sums = m->experts_used * CU_MX_SPLIT;
+    const int fits =
+        m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER && m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q &&
+        m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
+        CU_DIV_UP(out * CU_GEMV_WARPS, blocks) < CU_TOKEN_LIST &&
+        (CU_DIV_UP(qkv, blocks) + 2) * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
+        (CU_DIV_UP(out, blocks) + 2) * (down_sums > CU_GEMV_WARPS ? down_sums : CU_GEMV_WARPS) <= CU_TOKEN_PARTS &&
+        (CU_DIV_UP(up, blocks) + 1) * CU_MX_SPLIT <= CU_TOKEN_PARTS;
+    return fits ? blocks : 0;
+}
+
+enum cu_token_op { CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER, CU_TOKEN_UP, CU_TOKEN_DOWN, CU_TOKEN_OPS };
+
+/* A stage of an op, the same in every layer. */
+struct cu_token_stage {
+    uint32_t offset; /* bytes from the matrix' first */
+    uint16_t tile;   /* of the matrix */
+    uint16_t item;   /* tile as the share counts it: the experts' up has all choices' tiles one after the other */
+    uint8_t part;    /* which of the tile's stages */
+    uint8_t choice;  /* experts: whose */
+    uint8_t u0, middle, units; /* inputs: first unit, experts: first of the second half, number */
+    uint8_t reserved[3];
+};
+
+/* What a block does of an op. No tile of up is cut: its sums go through the activation. */
+NIB_BOTH struct cu_share cu_token_share(enum cu_token_op op, const struct nib_gpu_machine *m, uint32_t blocks,
+                                        uint32_t block)
+{
+    const uint32_t out = cu_tiles(m->hidden);
+    if (op == CU_TOKEN_QKV)
+        return cu_share_of((m->heads + 2 * m->kv_heads) * (NIB_HEAD_DIM / CU_TILE), CU_GEMV_WARPS, blocks, block);
+    if (op == CU_TOKEN_OUT)
+        return cu_share_of(out, CU_GEMV_WARPS, blocks, block);
+    if (op == CU_TOKEN_ROUTER)
+        return cu_share_of(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, 1, blocks, block);
+    if (op == CU_TOKEN_UP)
+        return cu_share_whole(m->experts_used * cu_tiles(2 * m->intermediate), 2, blocks, block);
+    return cu_share_of(out, 2 * m->experts_used, blocks, block);
+}
+
+/* Stage s, counted through all blocks, of a dense op whose tiles have `parts`. */
+NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, uint32_t units)
+{
+    const uint32_t tile = s / parts, part = s % parts, u0 = units * part / parts, end = units * (part + 1) / parts;
+    const struct cu_token_stage stage = {(tile * units + u0) * CU_DENSE_BYTES,
+                                         (uint16_t)tile,
+                                         (uint16_t)tile,
+                                         (uint8_t)part,
+                                         0,
+                                         (uint8_t)u0,
+                                         0,
+                                         (uint8_t)(end - u0),
+                                         {0}};
+    return stage;
+}
+
+/* The same of an expert product: two stages a tile. */
+NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t s, int up, uint32_t tiles, uint32_t units, uint32_t used)
+{
+    const uint32_t half = s % 2, item = up ? s / 2 : s / (2 * used), choice = up ? item / tiles : s % (2 * used) / 2;
+    const uint32_t tile = up ? item % tiles : item, u0 = cu_mx_first(units, 2 * half, CU_MX_SPLIT);
+    const uint32_t middle = cu_mx_first(units, 2 * half + 1, CU_MX_SPLIT),
+                   end = cu_mx_first(units, 2 * half + 2, CU_MX_SPLIT);
+    const struct cu_token_stage stage = {(tile * units + u0) * CU_MX_BYTES,
+                                         (uint16_t)tile,
+                                         (uint16_t)item,
+                                         (uint8_t)half,
+                                         (uint8_t)choice,
+                                         (uint8_t)u0,
+                                         (uint8_t)middle,
+                                         (uint8_t)(end - u0),
+                                         {0}};
+    return stage;
+}
+
+/* Stage i of a block. */
+NIB_BOTH struct cu_token_stage cu_token_find(enum cu_token_op op, const struct nib_gpu_machine *m,
+                                             struct cu_share share, uint32_t i)
+{
+    const uint32_t s = cu_share_stage(share, i), hidden = m->hidden / CU_DENSE_UNIT;
+    if (op == CU_TOKEN_QKV)
+        return cu_token_dense_stage(s, CU_GEMV_WARPS, hidden);
+    if (op == CU_TOKEN_OUT)
+        return cu_token_dense_stage(s, CU_GEMV_WARPS, m->heads * NIB_HEAD_DIM / CU_DENSE_UNIT);
+    if (op == CU_TOKEN_ROUTER)
+        return cu_token_dense_stage(s, CU_TOKEN_ROUTE_PARTS, hidden);
+    const int up = op == CU_TOKEN_UP;
+    return cu_token_expert_stage(s, up, cu_tiles(up ? 2 * m->intermediate : m->hidden),
+                                 cu_mx_units(up ? m->hidden : m->intermediate), m->experts_used);
+}
+
+/* What blocks hand to each other: a value of 32 bits and behind it the number of the layer it belongs to, counted on from step to step,
+ * written and read as one word of 64 bits, so that nothing else need tell that the value is there. Each buffer is
+ * written again a layer later, when every block has shown that it has read it. In `scratch`, behind struct cu_scratch. */
+typedef uint64_t cu_packet;
+
+struct cu_token {
+    uint32_t epoch, reserved[31];     /* of the last layer of the last step */
+    cu_packet qkv[CU_TOKEN_QKV_DIM];  /* bf16: q and k rotated, v; by output row */
+    cu_packet attn[CU_TOKEN_Q / 2];   /* two bf16 */
+    cu_packet x_out[CU_TOKEN_HIDDEN]; /* fp32: x behind the attention */
+    cu_packet logits[CU_DIV_UP(NIB_MAX_EXPERTS, CU_TILE)][CU_TOKEN_ROUTE_PARTS]
+                    [CU_TILE];                                  /* fp32: parts of the router's sums */
+    cu_packet gated[NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16; by choice */
+    cu_packet x_down[CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
+    cu_packet cut[3][CU_TOKEN_BLOCKS]
+                 [2 * CU_TILE]; /* fp32: of qkv, out, down: sums of a tile that the next block ends */
+};
+
+#endif

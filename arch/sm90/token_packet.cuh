@@ -1,0 +1,68 @@
+/* arch/sm90/token_packet.cuh: values that carry their own flag from block to block (struct cu_token). A store and a load of 64 bits
+ * are single (PTX ISA, "Memory consistency model: vector data types and packed data types"), so that whoever sees a packet's
+ * number sees its value. */
+#pragma once
+#include "arch/sm90/token_room.cuh"
+
+__device__ __forceinline__ void packet_put(cu_packet *to, uint32_t value, uint32_t epoch)
+{
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)epoch << 32 | value) : "memory");
+}
+
+__device__ __forceinline__ uint32_t packet_get(const cu_packet *from, uint32_t epoch)
+{
+    for (uint32_t turn = 0;; turn++) {
+        cu_packet p;
+        asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(p) : "l"(from) : "memory");
+        if ((uint32_t)(p >> 32) == epoch || token_late(turn))
+            return (uint32_t)p;
+    }
+}
+
+/* Pairs of neighbours: pair i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
+template <int N, class From>
+__device__ __forceinline__ void packets_get(uint32_t count, uint32_t epoch, uint32_t ret[N][2], From from)
+{
+    if (N > 4 && count > 0)
+        (void)packet_get(from(count - 1), epoch); /* much is asked for when it is likely there */
+    for (uint32_t turn = 0;; turn++) {
+        bool all = true;
+        cu_packet p[N][2];
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            p[i][0] = p[i][1] = (cu_packet)epoch << 32;
+            if ((uint32_t)i < count)
+                asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
+                             : "=l"(p[i][0]), "=l"(p[i][1])
+                             : "l"(from(i))
+                             : "memory");
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            all &= (uint32_t)(p[i][0] >> 32) == epoch && (uint32_t)(p[i][1] >> 32) == epoch;
+            ret[i][0] = (uint32_t)p[i][0];
+            ret[i][1] = (uint32_t)p[i][1];
+        }
+        if (all || token_late(turn))
+            return;
+    }
+}
+
+/* The same of single packets. */
+template <int N, class From>
+__device__ __forceinline__ void packets_each(uint32_t count, uint32_t epoch, uint32_t ret[N], From from)
+{
+    for (uint32_t turn = 0;; turn++) {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            cu_packet p = (cu_packet)epoch << 32;
+            if ((uint32_t)i < count)
+                asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(p) : "l"(from(i)) : "memory");
+            all &= (uint32_t)(p >> 32) == epoch;
+            ret[i] = (uint32_t)p;
+        }
+        if (all || token_late(turn))
+            return;
+    }
+}

@@ -1,0 +1,90 @@
+/* arch/sm90/token_room.cuh: the shared memory of a block of the fused decode kernel, and what its threads carry along. */
+#pragma once
+#include "arch/cuda/moe_gemv.cuh"
+#include "arch/sm90/token.h"
+
+typedef float token_sums[CU_TILE];
+
+struct token_attn_room {
+    union {
+        uint4 v[CU_ATTN_THREADS / 32][32 * 8];
+        float o[CU_ATTN_THREADS / 32][NIB_GQA_GROUP][NIB_HEAD_DIM];
+    };
+    float max[CU_ATTN_THREADS / 32][NIB_GQA_GROUP], sum[CU_ATTN_THREADS / 32][NIB_GQA_GROUP];
+    float sink[NIB_GQA_GROUP];
+    uint4 last_key[16]; /* key and value of the step's own position */
+    __nv_bfloat16 q[NIB_GQA_GROUP * NIB_HEAD_DIM];
+    uint32_t last;
+};
+
+#define TOKEN_OWN (8 * CU_TILE)
+
+/* In front of the ring. What shares a place is never needed at the same time: to take in an op's inputs a block needs what all
+ * blocks made of the op before, itself too. Everything that lasts lies here and not in registers: what does not fit those would lie in
+ * the first-level cache, of which the ring leaves little. */
+struct token_room {
+    union {
+        token_attn_room attn;
+        uint4 norm[CU_TOKEN_HIDDEN * 2 / 16];                          /* bf16: x normed, for the router */
+        uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
+    };
+    uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
+    token_sums sums[CU_TOKEN_PARTS];
+    uint32_t count[CU_TOKEN_PARTS];                       /* stages of a tile that have left their sums */
+    uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
+    uint32_t stage[CU_TOKEN_SLOTS];                       /* shared address */
+    uint32_t cost[CU_TOKEN_SLOTS]; /* bytes of the ring that a stage takes, with what was left over at the ring's end */
+    __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
+    uint32_t x_first;                 /* which is the first of them */
+    uint32_t ring, ring_bytes;        /* shared address */
+    float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
+    float square[CU_ROW_THREADS / 32];
+    uint4 zeros;
+    struct cu_token_stage list[CU_TOKEN_OPS][CU_TOKEN_LIST]; /* what this block does */
+    uint32_t listed[CU_TOKEN_OPS];
+    struct cu_share share[CU_TOKEN_OPS];
+    uint32_t expert[NIB_MAX_EXPERTS_USED]; /* of this layer, best first; by the warp that asks for their weights */
+    float weight[NIB_MAX_EXPERTS_USED];
+    struct nib_row row;
+    uint64_t deadline; /* ns, globaltimer */
+    uint32_t late;     /* a wait of this block outlasted it */
+    struct cu_token *packets;
+    struct nib_gpu_machine m; /* a copy that ends with the model's last layer, behind which the ring begins */
+};
+
+extern __shared__ uint4 token_dynamic[];
+
+__device__ __forceinline__ token_room &room()
+{
+    return *(token_room *)token_dynamic;
+}
+
+__device__ __forceinline__ uint64_t token_now()
+{
+    uint64_t ns;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+    return ns;
+}
+
+/* To be called every turn of a wait; true: give up. */
+__device__ __forceinline__ bool token_late(uint32_t turn)
+{
+    if (turn % 256 != 255)
+        return false;
+    volatile uint32_t *late = &room().late;
+    if (!*late && token_now() > room().deadline)
+        *late = 1;
+    return *late;
+}
+
+/* Where in the step the caller is. */
+struct token_at {
+    uint32_t epoch, layer;
+    uint32_t stage; /* number of the op's first stage */
+};
+
+/* The warps that multiply. */
+__device__ __forceinline__ void token_sync()
+{
+    asm volatile("bar.sync 1, %0;" ::"n"(CU_TOKEN_WARPS * 32) : "memory");
+}

@@ -1,0 +1,153 @@
+/* arch/sm90/token_x.cuh: the vectors of the fused decode kernel on their way into a block: the residual stream with its norm, the
+ * attention's output, the experts' activations. Sums of squares have the order of the row's other kernels. */
+#pragma once
+#include "arch/cuda/rows.cuh"
+#include "arch/sm90/token_packet.cuh"
+
+#define TOKEN_TAKERS 384 /* threads that take x in; the others wait */
+#define TAKER_WARPS  (TOKEN_TAKERS / 32)
+#define NORM_PARTS   (CU_ROW_THREADS / TOKEN_TAKERS) /* threads of the row kernels that a thread stands for */
+static_assert(TAKER_WARPS <= CU_TOKEN_WARPS && CU_ROW_THREADS % TOKEN_TAKERS == 0 &&
+                  CU_TOKEN_HIDDEN / 4 <= CU_ROW_THREADS,
+              "a float4 a thread");
+
+__device__ __forceinline__ float4 bf16_four(uint2 w)
+{
+    return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                       __uint_as_float(w.y & 0xffff0000u));
+}
+
+__device__ __forceinline__ float4 float_four(const uint32_t a[2], const uint32_t b[2])
+{
+    return make_float4(__uint_as_float(a[0]), __uint_as_float(a[1]), __uint_as_float(b[0]), __uint_as_float(b[1]));
+}
+
+/* x scale w, as the norms of rows.cuh and route.cuh round it */
+__device__ __forceinline__ float4 normed(float4 x, float scale, float4 w)
+{
+    return make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
+}
+
+/* Of `count` things that the first TAKERS threads share, thread by thread: this one's, the first being its own number. */
+template <uint32_t TAKERS> __device__ __forceinline__ uint32_t taker_share(uint32_t count)
+{
+    const uint32_t tid = threadIdx.x;
+    return tid < TAKERS && tid < count ? (count - tid - 1) / TAKERS + 1 : 0;
+}
+
+enum norm_for { FOR_QKV, FOR_EXPERTS, FOR_HEAD };
+
+/* acts = norm(x), with the sum of squares as norm_row has it; this thread holds x[4 (i + TOKEN_TAKERS p) ..] in v[p]. In bf16; for the
+ * experts in fp16, and in bf16 for the router. `out`: acts and x of the step, for the head. Ends with a barrier. */
+__device__ __forceinline__ void x_norm(norm_for what, const float4 v[NORM_PARTS], const uint2 w[NORM_PARTS])
+{
+    const uint32_t hidden = room().m.hidden, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint32_t mine = taker_share<TOKEN_TAKERS>(hidden / 4);
+#pragma unroll
+    for (int p = 0; p < NORM_PARTS; p++) {
+        const float sum = warp_sum(__fadd_rn(0.0f, square4(v[p])));
+        if (lane == 0 && warp < TAKER_WARPS)
+            room().square[warp + p * TAKER_WARPS] = sum;
+        const uint32_t own = (threadIdx.x + p * TOKEN_TAKERS) * 4 - room().x_first;
+        if (p < mine && own < TOKEN_OWN)
+            *(float4 *)&room().x[own] = v[p];
+    }
+    token_sync();
+    const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? room().square[lane] : 0);
+    const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+#pragma unroll
+    for (int p = 0; p < NORM_PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * TOKEN_TAKERS;
+        if (p >= mine)
+            continue;
+        const float4 y = normed(v[p], scale, bf16_four(w[p]));
+        const uint2 as_bf16 = make_uint2(pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
+        if (what == FOR_EXPERTS) {
+            ((uint2 *)room().acts)[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+            ((uint2 *)room().norm)[i] = as_bf16;
+        } else if (what == FOR_QKV) {
+            ((uint2 *)room().acts)[i] = as_bf16;
+        } else {
+            ((uint2 *)acts_row(&room().m, 0))[i] = as_bf16;
+            at<float4>(room().m.x)[i] = v[p];
+        }
+    }
+    if (what == FOR_EXPERTS && threadIdx.x < 8 && hidden % CU_MX_UNIT) /* the rest of the last unit */
+        ((uint2 *)room().acts)[hidden / 4 + threadIdx.x] = make_uint2(0, 0);
+    token_sync();
+}
+
+/* This thread's norm weights: read before x is there. */
+__device__ __forceinline__ void x_weights(nib_gpu_ptr norm, uint2 w[NORM_PARTS])
+{
+    const uint32_t mine = taker_share<TOKEN_TAKERS>(room().m.hidden / 4);
+#pragma unroll
+    for (int p = 0; p < NORM_PARTS; p++)
+        w[p] = p < mine ? __ldg(at<const uint2>(norm) + threadIdx.x + p * TOKEN_TAKERS) : make_uint2(0, 0);
+}
+
+/* x as it is handed over in `from` or, at first, the token's `embedding`, normed with `norm` for what comes next. */
+__device__ __noinline__ void x_take(norm_for what, uint32_t epoch, const cu_packet *from, const uint2 *embedding,
+                                    nib_gpu_ptr norm)
+{
+    const uint32_t mine = taker_share<TOKEN_TAKERS>(room().m.hidden / 4);
+    float4 v[NORM_PARTS];
+    uint2 w[NORM_PARTS];
+    x_weights(norm, w);
+    if (embedding) {
+#pragma unroll
+        for (int p = 0; p < NORM_PARTS; p++)
+            v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TOKEN_TAKERS]) : make_float4(0, 0, 0, 0);
+    } else {
+        uint32_t got[NORM_PARTS * 2][2];
+        packets_get<2 * NORM_PARTS>(2 * mine, epoch, got, [&](uint32_t i) {
+            return from + (threadIdx.x + i / 2 * TOKEN_TAKERS) * 4 + i % 2 * 2;
+        });
+#pragma unroll
+        for (int p = 0; p < NORM_PARTS; p++)
+            v[p] = p < mine ? float_four(got[2 * p], got[2 * p + 1]) : make_float4(0, 0, 0, 0);
+    }
+    x_norm(what, v, w);
+}
+
+#define ALL_TAKERS (CU_TOKEN_WARPS * 32)
+#define ATTN_PAIRS CU_DIV_UP(CU_TOKEN_Q / 4, ALL_TAKERS)
+
+/* The attention's output to acts. */
+__device__ __noinline__ void take_attention(uint32_t epoch)
+{
+    const uint32_t tid = threadIdx.x, there = taker_share<ALL_TAKERS>(room().m.heads * (NIB_HEAD_DIM / 4));
+    uint32_t got[ATTN_PAIRS][2];
+    packets_get<ATTN_PAIRS>(there, epoch, got,
+                            [&](uint32_t i) { return room().packets->attn + (tid + i * ALL_TAKERS) * 2; });
+#pragma unroll
+    for (int i = 0; i < ATTN_PAIRS; i++)
+        if (i < there)
+            ((uint2 *)room().acts)[tid + i * ALL_TAKERS] = make_uint2(got[i][0], got[i][1]);
+    token_sync();
+}
+
+#define GATED_PAIRS CU_DIV_UP(NIB_MAX_EXPERTS_USED *CU_TOKEN_INNER / 4, ALL_TAKERS)
+
+/* The experts' activations; a choice's lie in whole units. */
+__device__ __noinline__ void take_gated(uint32_t epoch)
+{
+    const uint32_t tid = threadIdx.x, of_choice = room().m.intermediate / 4, all = NIB_MAX_EXPERTS_USED * of_choice;
+    const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 4); /* in 8 bytes */
+    const uint32_t there = taker_share<ALL_TAKERS>(all);
+    uint2 *to = (uint2 *)room().gated;
+    uint32_t got[GATED_PAIRS][2];
+    packets_get<GATED_PAIRS>(there, epoch, got,
+                             [&](uint32_t i) { return room().packets->gated + (tid + i * ALL_TAKERS) * 2; });
+#pragma unroll
+    for (int i = 0; i < GATED_PAIRS; i++) {
+        const uint32_t k = tid + i * ALL_TAKERS,
+                       choice = (k >= of_choice) + (k >= 2 * of_choice) + (k >= 3 * of_choice);
+        if (i < there)
+            to[choice * row + k - choice * of_choice] = make_uint2(got[i][0], got[i][1]);
+    }
+    if (row > of_choice && tid < NIB_MAX_EXPERTS_USED * 8)
+        to[tid / 8 * row + of_choice + tid % 8] = make_uint2(0, 0);
+    token_sync();
+}
+static_assert(NIB_MAX_EXPERTS_USED == 4, "of_choice");
