@@ -3,7 +3,7 @@
  *
  * A block a multiprocessor, all at once on the card. One warp streams the block's share of all weights through a ring in shared
  * memory, without a stop; the others multiply. Blocks hand vectors to each other as packets (struct cu_token). A wait that outlasts the
- * deadline marks the step as broken: every wait of every block ends then, and the host is told. */
+ * deadline marks the step as broken: every wait of the block ends then, and soon of all, and the host is told. */
 #pragma once
 #include "arch/cuda/done.cuh"
 #include "arch/sm90/token_attn.cuh"
@@ -140,28 +140,33 @@ __device__ __forceinline__ float four_sum(const token_sums *sums, uint32_t row)
 }
 static_assert(CU_MX_SPLIT == 4, "four_sum");
 
-/* As done_up. */
-__device__ __noinline__ void token_up(const token_at b)
+/* The first of pieces [0, n) that is this warp's, when `before` pieces were dealt out; one in CU_TOKEN_WARPS is. */
+__device__ __forceinline__ uint32_t first_piece(uint32_t before)
 {
-    const uint32_t inner = room().m.intermediate;
-    const uint32_t *biases = at<const uint32_t>(room().m.layer[b.layer].up_bias);
-    const uint32_t item0 = room().share[CU_TOKEN_UP].lo / 2, count = 2 * room().listed[CU_TOKEN_UP],
-                   acts = smem_at(room().acts);
+    return (threadIdx.x / 32 + CU_TOKEN_WARPS - before % CU_TOKEN_WARPS) % CU_TOKEN_WARPS;
+}
+
+/* As done_up, of one choice. */
+__device__ __noinline__ void token_up(const token_at b, uint32_t choice, uint32_t before)
+{
+    const uint32_t inner = room().m.intermediate, *biases = at<const uint32_t>(room().m.layer[b.layer].up_bias);
+    const uint32_t list0 = room().chosen[0][choice], count = 2 * (room().chosen[0][choice + 1] - list0), acts = smem_at(room().acts);
     const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
-    for (uint32_t j = threadIdx.x / 32; j < count; j += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[CU_TOKEN_UP][j / 2];
-        token_sums *sums = room().sums + (s.item - item0) * CU_MX_SPLIT;
-        const uint32_t stage = stage_wait(b.stage + j / 2), element = s.tile * 8 + lane % 8;
-        const uint32_t pair = __ldg(biases + (uint64_t)room().expert[s.choice] * inner + element);
-        expert_multiply(b.stage + j / 2, s, j % 2, stage, acts, sums[s.part * 2 + j % 2]);
-        if (!tile_last(&room().count[s.item - item0], CU_MX_SPLIT))
+    for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
+        const uint32_t item = (list0 + j / 2) / 2;
+        const struct cu_token_stage s = room().list[CU_TOKEN_UP][list0 + j / 2];
+        token_sums *sums = room().up_sums + item * CU_MX_SPLIT;
+        const uint32_t stage = stage_wait(b.stage + s.order), element = s.tile * 8 + lane % 8;
+        const uint32_t pair = __ldg(biases + (uint64_t)room().expert[choice] * inner + element);
+        expert_multiply(b.stage + s.order, s, j % 2, stage, acts, sums[s.part * 2 + j % 2]);
+        if (!tile_last(&room().up_count[item], CU_MX_SPLIT))
             continue;
         const float gate = four_sum(sums, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
         const float a =
             swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
         const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
         if (lane < 8 && lane % 2 == 0)
-            packet_put(room().packets->gated + (s.choice * inner + element) / 2, bits | next << 16, b.epoch);
+            packet_put(room().packets->gated + (choice * inner + element) / 2, bits | next << 16, b.epoch);
     }
 }
 
@@ -191,26 +196,26 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
     return sum;
 }
 
-/* As done_down, and the sum of combine. */
-__device__ __noinline__ void token_down(const token_at b)
+/* As done_down, of one choice; the last piece of a tile adds up the choices, as combine does. */
+__device__ __noinline__ void token_down(const token_at b, uint32_t choice, uint32_t before)
 {
     const struct nib_gpu_machine *m = &room().m;
     struct cu_share share = room().share[CU_TOKEN_DOWN];
     share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
-    const uint32_t tile0 = share.lo / share.per, count = 2 * (share.hi - share.lo), lane = threadIdx.x % 32,
-                   row = lane % CU_TILE;
-    const uint32_t gated = smem_at(room().gated), stride = cu_mx_units(m->intermediate) * CU_MX_UNIT * 2;
+    const uint32_t tile0 = share.lo / share.per, lane = threadIdx.x % 32, row = lane % CU_TILE;
+    const uint32_t list0 = room().chosen[1][choice], count = 2 * (room().chosen[1][choice + 1] - list0);
+    const uint32_t gated = smem_at(room().gated) + choice * cu_mx_units(m->intermediate) * CU_MX_UNIT * 2;
     const nib_gpu_ptr biases = m->layer[b.layer].down_bias;
-    for (uint32_t j = threadIdx.x / 32; j < count; j += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][j / 2];
+    (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
+    for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
+        const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][list0 + j / 2];
         token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
-        const uint32_t stage = stage_wait(b.stage + j / 2);
+        const uint32_t stage = stage_wait(b.stage + s.order);
         uint32_t bias[NIB_MAX_EXPERTS_USED];
 #pragma unroll
         for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
             bias[c] = raw16(biases, room().expert[c] * m->hidden + s.tile * CU_TILE + row);
-        expert_multiply(b.stage + j / 2, s, j % 2, stage, gated + s.choice * stride,
-                        sums[s.choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
+        expert_multiply(b.stage + s.order, s, j % 2, stage, gated, sums[choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
         const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
         if (!tile_last(&room().count[s.tile - tile0], 2 * (end - first)))
             continue;
@@ -230,6 +235,25 @@ __device__ __noinline__ void token_down(const token_at b)
     }
 }
 
+/* The experts' products, in the order in which they are asked for. A choice's activations are taken in one phase after the last of
+ * them was made here, so that hardly anything is waited for. */
+__device__ __forceinline__ void token_experts(token_at b)
+{
+    uint32_t before = 0;
+#pragma unroll 1
+    for (uint32_t order = CU_TOKEN_ORDER, i = 0; i < CU_TOKEN_PHASES; i++, order >>= 4) {
+        const uint32_t choice = order & 3, down = order >> 2 & 1, *first = &room().chosen[down][choice];
+        if (down)
+            token_down(b, choice, before);
+        else
+            token_up(b, choice, before);
+        before += 2 * (first[1] - first[0]);
+        const uint32_t taken = CU_TOKEN_TAKEN >> 4 * i & 15;
+        if (taken < NIB_MAX_EXPERTS_USED)
+            take_gated(taken, b.epoch);
+    }
+}
+
 /* The layers, by the warps that multiply. */
 __device__ __forceinline__ void token_layers(token_at b)
 {
@@ -246,11 +270,8 @@ __device__ __forceinline__ void token_layers(token_at b)
         x_take(FOR_EXPERTS, b.epoch, t->x_out, NULL, m.layer[b.layer].mlp_norm);
         token_route(b);
         b.stage += room().listed[CU_TOKEN_ROUTER];
-        token_up(b);
-        b.stage += room().listed[CU_TOKEN_UP];
-        take_gated(b.epoch);
-        token_down(b);
-        b.stage += room().listed[CU_TOKEN_DOWN];
+        token_experts(b);
+        b.stage += room().listed[CU_TOKEN_UP] + room().listed[CU_TOKEN_DOWN];
         if (++b.layer == m.layers)
             break;
         x_take(FOR_QKV, b.epoch++, t->x_down, NULL, m.layer[b.layer].attn_norm);
@@ -279,6 +300,45 @@ __device__ __forceinline__ void token_open()
 
 #define FEEDER (CU_TOKEN_WARPS * 32) /* the first thread of the warp that asks for weights */
 
+/* What this block does: a thread a stage. */
+__device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
+{
+    const uint32_t op_at = threadIdx.x / CU_TOKEN_LIST, i = threadIdx.x % CU_TOKEN_LIST, blocks = gridDim.x, block = blockIdx.x;
+    const enum cu_token_op op = (enum cu_token_op)op_at;
+    if (op_at >= CU_TOKEN_OPS)
+        return;
+    const struct cu_share share = cu_token_share(op, m, blocks, block);
+    room().share[op] = share; /* of up not used */
+    if (op < CU_TOKEN_UP) {
+        room().listed[op] = share.hi - share.lo;
+        if (i < share.hi - share.lo)
+            room().list[op][i] = cu_token_find(op, m, share, i);
+        return;
+    }
+    uint32_t order = 0, first = 0, own = ~0u, at_choice = 0, own_choice = 0; /* of this stage: when, and which of its choice's it is */
+    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+        const uint32_t n = cu_token_chosen(op, m, blocks, block, c);
+        room().chosen[op - CU_TOKEN_UP][c] = first;
+        if (i >= first && i < first + n) {
+            own = i - first;
+            own_choice = c;
+        }
+        first += n;
+    }
+    room().chosen[op - CU_TOKEN_UP][NIB_MAX_EXPERTS_USED] = room().listed[op] = first;
+    for (uint32_t digits = CU_TOKEN_ORDER; at_choice < CU_TOKEN_PHASES; at_choice++, digits >>= 4) {
+        const bool down = digits & 4;
+        if (down == (op == CU_TOKEN_DOWN) && (digits & 3) == own_choice)
+            break;
+        order += cu_token_chosen(down ? CU_TOKEN_DOWN : CU_TOKEN_UP, m, blocks, block, digits & 3);
+    }
+    if (own == ~0u)
+        return;
+    struct cu_token_stage s = cu_token_find_chosen(op, m, blocks, block, own_choice, own);
+    s.order = (uint8_t)(order + own);
+    room().list[op][i] = s;
+}
+
 /* What does not depend on the step. */
 __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
 {
@@ -286,7 +346,9 @@ __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
     if (tid == FEEDER)
         bars_open();
     if (tid < CU_TOKEN_PARTS)
-        room().count[tid] = 0;
+        room().count[tid] = room().up_count[tid] = 0;
+    if (tid < NIB_MAX_EXPERTS_USED) /* to be read by who waits in vain */
+        room().expert[tid] = 0;
     if (tid == 0) {
         room().zeros = make_uint4(0, 0, 0, 0);
         room().packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
@@ -299,14 +361,7 @@ __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
         room().deadline = ~0ull;
         room().late = 0;
     }
-    if (tid < CU_TOKEN_OPS * CU_TOKEN_LIST) {
-        const enum cu_token_op op = (enum cu_token_op)(tid / CU_TOKEN_LIST);
-        const struct cu_share share = cu_token_share(op, m, gridDim.x, blockIdx.x);
-        const uint32_t i = tid % CU_TOKEN_LIST;
-        room().share[op] = share;
-        room().listed[op] = share.hi - share.lo;
-        room().list[op][i] = cu_token_find(op, m, share, min(i, share.hi - share.lo - 1));
-    }
+    prepare_lists(m);
     const uint32_t words = (offsetof(struct nib_gpu_machine, layer) + m->layers * sizeof m->layer[0]) / 8;
     for (uint32_t i = tid; i < words; i += CU_TOKEN_THREADS)
         ((uint64_t *)&room().m)[i] = ((const uint64_t *)m)[i];
@@ -332,7 +387,7 @@ KERNEL(token, CU_TOKEN_THREADS, 1)
     __syncthreads();
     if (step->decode_count == 0) {
         for (uint32_t i = 0; feeds && i < early; i++)
-            bar_wait(&room().full[i], 0);
+            (void)bar_wait(&room().full[i], 0);
         return;
     }
     if (feeds) {

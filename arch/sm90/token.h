@@ -15,7 +15,7 @@
 #define CU_TOKEN_SLOTS   32            /* stages under way, at most */
 #define CU_TOKEN_SHARED  (227u * 1024) /* dynamic, all of a multiprocessor */
 #define CU_TOKEN_STAGE   15360u        /* largest: 15 dense units */
-#define CU_TOKEN_MS      500           /* a wait that has lasted so long since the launch gives up */
+#define CU_TOKEN_MS      500           /* a wait gives up so long after the block saw the step */
 
 /* Largest model and grid. Hidden: one float4 a thread of a block of CU_ROW_THREADS. */
 #define CU_TOKEN_HIDDEN  3072
@@ -40,10 +40,13 @@ NIB_BOTH struct cu_share cu_share_of(uint32_t tiles, uint32_t per, uint32_t bloc
     return s;
 }
 
-/* The same, but no tile is cut. */
-NIB_BOTH struct cu_share cu_share_whole(uint32_t tiles, uint32_t per, uint32_t blocks, uint32_t block)
+/* Tiles [lo, hi) of one choice's up product, none cut. The choices are shifted against each other so that a block's tiles of all
+ * of them together are even to one. */
+NIB_BOTH struct cu_share cu_share_choice(uint32_t tiles, uint32_t choice, uint32_t choices, uint32_t blocks,
+                                         uint32_t block)
 {
-    const struct cu_share t = cu_share_of(tiles, 1, blocks, block), s = {t.lo * per, t.hi * per, per};
+    const uint64_t all = (uint64_t)choices * tiles, shift = (uint64_t)choice * blocks, by = (uint64_t)choices * blocks;
+    const struct cu_share s = {(uint32_t)((all * block + shift) / by), (uint32_t)((all * (block + 1) + shift) / by), 1};
     return s;
 }
 
@@ -75,7 +78,7 @@ NIB_BOTH uint32_t cu_mx_first(uint32_t units, uint32_t i, uint32_t shares)
     return first < units ? first : units;
 }
 
-/* Blocks of a launch: as many as multiprocessors, but each has a whole tile's worth of every op, so that what a block hands
+/* Blocks of a launch: as many as multiprocessors, but each has a whole tile's worth of every op but the router's, so that what a block hands
  * over shows that it has taken in what came before. 0: this model cannot be done so. */
 NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
 {
@@ -87,10 +90,12 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
     blocks = up < blocks ? up : blocks;
     if (blocks == 0)
         return 0;
-    const uint32_t most = CU_DIV_UP(qkv * CU_GEMV_WARPS, blocks) + 1, experts = CU_DIV_UP(up, blocks) * 2;
+    const uint32_t most = CU_DIV_UP(qkv * CU_GEMV_WARPS, blocks) + 1, experts = (CU_DIV_UP(up, blocks) + 1) * 2;
     const uint32_t down_sums = m->experts_used * CU_MX_SPLIT;
     const int fits =
         m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER && m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q &&
+        m->heads == m->kv_heads * NIB_GQA_GROUP && qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
+        CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) <= CU_TOKEN_LIST &&
         m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
         CU_DIV_UP(out * CU_GEMV_WARPS, blocks) < CU_TOKEN_LIST &&
         (CU_DIV_UP(qkv, blocks) + 2) * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
@@ -103,16 +108,16 @@ enum cu_token_op { CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER, CU_TOKEN_UP, CU_
 
 /* A stage of an op, the same in every layer. */
 struct cu_token_stage {
-    uint32_t offset; /* bytes from the matrix' first */
-    uint16_t tile;   /* of the matrix */
-    uint16_t item;   /* tile as the share counts it: the experts' up has all choices' tiles one after the other */
-    uint8_t part;    /* which of the tile's stages */
-    uint8_t choice;  /* experts: whose */
+    uint32_t offset;           /* bytes from the matrix' first */
+    uint16_t tile;             /* of the matrix */
+    uint8_t part;              /* which of the tile's stages; experts: which half of the inputs */
+    uint8_t choice;            /* experts: whose */
     uint8_t u0, middle, units; /* inputs: first unit, experts: first of the second half, number */
-    uint8_t reserved[3];
+    uint8_t order;             /* experts: when it is asked for, up and down counted together */
+    uint8_t reserved[4];
 };
 
-/* What a block does of an op. No tile of up is cut: its sums go through the activation. */
+/* What a block does of an op that cuts tiles. */
 NIB_BOTH struct cu_share cu_token_share(enum cu_token_op op, const struct nib_gpu_machine *m, uint32_t blocks,
                                         uint32_t block)
 {
@@ -123,10 +128,32 @@ NIB_BOTH struct cu_share cu_token_share(enum cu_token_op op, const struct nib_gp
         return cu_share_of(out, CU_GEMV_WARPS, blocks, block);
     if (op == CU_TOKEN_ROUTER)
         return cu_share_of(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, 1, blocks, block);
-    if (op == CU_TOKEN_UP)
-        return cu_share_whole(m->experts_used * cu_tiles(2 * m->intermediate), 2, blocks, block);
-    return cu_share_of(out, 2 * m->experts_used, blocks, block);
+    return cu_share_of(out, 2 * m->experts_used, blocks, block); /* down */
 }
+
+/* Stages of a choice that are a block's, of up or down. */
+NIB_BOTH uint32_t cu_token_chosen(enum cu_token_op op, const struct nib_gpu_machine *m, uint32_t blocks, uint32_t block,
+                                  uint32_t choice)
+{
+    if (op == CU_TOKEN_UP) {
+        const struct cu_share s =
+            cu_share_choice(cu_tiles(2 * m->intermediate), choice, m->experts_used, blocks, block);
+        return 2 * (s.hi - s.lo);
+    }
+    const struct cu_share s = cu_token_share(op, m, blocks, block);
+    uint32_t n = 0;
+    for (uint32_t i = s.lo; i < s.hi; i++)
+        n += i % s.per / 2 == choice;
+    return n;
+}
+
+/* In which order the experts' stages are asked for: an expert's down product when its activations have had time to come from all
+ * blocks, while the next one's up product streams. Bit 2: down; bits 0, 1: the choice. */
+#define CU_TOKEN_PHASES 8
+#define CU_TOKEN_ORDER  0x76534210u /* the first in the lowest digit: U0 U1 U2 D0 U3 D1 D2 D3 */
+
+/* Which choice's activations a block takes in after each of these phases; 15: none. */
+#define CU_TOKEN_TAKEN 0xf3f2f10fu
 
 /* Stage s, counted through all blocks, of a dense op whose tiles have `parts`. */
 NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, uint32_t units)
@@ -134,49 +161,60 @@ NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, 
     const uint32_t tile = s / parts, part = s % parts, u0 = units * part / parts, end = units * (part + 1) / parts;
     const struct cu_token_stage stage = {(tile * units + u0) * CU_DENSE_BYTES,
                                          (uint16_t)tile,
-                                         (uint16_t)tile,
                                          (uint8_t)part,
                                          0,
                                          (uint8_t)u0,
                                          0,
                                          (uint8_t)(end - u0),
+                                         0,
                                          {0}};
     return stage;
 }
 
-/* The same of an expert product: two stages a tile. */
-NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t s, int up, uint32_t tiles, uint32_t units, uint32_t used)
+/* A half of the inputs of an expert's tile. */
+NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t tile, uint32_t choice, uint32_t half, uint32_t units)
 {
-    const uint32_t half = s % 2, item = up ? s / 2 : s / (2 * used), choice = up ? item / tiles : s % (2 * used) / 2;
-    const uint32_t tile = up ? item % tiles : item, u0 = cu_mx_first(units, 2 * half, CU_MX_SPLIT);
-    const uint32_t middle = cu_mx_first(units, 2 * half + 1, CU_MX_SPLIT),
-                   end = cu_mx_first(units, 2 * half + 2, CU_MX_SPLIT);
+    const uint32_t u0 = cu_mx_first(units, 2 * half, CU_MX_SPLIT),
+                   middle = cu_mx_first(units, 2 * half + 1, CU_MX_SPLIT);
+    const uint32_t end = cu_mx_first(units, 2 * half + 2, CU_MX_SPLIT);
     const struct cu_token_stage stage = {(tile * units + u0) * CU_MX_BYTES,
                                          (uint16_t)tile,
-                                         (uint16_t)item,
                                          (uint8_t)half,
                                          (uint8_t)choice,
                                          (uint8_t)u0,
                                          (uint8_t)middle,
                                          (uint8_t)(end - u0),
+                                         0,
                                          {0}};
     return stage;
 }
 
-/* Stage i of a block. */
+/* Stage i of a block of a dense op. */
 NIB_BOTH struct cu_token_stage cu_token_find(enum cu_token_op op, const struct nib_gpu_machine *m,
                                              struct cu_share share, uint32_t i)
 {
-    const uint32_t s = cu_share_stage(share, i), hidden = m->hidden / CU_DENSE_UNIT;
-    if (op == CU_TOKEN_QKV)
-        return cu_token_dense_stage(s, CU_GEMV_WARPS, hidden);
-    if (op == CU_TOKEN_OUT)
-        return cu_token_dense_stage(s, CU_GEMV_WARPS, m->heads * NIB_HEAD_DIM / CU_DENSE_UNIT);
-    if (op == CU_TOKEN_ROUTER)
-        return cu_token_dense_stage(s, CU_TOKEN_ROUTE_PARTS, hidden);
-    const int up = op == CU_TOKEN_UP;
-    return cu_token_expert_stage(s, up, cu_tiles(up ? 2 * m->intermediate : m->hidden),
-                                 cu_mx_units(up ? m->hidden : m->intermediate), m->experts_used);
+    const uint32_t inputs = op == CU_TOKEN_OUT ? m->heads * NIB_HEAD_DIM : m->hidden;
+    return cu_token_dense_stage(cu_share_stage(share, i), op == CU_TOKEN_ROUTER ? CU_TOKEN_ROUTE_PARTS : CU_GEMV_WARPS,
+                                inputs / CU_DENSE_UNIT);
+}
+
+/* Stage i of a block of a choice's up or down. Of down what the next block goes on with comes first. */
+NIB_BOTH struct cu_token_stage cu_token_find_chosen(enum cu_token_op op, const struct nib_gpu_machine *m,
+                                                    uint32_t blocks, uint32_t block, uint32_t choice, uint32_t i)
+{
+    if (op == CU_TOKEN_UP) {
+        const struct cu_share s =
+            cu_share_choice(cu_tiles(2 * m->intermediate), choice, m->experts_used, blocks, block);
+        return cu_token_expert_stage(s.lo + i / 2, choice, i % 2, cu_mx_units(m->hidden));
+    }
+    const struct cu_share s = cu_token_share(op, m, blocks, block);
+    uint32_t at = 0, stage = s.lo;
+    for (uint32_t n = 0; n < s.hi - s.lo; n++) {
+        stage = cu_share_stage(s, n);
+        if (stage % s.per / 2 == choice && at++ == i)
+            break;
+    }
+    return cu_token_expert_stage(stage / s.per, choice, stage % 2, cu_mx_units(m->intermediate));
 }
 
 /* What blocks hand to each other: a value of 32 bits and behind it the number of the layer it belongs to, counted on from step to step,

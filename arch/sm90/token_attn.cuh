@@ -103,13 +103,13 @@ __device__ __forceinline__ void attn_join(const token_at &b, uint32_t kv_head, u
     attn_sync();
     if (!room().attn.last)
         return;
+    if (threadIdx.x == 0)
+        *arrived = 0;
 #pragma unroll 1
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
         const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS, head = kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM;
         attn_give(b, kv_head, i, attn_finish(m, 0, head, i % NIB_HEAD_DIM, splits, sink_of(i)));
     }
-    if (threadIdx.x == 0)
-        *arrived = 0;
 }
 
 /* The warps' states, merged, become outputs or the split's part. */

@@ -100,16 +100,17 @@ __device__ __forceinline__ void token_feed_step(token_feed &feed, uint32_t early
     const uint32_t layers = room().m.layers;
     for (uint32_t layer = 0; layer < layers; layer++, epoch++) {
         feed_small(layer);
+        feed_op(feed, CU_TOKEN_QKV, layer, layer == 0 ? early : 0, room().listed[CU_TOKEN_QKV]);
+        feed_ahead(CU_TOKEN_OUT, layer);
+        feed_op(feed, CU_TOKEN_OUT, layer, 0, room().listed[CU_TOKEN_OUT]);
+        feed_op(feed, CU_TOKEN_ROUTER, layer, 0, room().listed[CU_TOKEN_ROUTER]);
+        if (layer + 1 < layers)
+            feed_ahead(CU_TOKEN_QKV, layer + 1);
+        feed_choose(layer, epoch);
 #pragma unroll 1
-        for (int op = 0; op < CU_TOKEN_OPS; op++) {
-            if (op == CU_TOKEN_OUT)
-                feed_ahead(CU_TOKEN_OUT, layer);
-            if (op == CU_TOKEN_UP) {
-                if (layer + 1 < layers)
-                    feed_ahead(CU_TOKEN_QKV, layer + 1);
-                feed_choose(layer, epoch);
-            }
-            feed_op(feed, (enum cu_token_op)op, layer, layer == 0 && op == CU_TOKEN_QKV ? early : 0, room().listed[op]);
+        for (uint32_t order = CU_TOKEN_ORDER, i = 0; i < CU_TOKEN_PHASES; i++, order >>= 4) {
+            const uint32_t down = order >> 2 & 1, *first = &room().chosen[down][order & 3];
+            feed_op(feed, down ? CU_TOKEN_DOWN : CU_TOKEN_UP, layer, first[0], first[1]);
         }
     }
     feed.close();

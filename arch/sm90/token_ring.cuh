@@ -17,10 +17,13 @@ __device__ __forceinline__ bool bar_done(uint64_t *bar, uint32_t parity)
     return done;
 }
 
-__device__ __forceinline__ void bar_wait(uint64_t *bar, uint32_t parity)
+/* False: given up. */
+__device__ __forceinline__ bool bar_wait(uint64_t *bar, uint32_t parity)
 {
-    for (uint32_t turn = 0; !bar_done(bar, parity) && !token_late(turn); turn++)
-        ;
+    for (uint32_t turn = 0; !bar_done(bar, parity); turn++)
+        if (token_late(turn))
+            return false;
+    return true;
 }
 
 /* One thread of the block. */
@@ -30,6 +33,8 @@ __device__ __forceinline__ void bars_open()
         asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(smem_at(&room().full[i])) : "memory");
         asm volatile("mbarrier.init.shared.b64 [%0], 2;" ::"r"(smem_at(&room().empty[i])) : "memory");
     }
+    for (int c = 0; c < NIB_MAX_EXPERTS_USED; c++)
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(&room().gated_bar[c])), "n"(CU_TOKEN_WARPS) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
@@ -52,10 +57,12 @@ struct token_feed {
         const uint32_t skip = wraps ? bytes - head : 0, slot = asked % CU_TOKEN_SLOTS;
         while (asked - freed == CU_TOKEN_SLOTS || used + n + skip > bytes) {
             const uint32_t oldest = freed % CU_TOKEN_SLOTS;
-            bar_wait(&room().empty[oldest], freed / CU_TOKEN_SLOTS & 1);
+            (void)bar_wait(&room().empty[oldest], freed / CU_TOKEN_SLOTS & 1);
             used -= *(volatile uint32_t *)&room().cost[oldest];
             freed++;
         }
+        if (__any_sync(~0u, *(volatile uint32_t *)&room().late))
+            return; /* what was waited for may still be read */
         const uint32_t at = wraps ? 0 : head, bar = smem_at(&room().full[slot]), to = ring + at;
         head = at + n;
         used += n + skip;
@@ -77,20 +84,20 @@ struct token_feed {
     __device__ __forceinline__ void close()
     {
         for (; freed < asked; freed++) {
-            bar_wait(&room().empty[freed % CU_TOKEN_SLOTS], freed / CU_TOKEN_SLOTS & 1);
+            (void)bar_wait(&room().empty[freed % CU_TOKEN_SLOTS], freed / CU_TOKEN_SLOTS & 1);
             while (!bar_done(&room().full[freed % CU_TOKEN_SLOTS], freed / CU_TOKEN_SLOTS & 1))
                 ;
         }
     }
 };
 
-/* The side that reads: each warp knows the number of its stage. Shared address of the stage. */
+/* The side that reads: each warp knows the number of its stage. Shared address of the stage; after a wait in vain some other. */
 __device__ __forceinline__ uint32_t stage_wait(uint32_t number)
 {
     const uint32_t slot = number % CU_TOKEN_SLOTS;
-    bar_wait(&room().full[slot], number / CU_TOKEN_SLOTS & 1);
+    const bool there = bar_wait(&room().full[slot], number / CU_TOKEN_SLOTS & 1);
     __syncwarp();
-    return room().stage[slot];
+    return there ? room().stage[slot] : room().ring;
 }
 
 /* HALVES of the stage were read. */

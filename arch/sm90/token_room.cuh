@@ -19,8 +19,8 @@ struct token_attn_room {
 
 #define TOKEN_OWN (8 * CU_TILE)
 
-/* In front of the ring. What shares a place is never needed at the same time: to take in an op's inputs a block needs what all
- * blocks made of the op before, itself too. Everything that lasts lies here and not in registers: what does not fit those would lie in
+/* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread needs what
+ * all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here and not in registers: what does not fit those would lie in
  * the first-level cache, of which the ring leaves little. */
 struct token_room {
     union {
@@ -29,8 +29,9 @@ struct token_room {
         uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
     };
     uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
-    token_sums sums[CU_TOKEN_PARTS];
-    uint32_t count[CU_TOKEN_PARTS];                       /* stages of a tile that have left their sums */
+    token_sums sums[CU_TOKEN_PARTS], up_sums[CU_TOKEN_PARTS];
+    uint32_t count[CU_TOKEN_PARTS], up_count[CU_TOKEN_PARTS]; /* pieces of a tile that have left their sums */
+    uint64_t gated_bar[NIB_MAX_EXPERTS_USED]; /* a choice's activations are there: each warp brings a part */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
     uint32_t stage[CU_TOKEN_SLOTS];                       /* shared address */
     uint32_t cost[CU_TOKEN_SLOTS]; /* bytes of the ring that a stage takes, with what was left over at the ring's end */
@@ -42,6 +43,7 @@ struct token_room {
     uint4 zeros;
     struct cu_token_stage list[CU_TOKEN_OPS][CU_TOKEN_LIST]; /* what this block does */
     uint32_t listed[CU_TOKEN_OPS];
+    uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
     struct cu_share share[CU_TOKEN_OPS];
     uint32_t expert[NIB_MAX_EXPERTS_USED]; /* of this layer, best first; by the warp that asks for their weights */
     float weight[NIB_MAX_EXPERTS_USED];

@@ -120,6 +120,7 @@ __device__ __noinline__ void take_attention(uint32_t epoch)
     uint32_t got[ATTN_PAIRS][2];
     packets_get<ATTN_PAIRS>(there, epoch, got,
                             [&](uint32_t i) { return room().packets->attn + (tid + i * ALL_TAKERS) * 2; });
+    token_sync(); /* a thread's packets say nothing of the heads of others: warps may still read what QKV is made of */
 #pragma unroll
     for (int i = 0; i < ATTN_PAIRS; i++)
         if (i < there)
@@ -127,27 +128,25 @@ __device__ __noinline__ void take_attention(uint32_t epoch)
     token_sync();
 }
 
-#define GATED_PAIRS CU_DIV_UP(NIB_MAX_EXPERTS_USED *CU_TOKEN_INNER / 4, ALL_TAKERS)
+#define GATED_PAIRS CU_DIV_UP(CU_TOKEN_INNER / 4, ALL_TAKERS)
 
-/* The experts' activations; a choice's lie in whole units. */
-__device__ __noinline__ void take_gated(uint32_t epoch)
+/* This warp's part of a choice's activations, which lie in whole units. */
+__device__ __forceinline__ void take_gated(uint32_t choice, uint32_t epoch)
 {
-    const uint32_t tid = threadIdx.x, of_choice = room().m.intermediate / 4, all = NIB_MAX_EXPERTS_USED * of_choice;
+    const uint32_t tid = threadIdx.x, all = room().m.intermediate / 4;
     const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 4); /* in 8 bytes */
     const uint32_t there = taker_share<ALL_TAKERS>(all);
-    uint2 *to = (uint2 *)room().gated;
+    const cu_packet *from = room().packets->gated + choice * all * 2;
+    uint2 *to = (uint2 *)room().gated + choice * row;
     uint32_t got[GATED_PAIRS][2];
-    packets_get<GATED_PAIRS>(there, epoch, got,
-                             [&](uint32_t i) { return room().packets->gated + (tid + i * ALL_TAKERS) * 2; });
+    packets_get<GATED_PAIRS>(there, epoch, got, [&](uint32_t i) { return from + (tid + i * ALL_TAKERS) * 2; });
 #pragma unroll
-    for (int i = 0; i < GATED_PAIRS; i++) {
-        const uint32_t k = tid + i * ALL_TAKERS,
-                       choice = (k >= of_choice) + (k >= 2 * of_choice) + (k >= 3 * of_choice);
+    for (int i = 0; i < GATED_PAIRS; i++)
         if (i < there)
-            to[choice * row + k - choice * of_choice] = make_uint2(got[i][0], got[i][1]);
-    }
-    if (row > of_choice && tid < NIB_MAX_EXPERTS_USED * 8)
-        to[tid / 8 * row + of_choice + tid % 8] = make_uint2(0, 0);
-    token_sync();
+            to[tid + i * ALL_TAKERS] = make_uint2(got[i][0], got[i][1]);
+    if (row > all && tid < 8)
+        to[all + tid] = make_uint2(0, 0);
+    __syncwarp();
+    if (tid % 32 == 0)
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().gated_bar[choice])) : "memory");
 }
-static_assert(NIB_MAX_EXPERTS_USED == 4, "of_choice");

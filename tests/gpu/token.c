@@ -5,7 +5,7 @@
 
 #include "tests/gpu/model.h"
 
-enum { SLOTS = 2, CTX = 2304, ROWS = 64 };
+enum { SLOTS = 2, CTX = 131072, ROWS = 64 };
 
 struct outcome {
     float *x, *logits;
@@ -32,7 +32,7 @@ static bool run(struct rig *rig, const struct model *model, uint32_t pos, struct
 /* Contexts at the edges of pages, of the window and of splits, each gone on from for some steps. */
 static int test_shape(struct rig *rig, const char *shape)
 {
-    static const uint32_t from[] = {0, 60, 120, 250, 508, 1020, 2040};
+    static const uint32_t from[] = {0, 60, 120, 250, 508, 1020, 2040, 4090, 16378, 131060};
     struct model model;
     uint32_t ctx[SLOTS] = {CTX, CTX}, differ = 0, steps = 0;
     rig_arena(rig, 2ull << 30, true);
@@ -72,6 +72,13 @@ static int test_stuck(struct rig *rig)
     rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, "20b-slice", SLOTS, CTX, ROWS, SLOTS * CTX / 64, 41);
     model_tables(rig, &model, ctx, SLOTS);
+    struct nib_gpu_geometry g;
+    rig->k->geometry(NIB_GPU_TOKEN, &rig->m, 1, 0, 1, &g);
+    if (g.grid[0] == 0) {
+        printf("skipped: this card runs no step of 20b-slice in one launch\n");
+        model_close(&model);
+        return 0;
+    }
     struct outcome o = {malloc(model.shape->hidden * 4ull), malloc(model.shape->vocab * 4ull), 0};
     if (!o.x || !o.logits)
         rig_die("out of host memory");

@@ -1,0 +1,127 @@
+/* tests/gpu/token_share_test.c: what the blocks of the fused decode kernel do (arch/sm90/token.h), for every shape and several
+ * numbers of multiprocessors: together each stage once, within the bounds of a block's lists and of its numbers. */
+#define NIB_SM 90
+#include "arch/sm90/token.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/limits.h"
+#include "tests/harness.h"
+
+enum { STAGES_MAX = 4096 };
+
+static struct nib_gpu_machine machine(const struct nib_shape *shape, uint32_t sms)
+{
+    return (struct nib_gpu_machine){.layers = shape->layers,
+                                    .experts = shape->experts,
+                                    .experts_used = shape->experts_used,
+                                    .hidden = shape->hidden,
+                                    .intermediate = shape->intermediate,
+                                    .heads = shape->heads,
+                                    .kv_heads = shape->kv_heads,
+                                    .sms = sms};
+}
+
+static void count(uint8_t *seen, uint32_t at, struct cu_token_stage s, uint32_t unit_bytes)
+{
+    ck_assert_uint_lt(at, STAGES_MAX);
+    ck_assert_uint_le(s.units * unit_bytes, CU_TOKEN_STAGE);
+    seen[at]++;
+}
+
+static void all_once(const uint8_t *seen, uint32_t stages, const char *what, const char *shape, uint32_t sms)
+{
+    for (uint32_t i = 0; i < stages; i++)
+        ck_assert_msg(seen[i] == 1, "%s of %s on %u: stage %u is done %u times", what, shape, sms, i, seen[i]);
+}
+
+static void check_dense(const struct nib_gpu_machine *m, uint32_t blocks, const char *shape)
+{
+    static const enum cu_token_op ops[] = {CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER};
+    const uint32_t tiles[] = {(m->heads + 2 * m->kv_heads) * 4, cu_tiles(m->hidden), cu_tiles(m->experts)};
+    for (int o = 0; o < 3; o++) {
+        uint8_t seen[STAGES_MAX] = {0};
+        const uint32_t parts = o == 2 ? CU_TOKEN_ROUTE_PARTS : CU_GEMV_WARPS;
+        for (uint32_t b = 0; b < blocks; b++) {
+            const struct cu_share share = cu_token_share(ops[o], m, blocks, b);
+            ck_assert_uint_le(share.hi - share.lo, CU_TOKEN_LIST);
+            for (uint32_t i = 0; i < share.hi - share.lo; i++) {
+                const struct cu_token_stage s = cu_token_find(ops[o], m, share, i);
+                count(seen, s.tile * parts + s.part, s, CU_DENSE_BYTES);
+            }
+        }
+        all_once(seen, tiles[o] * parts, "a dense product", shape, m->sms);
+    }
+}
+
+static void check_experts(const struct nib_gpu_machine *m, uint32_t blocks, const char *shape)
+{
+    const uint32_t tiles[2] = {cu_tiles(2 * m->intermediate), cu_tiles(m->hidden)};
+    uint8_t seen[2][STAGES_MAX] = {{0}};
+    for (uint32_t b = 0; b < blocks; b++)
+        for (uint32_t down = 0; down < 2; down++) {
+            const enum cu_token_op op = down ? CU_TOKEN_DOWN : CU_TOKEN_UP;
+            uint32_t listed = 0;
+            for (uint32_t c = 0; c < m->experts_used; c++) {
+                const uint32_t n = cu_token_chosen(op, m, blocks, b, c);
+                listed += n;
+                for (uint32_t i = 0; i < n; i++) {
+                    const struct cu_token_stage s = cu_token_find_chosen(op, m, blocks, b, c, i);
+                    ck_assert_uint_eq(s.choice, c);
+                    count(seen[down], (c * tiles[down] + s.tile) * 2 + s.part, s, CU_MX_BYTES);
+                }
+            }
+            ck_assert_uint_ge(listed, 1); /* what a block gives shows that it has taken */
+            ck_assert_uint_le(listed, CU_TOKEN_LIST);
+        }
+    for (int down = 0; down < 2; down++)
+        all_once(seen[down], m->experts_used * tiles[down] * 2, "an expert product", shape, m->sms);
+}
+
+START_TEST(each_stage_is_done_once)
+{
+    static const uint32_t sms[] = {16, 78, 96, 114, 120, 132, 144, 160};
+    size_t shapes_count, fused = 0;
+    const struct nib_shape *shapes = nib_shapes(&shapes_count);
+    for (size_t i = 0; i < shapes_count; i++)
+        for (size_t k = 0; k < sizeof sms / sizeof sms[0]; k++) {
+            const struct nib_gpu_machine m = machine(&shapes[i], sms[k]);
+            const uint32_t blocks = cu_token_blocks(&m);
+            ck_assert_uint_le(blocks, sms[k]);
+            if (blocks == 0)
+                continue;
+            fused++;
+            check_dense(&m, blocks, shapes[i].name);
+            check_experts(&m, blocks, shapes[i].name);
+        }
+    ck_assert_uint_ge(fused, 20);
+}
+END_TEST
+
+/* The order names every phase once, a choice's activations are taken between its up and its down, and each is taken once. */
+START_TEST(the_experts_order_is_one)
+{
+    uint32_t at[CU_TOKEN_PHASES], taken = 0;
+    memset(at, 0xff, sizeof at);
+    for (uint32_t i = 0; i < CU_TOKEN_PHASES; i++) {
+        const uint32_t phase = CU_TOKEN_ORDER >> 4 * i & 15;
+        ck_assert_uint_lt(phase, CU_TOKEN_PHASES);
+        ck_assert_uint_eq(at[phase], ~0u);
+        at[phase] = i;
+    }
+    for (uint32_t i = 0; i < CU_TOKEN_PHASES; i++) {
+        const uint32_t choice = CU_TOKEN_TAKEN >> 4 * i & 15;
+        if (choice == 15)
+            continue;
+        ck_assert_uint_lt(choice, NIB_MAX_EXPERTS_USED);
+        ck_assert_uint_eq(taken >> choice & 1, 0);
+        ck_assert(at[choice] < i || at[choice] == i);
+        ck_assert_uint_gt(at[4 + choice], i);
+        taken |= 1u << choice;
+    }
+    ck_assert_uint_eq(taken, 15);
+}
+END_TEST
+
+NIB_SUITE(token_share, each_stage_is_done_once, the_experts_order_is_one)
