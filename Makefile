@@ -113,7 +113,7 @@ $(B)/%.o: %.c
 
 build/gpu/sm90.image: NVCC_ROW = $(NVCC_SM90)
 build/gpu/sm80.image: NVCC_ROW = $(NVCC_SM80)
-build/gpu/%.image: arch/%/kernels.cu $(wildcard arch/cuda/*) arch/gpu_abi.h core/engine.h core/limits.h core/model.h
+build/gpu/%.image: arch/%/kernels.cu $(wildcard arch/cuda/* arch/sm90/*.h arch/sm90/*.cuh) arch/gpu_abi.h core/engine.h core/limits.h core/model.h
 	@mkdir -p $(dir $@)
 	$(Q)echo "  NVCC $@"; $(NVCC) $(NVCC_FLAGS) $(NVCC_ROW) -o $@ $<
 $(B)/arch/sm90/table.o: build/gpu/sm90.image

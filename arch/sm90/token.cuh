@@ -315,7 +315,7 @@ __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
             room().list[op][i] = cu_token_find(op, m, share, i);
         return;
     }
-    uint32_t order = 0, first = 0, own = ~0u, at_choice = 0, own_choice = 0; /* of this stage: when, and which of its choice's it is */
+    uint32_t order = 0, first = 0, own = ~0u, own_choice = 0; /* this stage is the own'th of its choice's */
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
         const uint32_t n = cu_token_chosen(op, m, blocks, block, c);
         room().chosen[op - CU_TOKEN_UP][c] = first;
@@ -326,7 +326,7 @@ __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
         first += n;
     }
     room().chosen[op - CU_TOKEN_UP][NIB_MAX_EXPERTS_USED] = room().listed[op] = first;
-    for (uint32_t digits = CU_TOKEN_ORDER; at_choice < CU_TOKEN_PHASES; at_choice++, digits >>= 4) {
+    for (uint32_t digits = CU_TOKEN_ORDER, phase = 0; phase < CU_TOKEN_PHASES; phase++, digits >>= 4) {
         const bool down = digits & 4;
         if (down == (op == CU_TOKEN_DOWN) && (digits & 3) == own_choice)
             break;

@@ -1,10 +1,10 @@
 /* arch/sm90/token.h: how the fused decode kernel (arch/sm90/token.cuh) shares a layer's weights among its blocks, and what
  * the blocks hand to each other. C, also for the row's table and tests. Pure; any thread; cannot fail.
  *
- * A stage is what one bulk copy brings: one share of the inputs of a tile of 16 output rows, of an expert two. A share is multiplied
- * by one warp. The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, moe_gemv.cuh), and sums are
- * added in the same order, so that both ways give the same bits. Each block takes an even, contiguous range of an op's stages; a tile may be cut once,
- * between two blocks. */
+ * A stage is what one bulk copy brings: one share of the inputs of a tile of 16 output rows, of an expert two. A share is
+ * multiplied by one warp. The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, moe_gemv.cuh),
+ * and sums are added in the same order, so that both ways give the same bits. Each block takes an even, contiguous range of
+ * an op's stages; a tile may be cut once, between two blocks. */
 #ifndef NIB_ARCH_SM90_TOKEN_H
 #define NIB_ARCH_SM90_TOKEN_H
 
@@ -78,8 +78,8 @@ NIB_BOTH uint32_t cu_mx_first(uint32_t units, uint32_t i, uint32_t shares)
     return first < units ? first : units;
 }
 
-/* Blocks of a launch: as many as multiprocessors, but each has a whole tile's worth of every op but the router's, so that what a block hands
- * over shows that it has taken in what came before. 0: this model cannot be done so. */
+/* Blocks of a launch: as many as multiprocessors, but each has a whole tile's worth of every op but the router's, so that what
+ * a block hands over shows that it has taken in what came before. 0: this model cannot be done so. */
 NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
 {
     const uint32_t out = cu_tiles(m->hidden), qkv = (m->heads + 2 * m->kv_heads) * (NIB_HEAD_DIM / CU_TILE);

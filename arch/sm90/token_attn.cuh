@@ -12,7 +12,8 @@ __device__ __forceinline__ void attn_sync()
     asm volatile("bar.sync 2, %0;" ::"n"(CU_ATTN_THREADS) : "memory");
 }
 
-/* The first unit of a block, and from one to its next. */
+/* The first unit of a block, and from one to its next. Fewer units than blocks are spread: unit u belongs to block
+ * u * blocks / units, rounded down. */
 struct token_units {
     uint32_t first, step, all;
 

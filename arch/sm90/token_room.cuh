@@ -19,9 +19,9 @@ struct token_attn_room {
 
 #define TOKEN_OWN (8 * CU_TILE)
 
-/* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread needs what
- * all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here and not in registers: what does not fit those would lie in
- * the first-level cache, of which the ring leaves little. */
+/* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread
+ * needs what all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here
+ * and not in registers: what does not fit those would lie in the first-level cache, of which the ring leaves little. */
 struct token_room {
     union {
         token_attn_room attn;
