@@ -96,6 +96,7 @@ static enum nib_err init_sched(const struct nib_boot *b, struct nib_stepper *s, 
 {
     struct nib_arena arena = region_arena(b, NIB_R_SCHED);
     struct nib_sched_config config = b->machine.plan.sched;
+    config.gap_percent = (uint32_t)(100 * b->config->gap_ratio + 0.5);
     if (getrandom(&config.prefix.key, sizeof config.prefix.key, 0) != sizeof config.prefix.key)
         return nib_fail(msg, NIB_E_IO, "getrandom: %s", strerror(errno));
     return nib_sched_init(&arena, &config, &s->sched, msg);

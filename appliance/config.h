@@ -43,6 +43,7 @@ struct nib_config {
     uint64_t connections, queue, bodies, body_bytes, answer_bytes, json_bytes;
     uint64_t head_ms_max, body_ms_max, idle_ms_max, write_ms_max, stall_ms_max, drain_ms_max;
     uint64_t step_ms_max, load_ms_max;
+    double gap_ratio;
     double temperature, top_p;
     uint64_t effort; /* 0 low, 1 medium, 2 high */
     uint64_t answer_tokens;

@@ -69,6 +69,9 @@ static const struct nib_config_key keys[] = {
      "A GPU that takes longer for one step counts as lost: requests get an error, the daemon ends to be restarted."},
     {"time.load_ms_max", NIB_CFG_UINT, AT(load_ms_max), 1000, 3600000, "180000", NULL,
      "While loading, how long nothing may move before the daemon ends to be restarted."},
+    {"time.gap_ratio", NIB_CFG_REAL, AT(gap_ratio), 0, 100, "2.0", NULL,
+     "Beside answers a long prompt may make a step so many times as long; measured while running. Where not even\n"
+     "few rows fit, it moves in full steps with a rest between them. 0: no bound, the fastest prompts."},
     {"defaults.temperature", NIB_CFG_REAL, AT(temperature), 0, 2, "1.0", NULL,
      "Used when a request does not say. 1.0 and 1.0 are what the model was made for."},
     {"defaults.top_p", NIB_CFG_REAL, AT(top_p), 0.000001, 1, "1.0", NULL, "Used when a request does not say."},

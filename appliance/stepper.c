@@ -176,6 +176,16 @@ static void lose(struct nib_stepper *s, enum nib_err err, const struct nib_msg *
     forward(s, count);
 }
 
+/* A step runs when it was begun and the one before has ended. */
+static enum nib_err took(struct nib_stepper *s)
+{
+    const uint64_t now_us = nib_now_us();
+    const uint64_t begun_us = s->begun_us[0] > s->ended_us ? s->begun_us[0] : s->ended_us;
+    memmove(&s->begun_us[0], &s->begun_us[1], sizeof s->begun_us - sizeof s->begun_us[0]);
+    s->ended_us = now_us;
+    return nib_sched_took(s->sched, now_us - begun_us);
+}
+
 /* Begins a step if there is one and collects one if it must. False: nothing to do. */
 static bool turn(struct nib_stepper *s)
 {
@@ -187,6 +197,7 @@ static bool turn(struct nib_stepper *s)
         NIB_MUST(err == NIB_OK);
         forward(s, count);
         begun = s->step->rows_count > 0;
+        s->begun_us[s->in_flight] = nib_now_us();
         if (begun && (err = s->engine->ops->submit(s->engine, s->step, &msg)) != NIB_OK) {
             lose(s, err, &msg);
             return true;
@@ -198,6 +209,8 @@ static bool turn(struct nib_stepper *s)
     if (begun && s->in_flight < s->engine->dims.steps_ahead)
         return true;
     enum nib_err err = s->engine->ops->collect(s->engine, s->out, &msg);
+    if (!err)
+        err = took(s);
     if (!err)
         err = nib_sched_finish_step(s->sched, nib_now_ms(), s->out, s->sched_events, &count);
     if (err) {

@@ -25,7 +25,8 @@ static bool config_allowed(const struct nib_sched_config *config)
            config->queue_max >= 1 && config->queue_max <= NIB_MAX_QUEUE &&
            config->prompt_tokens_max >= NIB_PROMPT_CHUNK_TOKENS &&
            config->prompt_tokens_max <= NIB_MAX_PROMPT_POOL_TOKENS && config->prefill_rows_max >= 1 &&
-           config->prefill_rows_max <= dims->step_rows_max && nib_prefix_allowed(&config->prefix);
+           config->prefill_rows_max <= dims->step_rows_max && config->gap_percent <= NIB_MAX_GAP_PERCENT &&
+           nib_prefix_allowed(&config->prefix);
 }
 
 static uint32_t chunks_of(const struct nib_sched_config *config)
@@ -66,19 +67,22 @@ enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_conf
                             struct nib_sched **ret_sched, struct nib_msg *msg)
 {
     if (!config_allowed(config))
-        return nib_fail(msg, NIB_E_ARG,
-                        "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
-                        "prompts), %u steps ahead, queue %u, %u prompt tokens, window %u: a number is "
-                        "outside its range, or there are fewer rows than slots",
-                        config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages, config->dims.step_rows_max,
-                        config->prefill_rows_max, config->dims.steps_ahead, config->queue_max,
-                        config->prompt_tokens_max, config->prefix.window);
+        return nib_fail(
+            msg, NIB_E_ARG,
+            "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
+            "prompts, %u %% of a step's time), %u steps ahead, queue %u, %u prompt tokens, window %u: a number is "
+            "outside its range, or there are fewer rows than slots",
+            config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages, config->dims.step_rows_max,
+            config->prefill_rows_max, config->gap_percent, config->dims.steps_ahead, config->queue_max,
+            config->prompt_tokens_max, config->prefix.window);
     struct nib_sched *sched = nib_arena_take(arena, sizeof *sched, SCHED_ALIGN);
     if (!sched)
         return nib_fail(msg, NIB_E_NOMEM, "the scheduler does not fit the arena");
     memset(sched, 0, sizeof *sched);
     sched->config = *config;
     sched->entries_count = config->queue_max + config->dims.slots;
+    if (config->gap_percent != 0)
+        nib_pace_init(&sched->pace, config->gap_percent, config->dims.step_rows_max);
     if (carve(sched, arena) != NIB_OK)
         return nib_fail(msg, NIB_E_NOMEM, "the scheduler needs %zu bytes of arena", nib_sched_bytes(config));
     memset(sched->entries, 0, sched->entries_count * sizeof *sched->entries);

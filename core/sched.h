@@ -17,7 +17,8 @@
  *
  * Prompts: half of the prompt rows of a step go to the sequence admitted first, the rest to those
  * with the least left, so that a short prompt need not wait for a long one and the long one moves
- * on.
+ * on. Beside answers prompts have few rows, as core/pace.h says, unless more prompts are fed than answers go on:
+ * then what most wait for goes first.
  *
  * A prompt that begins as one before it of the same owner did begins behind the pages which that one
  * computed (core/prefix.h), as far as they are known when it is admitted. Window pages are saved where
@@ -25,7 +26,7 @@
  * prompt left what was known. So the next turn computes what is new, what is left of a page, and after
  * an unlikely parting what lies behind the last message's beginning. A prompt that has not begun
  * waits while the oldest one under way is still to compute pages of the same beginning, so that what
- * comes together is computed once too; the oldest moves on in every step. A request with a repetition
+ * comes together is computed once too; the oldest moves on in every step with prompt rows. A request with a repetition
  * penalty computes all: the penalty needs the engine to see every prompt token.
  *
  * Promises about rows, on top of core/engine.h: NIB_ROW_DECODE is set on exactly the rows that
@@ -56,8 +57,12 @@ struct nib_sched_config {
     uint32_t queue_max;              /* requests that wait: 1..NIB_MAX_QUEUE */
     uint32_t prompt_tokens_max;      /* prompt tokens held for all requests together; one request uses
                                    whole chunks of NIB_PROMPT_CHUNK_TOKENS */
-    uint32_t prefill_rows_max;       /* prompt rows of a step that also decodes: 1..step_rows_max.
+    uint32_t prefill_rows_max;       /* prompt rows of a step that also decodes: 1..step_rows_max, but for
+                                   long turns (core/pace.h).
                                    Smaller:  steadier answers; larger: faster prompts */
+    uint32_t gap_percent;            /* of the time of a step that only decodes, which one with prompts beside it may
+                                   take (core/pace.h), while no more prompts than answers go on: 1..NIB_MAX_GAP_PERCENT;
+                                   0: no bound. Steps must then be timed */
     struct nib_prefix_config prefix; /* all zero: every prompt is computed from its start */
 };
 
@@ -161,6 +166,10 @@ enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struc
  * result of that step (serial, count, slots, ids); nothing changed. */
 enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms, const struct nib_step_out *out,
                                    struct nib_sched_event *ret_events, uint32_t *ret_events_count) NIB_CHECKED;
+
+/* With gap_percent, before the oldest step in flight is finished: how long the engine ran it, the time not counted
+ * that it waited for the one before. NIB_E_STATE: none is in flight. */
+enum nib_err nib_sched_took(struct nib_sched *sched, uint64_t step_us) NIB_CHECKED;
 
 /* The engine is lost: every request ends as NIB_FINISH_FAILED, steps in flight are forgotten, all
  * pages are free, and submit is refused from now on. */

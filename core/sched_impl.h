@@ -3,6 +3,7 @@
 #ifndef NIB_CORE_SCHED_IMPL_H
 #define NIB_CORE_SCHED_IMPL_H
 
+#include "core/pace.h"
 #include "core/prompt.h"
 #include "core/sched.h"
 
@@ -54,6 +55,7 @@ struct sched_slot {
 /* A step in flight. */
 struct sched_flight {
     uint64_t serial;
+    uint32_t decode_rows, prompt_rows;
     uint32_t count;
     uint16_t slot[NIB_MAX_SLOTS]; /* [count] row order */
     bool logits[NIB_MAX_SLOTS];   /* [count] wants a token */
@@ -65,6 +67,7 @@ struct nib_sched {
     struct nib_prefix prefix;
     uint32_t spare_pages; /* that no admission takes, so that window pages have room; 0 in a pool for one sequence */
     struct nib_prompt_pool prompts;
+    struct nib_pace pace;         /* with gap_percent */
     uint32_t entries_count;       /* queue_max + slots */
     struct sched_entry *entries;  /* [entries_count] */
     struct nib_sampling *waiting; /* [entries_count] of queued requests */

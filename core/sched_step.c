@@ -1,5 +1,5 @@
 /* core/sched_step.c: turns running requests into steps and results into events.
- * Limits: step_rows_max, prefill_rows_max, steps_ahead. The stepper thread. Fails only on misuse:
+ * Limits: step_rows_max, prefill_rows_max, gap_percent, steps_ahead. The stepper thread. Fails only on misuse:
  * too many steps in flight, or a result that is not the oldest step's. */
 #include <string.h>
 
@@ -92,12 +92,36 @@ static uint32_t pick_prefill(struct nib_sched *sched, const uint32_t *take, bool
     return best;
 }
 
+/* Prompt rows that this step may have, after its decode rows. Half of them are the oldest prompt's, so that twice what
+ * is left of the shortest finishes it. */
+static uint32_t prefill_room(struct nib_sched *sched, uint32_t decode_rows)
+{
+    const struct nib_sched_config *config = &sched->config;
+    const uint32_t room = config->dims.step_rows_max - decode_rows;
+    if (decode_rows == 0)
+        return room;
+    struct nib_pace_ask ask = {
+        .decode_rows = decode_rows, .fit_max = (uint32_t)nib_min_u64(room, config->prefill_rows_max), .turn_max = room};
+    uint32_t least = UINT32_MAX;
+    for (uint32_t at = 0; at < config->dims.slots; at++) {
+        const uint32_t left = sched->slots[at].state == SLOT_RUNNING ? prompt_of(sched, at)->left : 0;
+        if (left == 0)
+            continue;
+        ask.prompts++;
+        least = (uint32_t)nib_min_u64(least, left);
+    }
+    if (config->gap_percent == 0 || ask.prompts == 0 || ask.prompts > decode_rows || room == 0)
+        return ask.fit_max;
+    if (least <= config->prefill_rows_max)
+        ask.finish_rows = (uint32_t)nib_min_u64(room, 2ull * least);
+    return nib_pace_rows(&sched->pace, &ask);
+}
+
 static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, struct sched_flight *flight)
 {
     const struct nib_sched_config *config = &sched->config;
-    uint32_t room = config->dims.step_rows_max - step->rows_count;
-    if (step->rows_count != 0 && room > config->prefill_rows_max)
-        room = config->prefill_rows_max;
+    flight->decode_rows = step->rows_count;
+    uint32_t room = prefill_room(sched, step->rows_count);
     uint32_t take[NIB_MAX_SLOTS] = {0};
     uint32_t limit = (room + 1) / 2; /* the oldest has half; later turns are bounded by room alone */
     for (uint32_t at = 0; at < config->dims.slots; at++)
@@ -117,6 +141,9 @@ static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, str
     for (uint32_t at = 0; at < config->dims.slots; at++)
         if (take[at] != 0)
             put_rows(sched, at, take[at], 0, step, flight);
+    flight->prompt_rows = step->rows_count - flight->decode_rows;
+    if (config->gap_percent != 0)
+        nib_pace_begun(&sched->pace, flight->decode_rows, flight->prompt_rows);
 }
 
 enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struct nib_step *ret_step,
@@ -141,6 +168,15 @@ enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struc
         sched->flights_count++;
     }
     *ret_events_count = events.count;
+    return NIB_OK;
+}
+
+enum nib_err nib_sched_took(struct nib_sched *sched, uint64_t step_us)
+{
+    if (sched->flights_count == 0)
+        return NIB_E_STATE;
+    if (sched->config.gap_percent != 0)
+        nib_pace_took(&sched->pace, sched->flights[0].decode_rows, sched->flights[0].prompt_rows, step_us);
     return NIB_OK;
 }
 

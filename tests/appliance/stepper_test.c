@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include "core/sched_impl.h"
 #include "tests/harness.h"
 
 #define JOBS    12u
@@ -98,7 +99,8 @@ static enum nib_err boot(void *arg, struct nib_stepper *s, struct nib_msg *msg)
                                       .vocab = shape.vocab,
                                       .queue_max = JOBS,
                                       .prompt_tokens_max = JOBS * CTX,
-                                      .prefill_rows_max = 16};
+                                      .prefill_rows_max = 16,
+                                      .gap_percent = 200};
     enum nib_err err = nib_sched_init(&arena, &config, &s->sched, msg);
     if (!err)
         err = nib_ring_init(&s->commands, &arena, 64, sizeof(struct nib_cmd), msg);
@@ -222,6 +224,7 @@ START_TEST(test_requests)
         ck_assert(nib_stepper_stop(&stepper));
         ck_assert(fake.closed);
         ck_assert(nib_sched_check(stepper.sched));
+        ck_assert_uint_gt(stepper.sched->pace.levels[0].idle_us, 0); /* steps are timed */
         ck_assert_uint_eq(gauge(NIB_G_FINISHED), gauge(NIB_G_SUBMITTED));
     }
 }

@@ -2,6 +2,7 @@
  * random lives are in sim_test. */
 #include "core/sched.h"
 
+#include "core/pace.h"
 #include "core/sample.h"
 #include "tests/harness.h"
 
@@ -244,6 +245,77 @@ START_TEST(without_decode_prompts_fill_the_step)
     ck_assert_uint_eq(rows_of(0), 20);
     ck_assert_uint_eq(rows_of(2), 12);
     ck_assert_uint_eq(rows_of(1), 8);
+}
+END_TEST
+
+/* Steps of 10 ms, and 1 ms for each prompt row. */
+static void timed(void)
+{
+    next();
+    uint32_t prompt_rows = 0;
+    for (uint32_t i = 0; i < step.rows_count; i++)
+        prompt_rows += !(step.rows[i].flags & NIB_ROW_DECODE);
+    ck_assert_int_eq(nib_sched_took(sched, 10000 + 1000ull * prompt_rows), NIB_OK);
+    finish(&step, 1);
+}
+
+START_TEST(prompts_leave_answers_their_pace)
+{
+    open_sched(3, 192, 256, 1);
+    config.prefill_rows_max = 128;
+    config.gap_percent = 200;
+    begin_sched();
+    ck_assert_int_eq(nib_sched_took(sched, 1), NIB_E_STATE);
+    submit(1, 300, 900);
+    timed();
+    ck_assert_uint_eq(step.rows_count, 256); /* alone: full steps */
+    timed();
+    ck_assert_uint_eq(step.rows_count, 44);
+    submit(2, 2000, 900);
+    timed();
+    ck_assert_uint_eq(step.rows_count, 1); /* how long is it alone? */
+    for (int i = 0; i < 20; i++)
+        timed();
+    for (int i = 0; i < 40; i++) {
+        timed();
+        ck_assert_uint_ge(step.rows_count, 6);
+        ck_assert_uint_le(step.rows_count, 10); /* 7 rows fit three quarters of 10 ms */
+    }
+}
+END_TEST
+
+START_TEST(what_most_wait_for_goes_first)
+{
+    open_sched(3, 192, 256, 1);
+    config.prefill_rows_max = 128;
+    config.gap_percent = 200;
+    begin_sched();
+    submit(1, 10, 900);
+    timed();
+    submit(2, 1000, 900);
+    submit(3, 1000, 900);
+    timed();
+    ck_assert_uint_eq(step.rows_count, 129);
+}
+END_TEST
+
+START_TEST(a_short_prompt_goes_between)
+{
+    open_sched(3, 192, 256, 1);
+    config.prefill_rows_max = 128;
+    config.gap_percent = 100; /* nothing fits beside an answer */
+    begin_sched();
+    submit(1, 10, 900);
+    timed();
+    submit(2, 3000, 900);
+    submit(1, 10, 900);
+    for (int i = 0; i < 20; i++)
+        timed();
+    ck_assert_uint_eq(step.rows_count, 2); /* two answers, and the long prompt rests */
+    ck_assert_uint_gt(stats().rows_prompt, 20);
+    for (int i = 0; i < NIB_PACE_TURN + 2 && step.rows_count == 2; i++)
+        timed();
+    ck_assert_uint_gt(step.rows_count, 2);
 }
 END_TEST
 
@@ -570,8 +642,8 @@ END_TEST
 START_TEST(a_config_out_of_range_is_refused)
 {
     open_sched(4, 8, 8, 1);
-    struct nib_sched_config good = config, bad[12];
-    for (int i = 0; i < 12; i++)
+    struct nib_sched_config good = config, bad[13];
+    for (int i = 0; i < 13; i++)
         bad[i] = good;
     bad[0].dims.slots = 0;
     bad[1].dims.slots = NIB_MAX_SLOTS + 1;
@@ -585,8 +657,9 @@ START_TEST(a_config_out_of_range_is_refused)
     bad[9].vocab = 0;
     bad[10].dims.kv_pages = 0;
     bad[11].dims.ctx_tokens = 1;
+    bad[12].gap_percent = NIB_MAX_GAP_PERCENT + 1;
     struct nib_arena arena;
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 13; i++) {
         struct nib_msg msg = {""};
         nib_arena_init(&arena, memory, sizeof memory);
         ck_assert_int_eq(nib_sched_init(&arena, &bad[i], &sched, &msg), NIB_E_ARG);
@@ -902,7 +975,8 @@ NIB_SUITE(sched, the_next_turn_feeds_what_is_new, window_pages_lie_where_prompts
           a_wait_ends_with_the_one_waited_for, a_wait_ends_where_prompts_part, only_who_will_reuse_waits,
           one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
           two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
-          without_decode_prompts_fill_the_step, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
+          without_decode_prompts_fill_the_step, prompts_leave_answers_their_pace, what_most_wait_for_goes_first,
+          a_short_prompt_goes_between, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
           newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
           cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
           a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,

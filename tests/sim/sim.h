@@ -44,6 +44,7 @@ struct sim_totals {
     uint64_t runs, steps, rows, tokens, requests, finished, refused, cancelled, expired, failed;
     uint64_t overtaken, dropped, fed_back, aborts, waits_max;
     uint64_t reused, evicted, loads, saves, lent, waited; /* lent: reused from another uid */
+    uint64_t dry, few; /* steps with answers in which waiting prompts had no row, or some, under gap_percent */
 };
 
 struct sim {
@@ -65,6 +66,8 @@ struct sim {
     uint64_t left;                  /* requests that ended while they waited */
     uint64_t submitted, refused, ended[NIB_FINISH_COUNT];
     struct sim_totals *totals;
+    uint64_t row_us; /* of a step, for each prompt row */
+    uint32_t dry;    /* steps in a row in which prompts had no row */
 };
 
 #define MUST(cond) SIM_MUST(sim->seed, cond)
@@ -351,8 +354,17 @@ static inline void sim_admissions(struct sim *sim)
     }
 }
 
+/* Beside answers prompts may have few rows or none, but not none for long. */
+static inline void sim_check_pace(struct sim *sim, bool prompts_left, uint32_t prompt)
+{
+    sim->dry = prompts_left && prompt == 0 ? sim->dry + 1 : 0;
+    MUST(sim->dry <= NIB_PACE_TURN + NIB_PACE_LEVELS);
+    sim->totals->dry += sim->dry != 0;
+    sim->totals->few += prompts_left && prompt != 0;
+}
+
 /* Every slot that may decode does, each once; the prompt admitted first moves on; the step is full
- * while prompts wait. */
+ * while prompts wait, unless answers have their pace. */
 static inline void sim_check_step(struct sim *sim, const struct sched_slot *before)
 {
     const struct nib_step *step = &sim->step;
@@ -389,8 +401,13 @@ static inline void sim_check_step(struct sim *sim, const struct sched_slot *befo
     uint32_t room = sim->config.dims.step_rows_max - decode;
     if (decode > 0 && room > sim->config.prefill_rows_max)
         room = sim->config.prefill_rows_max;
+    if (decode > 0 && sim->config.gap_percent != 0) {
+        sim_check_pace(sim, prompts_left, prompt);
+        room = prompt;
+        prompts_left = false;
+    }
     MUST(prompt <= room);
-    if (oldest != SCHED_NONE)
+    if (oldest != SCHED_NONE && room > 0)
         MUST(rows[oldest] > 0);
     if (prompts_left)
         MUST(prompt == room);
@@ -472,6 +489,8 @@ static inline void sim_finish(struct sim *sim)
     MUST(err == NIB_OK);
     if (sim_coin(sim, 16))
         sim_wrong_result(sim);
+    const uint32_t prompt_rows = sim->sched->flights[0].prompt_rows;
+    MUST(nib_sched_took(sim->sched, 1000 + sim->row_us * prompt_rows + sim_range(sim, 0, 300)) == NIB_OK);
     err = nib_sched_finish_step(sim->sched, sim->now_ms, &sim->out, sim->events, &count);
     MUST(err == NIB_OK);
     sim_events(sim, count, false);
@@ -500,6 +519,8 @@ static inline void sim_open(struct sim *sim, uint64_t seed, void *memory, struct
                                                     .window = NIB_KV_PAGE_TOKENS * sim_range(sim, 1, 4),
                                                     .begin_token = SIM_BEGIN_TOKEN,
                                                     .key = sim_coin(sim, 2) ? seed : 0};
+    sim->config.gap_percent = sim_coin(sim, 2) ? sim_range(sim, 1, 400) : 0;
+    sim->row_us = sim_coin(sim, 2) ? sim_range(sim, 1, 200) : sim_range(sim, 200, 4000);
     sim->uids = sim_range(sim, 1, SIM_UIDS_MAX);
     sim->cancel_one_in = sim_range(sim, 8, 200);
     sim->arrive_one_in = sim_range(sim, 1, sim_coin(sim, 2) ? 3 : 40);

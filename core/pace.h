@@ -1,0 +1,68 @@
+/* core/pace.h: how many prompt rows a step may carry beside answers, so that answers keep their pace.
+ *
+ * A pure state machine without a clock: it is told how long each step took. For every number of rows that decode
+ * (levels, half an octave wide) it keeps how long a step without prompt rows takes, and grows or shrinks what
+ * prompts may add, so that a step with both takes at most `ratio` times as long, with a quarter of the addition left
+ * over for noise. What was not measured yet is measured first: one step without prompt rows.
+ *
+ * Where not even step_rows_max / NIB_PACE_SHARE rows fit, since reading the experts for few rows takes as long as
+ * for many, prompts move in long turns: a step with all rows that it may have, then a rest without, of NIB_PACE_TURN
+ * steps, so that fewer than one gap in a hundred is long, or of NIB_PACE_REST times the turn's time if that is less, so
+ * that one prompt has a ninth of the time at least. With more prompts the rest is shorter, by their number. A prompt
+ * that one step can finish does not wait for the rest to end: its first token would.
+ *
+ * Prompts never starve: of any NIB_PACE_TURN + NIB_PACE_LEVELS + 1 steps in which they may have rows one has. One thread. Cannot fail. */
+#ifndef NIB_CORE_PACE_H
+#define NIB_CORE_PACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/limits.h"
+
+#define NIB_PACE_LEVELS 16  /* up to 1, 2, 3, 4, 6, 8, 12, 16, ... 192, 256 rows */
+#define NIB_PACE_SHARE  64  /* of a step: fewer prompt rows in each step are slower than long turns */
+#define NIB_PACE_TURN   160 /* steps of the longest rest */
+#define NIB_PACE_REST   8   /* times the time of a long turn */
+
+struct nib_pace_level {
+    uint32_t idle_us;    /* of a step that only decodes; 0: not known */
+    uint32_t rows;       /* of prompts, that fit; 0: none do */
+    uint32_t over;       /* times in a row that the fewest took too long */
+    uint32_t since_idle; /* steps with prompt rows since idle_us was measured */
+    bool measuring;      /* a step without prompt rows was asked for */
+};
+
+struct nib_pace {
+    uint32_t percent; /* 100 x the ratio */
+    uint32_t step_rows_max;
+    uint32_t rows_min;
+    uint32_t since_long; /* steps that decode; stays at NIB_PACE_TURN */
+    uint32_t turns;      /* long ones */
+    uint64_t rest_us;    /* since the last of them */
+    uint64_t turn_us;    /* what its prompt rows took; 0: none was measured */
+    struct nib_pace_level levels[NIB_PACE_LEVELS];
+};
+
+/* percent: at most NIB_MAX_GAP_PERCENT, not 0. */
+void nib_pace_init(struct nib_pace *pace, uint32_t percent, uint32_t step_rows_max);
+
+/* What may be given: */
+struct nib_pace_ask {
+    uint32_t decode_rows; /* of the next step, from 1 */
+    uint32_t prompts;     /* that are fed, from 1 */
+    uint32_t fit_max;     /* rows at most */
+    uint32_t turn_max;    /* in a long turn */
+    uint32_t finish_rows; /* with which a short prompt is finished; 0: there is none */
+};
+
+/* Prompt rows that the next step may have. */
+uint32_t nib_pace_rows(struct nib_pace *pace, const struct nib_pace_ask *ask);
+
+/* A step was begun with so many rows. */
+void nib_pace_begun(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows);
+
+/* Such a step took so long. */
+void nib_pace_took(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows, uint64_t step_us);
+
+#endif
