@@ -74,12 +74,12 @@ struct nib_stepper {
     /* the stepper's own */
     pthread_t thread;
     bool lost; /* the engine failed: everything is answered with failure */
+    bool golden_set;
     uint32_t in_flight;
     uint64_t begun_us[NIB_MAX_STEPS_AHEAD]; /* [in_flight], the oldest first */
     uint64_t ended_us;                      /* the last step that was collected */
     uint64_t idle_since_ms;
     uint64_t published_ms; /* the gauges were brought up to date in this millisecond */
-    bool golden_set;
     uint32_t golden[NIB_CANARY_TOKENS];
 };
 
