@@ -55,8 +55,10 @@ uint32_t nib_pace_rows(struct nib_pace *pace, const struct nib_pace_ask *ask)
         level->measuring = true;
         return 0;
     }
-    if (level->rows != 0)
-        return (uint32_t)nib_min_u64(level->rows, ask->fit_max);
+    if (level->rows != 0) {
+        const uint32_t fit = (uint32_t)nib_min_u64(level->rows, ask->fit_max);
+        return fit > ask->finish_rows ? fit : ask->finish_rows;
+    }
     if (!rested(pace, ask->prompts))
         return ask->finish_rows;
     if (++pace->turns % TRY_EVERY != 0)

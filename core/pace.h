@@ -8,8 +8,10 @@
  * Where not even step_rows_max / NIB_PACE_SHARE rows fit, since reading the experts for few rows takes as long as
  * for many, prompts move in long turns: a step with all rows that it may have, then a rest without, of NIB_PACE_TURN
  * steps, so that fewer than one gap in a hundred is long, or of NIB_PACE_REST times the turn's time if that is less, so
- * that one prompt has a ninth of the time at least. With more prompts the rest is shorter, by their number. A prompt
- * that one step can finish does not wait for the rest to end: its first token would.
+ * that one prompt has a ninth of the time at least. With more prompts the rest is shorter, by their number.
+ *
+ * The bound is for long prompts. One that a step can finish is finished, whatever fits: waiting would cost its first token more
+ * than the others' next, and where answers are many, few rows in every step are the slowest way to read prompts.
  *
  * Prompts never starve: of any NIB_PACE_TURN + NIB_PACE_LEVELS + 1 steps in which they may have rows one has. One thread. Cannot fail. */
 #ifndef NIB_CORE_PACE_H
@@ -53,7 +55,7 @@ struct nib_pace_ask {
     uint32_t prompts;     /* that are fed, from 1 */
     uint32_t fit_max;     /* rows at most */
     uint32_t turn_max;    /* in a long turn */
-    uint32_t finish_rows; /* with which a short prompt is finished; 0: there is none */
+    uint32_t finish_rows; /* with which a short prompt is finished, at most fit_max; 0: there is none */
 };
 
 /* Prompt rows that the next step may have. */

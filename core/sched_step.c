@@ -113,7 +113,7 @@ static uint32_t prefill_room(struct nib_sched *sched, uint32_t decode_rows)
     if (config->gap_percent == 0 || ask.prompts == 0 || ask.prompts > decode_rows || room == 0)
         return ask.fit_max;
     if (least <= config->prefill_rows_max)
-        ask.finish_rows = (uint32_t)nib_min_u64(room, 2ull * least);
+        ask.finish_rows = (uint32_t)nib_min_u64(ask.fit_max, 2ull * least);
     return nib_pace_rows(&sched->pace, &ask);
 }
 

@@ -176,6 +176,14 @@ START_TEST(a_short_prompt_does_not_wait_for_the_rest)
     a.finish_rows = 0;
     a.prompts = 1;
     ck_assert_uint_eq(one(&a, &cost), 0);
+    const struct cost cheap = {.idle_us = 12000, .row_us = 20};
+    struct nib_pace_ask b = ask(64, 1);
+    (void)run(50, &b, &cheap);
+    ck_assert_uint_le(one(&b, &cheap), 500); /* what fits, and then more than that */
+    b.finish_rows = 1000;
+    ck_assert_uint_eq(one(&b, &cheap), 1000);
+    b.finish_rows = 1;
+    ck_assert_uint_ge(one(&b, &cheap), 300);
 }
 END_TEST
 
