@@ -23,7 +23,7 @@
 #include "core/limits.h"
 
 #define NIB_PACE_LEVELS 16  /* up to 1, 2, 3, 4, 6, 8, 12, 16, ... 192, 256 rows */
-#define NIB_PACE_SHARE  64  /* of a step: fewer prompt rows in each step are slower than long turns */
+#define NIB_PACE_SHARE  16  /* of a step: fewer prompt rows in each step are slower than long turns */
 #define NIB_PACE_TURN   160 /* steps of the longest rest */
 #define NIB_PACE_REST   8   /* times the time of a long turn */
 
