@@ -310,16 +310,12 @@ static void print(const struct bench *b)
 
 static const char *const formats[] = {"text", "json", "csv", NULL};
 
-static const char *const devices[] = {
-    [NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu", NULL};
-
 static bool parse_shape(const char *text, struct options *o)
 {
-    o->machine.made_up = nib_shape_find(text);
+    if (!nib_option_shape("nibble bench: --shape", text, &o->machine.made_up))
+        return false;
     o->machine.made_up_source = nib_synth_source(o->machine.made_up);
-    if (!o->machine.made_up)
-        (void)fprintf(stderr, "nibble bench: --shape: '%s' is no model shape; `nibble --help` names them\n", text);
-    return o->machine.made_up != NULL;
+    return true;
 }
 
 static bool parse_option(int option, struct options *o)
@@ -332,7 +328,7 @@ static bool parse_option(int option, struct options *o)
         o->machine.mask = optarg;
         return true;
     case 'd':
-        return nib_option_choice("nibble bench: --device", optarg, devices, &o->machine.device);
+        return nib_option_device("nibble bench: --device", optarg, &o->machine.device);
     case 's':
         return parse_shape(optarg, o);
     case 'w':

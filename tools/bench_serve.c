@@ -94,18 +94,6 @@ static bool parse_seed(const char *text)
     return true;
 }
 
-static bool parse_shape(const char *text, struct options *o)
-{
-    o->daemon.shape = nib_shape_find(text);
-    if (!o->daemon.shape)
-        (void)fprintf(stderr, "nibble bench serve: --shape: '%s' is no model shape; `nibble --help` names them\n",
-                      text);
-    return o->daemon.shape != NULL;
-}
-
-static const char *const devices[] = {
-    [NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu", NULL};
-
 static bool parse_option(int option, struct options *o)
 {
     switch (option) {
@@ -136,14 +124,14 @@ static bool parse_option(int option, struct options *o)
     case 'e':
         return parse_seed(optarg);
     case 's':
-        return parse_shape(optarg, o);
+        return nib_option_shape("nibble bench serve: --shape", optarg, &o->daemon.shape);
     case 'w':
         return nib_option_dense("nibble bench serve: --dense", optarg, &o->daemon.dense);
     case 'v':
         o->daemon.vocab_path = optarg;
         return true;
     case 'd':
-        return nib_option_choice("nibble bench serve: --device", optarg, devices, &o->daemon.device);
+        return nib_option_device("nibble bench serve: --device", optarg, &o->daemon.device);
     case 't':
         return nib_option_count("nibble bench serve: --threads", optarg, NIB_MAX_THREADS, &o->daemon.threads);
     case 'l':

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "appliance/machine.h"
+
 static bool parse_size(const char *text, uint64_t *ret_bytes)
 {
     static const char suffixes[] = "KMGT";
@@ -82,4 +84,22 @@ bool nib_option_dense(const char *what, const char *text, enum nib_dense *ret_de
         return false;
     *ret_dense = (enum nib_dense)index;
     return true;
+}
+
+bool nib_option_shape(const char *what, const char *text, const struct nib_shape **ret_shape)
+{
+    const struct nib_shape *shape = nib_shape_find(text);
+    if (!shape) {
+        (void)fprintf(stderr, "%s: '%s' is no model shape; `nibble --help` names them\n", what, text);
+        return false;
+    }
+    *ret_shape = shape;
+    return true;
+}
+
+bool nib_option_device(const char *what, const char *text, uint32_t *ret_device)
+{
+    static const char *const devices[] = {
+        [NIB_DEVICE_AUTO] = "auto", [NIB_DEVICE_CPU] = "cpu", [NIB_DEVICE_GPU] = "gpu", NULL};
+    return nib_option_choice(what, text, devices, ret_device);
 }

@@ -22,4 +22,10 @@ bool nib_option_choice(const char *what, const char *text, const char *const nam
 /* A form of dense matrices: "bf16", "mxfp8". */
 bool nib_option_dense(const char *what, const char *text, enum nib_dense *ret_dense);
 
+/* A model's shape by its name. */
+bool nib_option_shape(const char *what, const char *text, const struct nib_shape **ret_shape);
+
+/* "auto", "cpu", "gpu": enum nib_device. */
+bool nib_option_device(const char *what, const char *text, uint32_t *ret_device);
+
 #endif

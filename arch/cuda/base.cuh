@@ -50,6 +50,23 @@ __device__ __forceinline__ void copy16_stream(uint32_t dst, const void *src, uin
                  : "memory");
 }
 
+#if NIB_SM >= 90
+/* The mbarrier at `bar` is arrived at, and done when `bytes` have come, too. */
+__device__ __forceinline__ void bulk_expect(uint32_t bar, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
+
+/* `bytes`, a multiple of 16, to shared memory; they come to the mbarrier. */
+__device__ __forceinline__ void copy_bulk(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+                 "[%3], %4;" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar), "l"(policy)
+                 : "memory");
+}
+#endif
+
 __device__ __forceinline__ void copy4(uint32_t dst, const void *src)
 {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
@@ -177,6 +194,19 @@ __device__ __forceinline__ struct nib_gpu_step *step_of(const struct nib_gpu_mac
 __device__ __forceinline__ void fault(const struct nib_gpu_machine *m, enum nib_gpu_op op)
 {
     *(volatile uint32_t *)&step_of(m)->fault = (uint32_t)op;
+}
+
+/* Four bf16. */
+__device__ __forceinline__ float4 bf16_four(uint2 w)
+{
+    return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
+                       __uint_as_float(w.y & 0xffff0000u));
+}
+
+/* x scale w: a norm, rounded the same way wherever it is used. */
+__device__ __forceinline__ float4 normed(float4 x, float scale, float4 w)
+{
+    return make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
 }
 
 /* Sum of squares of four numbers; rounded the same way wherever it is used. */

@@ -50,11 +50,8 @@ template <int RING, int STAGE> struct warp_ring {
     {
         if (threadIdx.x % 32 == 0) {
             const uint32_t bar = full + head * 8;
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
-                         "[%3], %4;" ::"r"(stages + head * STAGE),
-                         "l"(from), "r"(bytes), "r"(bar), "l"(policy)
-                         : "memory");
+            bulk_expect(bar, bytes);
+            copy_bulk(stages + head * STAGE, from, bytes, bar, policy);
         }
         asked++;
         skip();

@@ -63,15 +63,12 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
             const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
             if (i >= hidden / 4)
                 continue;
-            const float a = v[p].x * scale * __uint_as_float(w[p].x << 16);
-            const float b = v[p].y * scale * __uint_as_float(w[p].x & 0xffff0000u);
-            const float c = v[p].z * scale * __uint_as_float(w[p].y << 16);
-            const float d = v[p].w * scale * __uint_as_float(w[p].y & 0xffff0000u);
-            asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(sh.acts + r * sh.stride + i * 8), "r"(pack_bf16(a, b)),
-                         "r"(pack_bf16(c, d))
+            const float4 y = normed(v[p], scale, bf16_four(w[p]));
+            asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(sh.acts + r * sh.stride + i * 8), "r"(pack_bf16(y.x, y.y)),
+                         "r"(pack_bf16(y.z, y.w))
                          : "memory");
             if (writes)
-                acts[i] = make_uint2(pack_fp16(a, b), pack_fp16(c, d));
+                acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
         }
     }
 }

@@ -78,9 +78,7 @@ KERNEL(embed, CU_ROW_THREADS, 1)
         v[p] = make_float4(0, 0, 0, 0);
         if (i * 4 >= hidden)
             continue;
-        const uint2 e = from[i];
-        v[p] = make_float4(__uint_as_float(e.x << 16), __uint_as_float(e.x & 0xffff0000u), __uint_as_float(e.y << 16),
-                           __uint_as_float(e.y & 0xffff0000u));
+        v[p] = bf16_four(from[i]);
         x[i] = v[p];
     }
     norm_row(m, row, m->layer[0].attn_norm, v);

@@ -26,7 +26,7 @@
 #define CU_TOKEN_LIST    32 /* stages of an op that a block has */
 #define CU_TOKEN_PARTS   64 /* sums of 16 rows that a block holds of one op */
 
-#define CU_TOKEN_ROUTE_PARTS 8 /* warps of the route kernel */
+#define CU_TOKEN_ROUTE_PARTS (CU_ROUTE_THREADS / 32) /* its warps share the inputs */
 
 /* Stages [lo, hi) of an op are a block's; a tile has `per` of them. */
 struct cu_share {

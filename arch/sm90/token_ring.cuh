@@ -71,13 +71,9 @@ struct token_feed {
             return;
         room().cost[slot] = n + skip;
         room().stage[slot] = to;
-        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(n) : "memory");
+        bulk_expect(bar, n);
         if (n)
-            asm volatile(
-                "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
-                "[%3], %4;" ::"r"(to),
-                "l"(from), "r"(n), "r"(bar), "l"(policy)
-                : "memory");
+            copy_bulk(to, (const void *)from, n, bar, policy);
     }
 
     /* Every copy has landed: the block may end. A launch that gave up has copies that nobody read. */

@@ -11,21 +11,9 @@ static_assert(TAKER_WARPS <= CU_TOKEN_WARPS && CU_ROW_THREADS % TOKEN_TAKERS == 
                   CU_TOKEN_HIDDEN / 4 <= CU_ROW_THREADS,
               "a float4 a thread");
 
-__device__ __forceinline__ float4 bf16_four(uint2 w)
-{
-    return make_float4(__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u), __uint_as_float(w.y << 16),
-                       __uint_as_float(w.y & 0xffff0000u));
-}
-
 __device__ __forceinline__ float4 float_four(const uint32_t a[2], const uint32_t b[2])
 {
     return make_float4(__uint_as_float(a[0]), __uint_as_float(a[1]), __uint_as_float(b[0]), __uint_as_float(b[1]));
-}
-
-/* x scale w, as the norms of rows.cuh and route.cuh round it */
-__device__ __forceinline__ float4 normed(float4 x, float scale, float4 w)
-{
-    return make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
 }
 
 /* Of `count` things that the first TAKERS threads share, thread by thread: this one's, the first being its own number. */

@@ -67,20 +67,12 @@ START_TEST(launches_fit_what_the_row_needs)
         for (size_t s = 0; s < shapes_count && rows[i].gpu_kernels; s++)
             for (size_t b = 0; b < sizeof bucket / sizeof bucket[0]; b++)
                 for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
-                    const struct nib_gpu_machine m = {.layers = shapes[s].layers,
-                                                      .experts = shapes[s].experts,
-                                                      .experts_used = shapes[s].experts_used,
-                                                      .hidden = shapes[s].hidden,
-                                                      .intermediate = shapes[s].intermediate,
-                                                      .heads = shapes[s].heads,
-                                                      .kv_heads = shapes[s].kv_heads,
-                                                      .vocab = shapes[s].vocab,
-                                                      .window = shapes[s].window,
-                                                      .slots = 256,
-                                                      .ctx_pages = 2048,
-                                                      .step_rows_max = 2048,
-                                                      .splits_max = rows[i].gpu_kernels->splits_max(131072),
-                                                      .sms = 132};
+                    struct nib_gpu_machine m = {.slots = 256,
+                                                .ctx_pages = 2048,
+                                                .step_rows_max = 2048,
+                                                .splits_max = rows[i].gpu_kernels->splits_max(131072),
+                                                .sms = 132};
+                    nib_gpu_machine_model(&m, &shapes[s]);
                     struct nib_gpu_geometry g;
                     rows[i].gpu_kernels->geometry((enum nib_gpu_op)op, &m, bucket[b][0], bucket[b][1],
                                                   bucket[b][0] ? bucket[b][0] : 1, &g);

@@ -13,14 +13,9 @@ enum { STAGES_MAX = 4096 };
 
 static struct nib_gpu_machine machine(const struct nib_shape *shape, uint32_t sms)
 {
-    return (struct nib_gpu_machine){.layers = shape->layers,
-                                    .experts = shape->experts,
-                                    .experts_used = shape->experts_used,
-                                    .hidden = shape->hidden,
-                                    .intermediate = shape->intermediate,
-                                    .heads = shape->heads,
-                                    .kv_heads = shape->kv_heads,
-                                    .sms = sms};
+    struct nib_gpu_machine m = {.sms = sms};
+    nib_gpu_machine_model(&m, shape);
+    return m;
 }
 
 static void count(uint8_t *seen, uint32_t at, struct cu_token_stage s, uint32_t unit_bytes)

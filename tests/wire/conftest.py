@@ -10,14 +10,8 @@ def image(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def nibbled(tmp_path_factory, image):
-    """One daemon for a whole file; its ledger and its log are checked at the end."""
-    daemon = d.Daemon(tmp_path_factory.mktemp("nibbled"), image)
-    try:
-        yield daemon
-        daemon.check_ledger()
-        daemon.stop()
-    finally:
-        daemon.kill()
+    """One daemon for a whole file."""
+    yield from d.lived(d.Daemon(tmp_path_factory.mktemp("nibbled"), image))
 
 
 @pytest.fixture

@@ -227,3 +227,13 @@ def specials(daemon):
         if re.fullmatch(r"<\|[a-z]+\|>", text):
             found[text] = id
     return found
+
+
+def lived(daemon):
+    """The daemon for a fixture of a whole file; its ledger and its log are checked at the end."""
+    try:
+        yield daemon
+        daemon.check_ledger()
+        daemon.stop()
+    finally:
+        daemon.kill()

@@ -18,13 +18,7 @@ import data  # noqa: E402
 @pytest.fixture(scope="module")
 def shape(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
-    daemon = d.Daemon(folder, d.synth(folder, "demo"))
-    try:
-        yield daemon
-        daemon.check_ledger()
-        daemon.stop()
-    finally:
-        daemon.kill()
+    yield from d.lived(d.Daemon(folder, d.synth(folder, "demo")))
 
 
 def take(count, *args):

@@ -34,13 +34,7 @@ def rows_here():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    daemon = d.Daemon(tmp_path_factory.mktemp("demo"), golden.IMAGE)
-    try:
-        yield daemon
-        daemon.check_ledger()
-        daemon.stop()
-    finally:
-        daemon.kill()
+    yield from d.lived(d.Daemon(tmp_path_factory.mktemp("demo"), golden.IMAGE))
 
 
 def ask(daemon, content, **more):
