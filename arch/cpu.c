@@ -18,6 +18,7 @@ static enum nib_err cpu_submit(struct nib_engine *engine, const struct nib_step 
     nib_cpu_kv_load(cpu, step);
     nib_cpu_step_begin(cpu, step);
     nib_pool_run(&cpu->pool, nib_cpu_forward, cpu);
+    nib_cpu_took(cpu);
     nib_cpu_kv_save(cpu, step);
     cpu->step = NULL;
     cpu->ready = true;

@@ -102,7 +102,7 @@ static void bind_activations(struct nib_cpu *cpu, void *const *base)
     a->up = whole(cpu, NIB_R_UP, base, picks * s->intermediate * 8);
     a->gated = whole(cpu, NIB_R_GATED, base, picks * s->intermediate * 4);
     a->down = whole(cpu, NIB_R_DOWN, base, picks * s->hidden * 4);
-    a->logits = whole(cpu, NIB_R_LOGITS, base, nib_min_u64(cpu->base.dims.slots, rows) * s->vocab * 4);
+    a->logits = whole(cpu, NIB_R_LOGITS, base, nib_min_u64(nib_want_rows_max(&cpu->base.dims), rows) * s->vocab * 4);
     struct carver rope = carver_of(cpu, NIB_R_ROPE, -1, base);
     a->cos = piece(&rope, rows * NIB_ROPE_PAIRS * 4);
     a->sin = piece(&rope, rows * NIB_ROPE_PAIRS * 4);

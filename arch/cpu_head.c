@@ -1,5 +1,5 @@
 /* arch/cpu_head.c: owns the end of a step: logits of the rows that want them, and their tokens.
- * Limits: NIB_MAX_SLOTS wanted rows. Every worker. Cannot fail; a row whose logits hold a NaN fails
+ * Limits: NIB_MAX_SLOTS wanted rows, however few slots they are of. Every worker. Cannot fail; a row whose logits hold a NaN fails
  * alone. */
 #include <string.h>
 
@@ -34,9 +34,17 @@ static void sample(struct nib_cpu *cpu, uint32_t worker, uint32_t w)
     struct nib_sampled *out = &cpu->out.sampled[cpu->wanted_out[w]];
     nib_sample(&in, cpu->sample + worker * cpu->sample_bytes, out);
     out->slot = row->slot;
-    cpu->last_token[row->slot] = out->token;
-    if (!out->failed)
-        nib_sample_took(nib_cpu_seen(cpu, row->slot), out->token);
+}
+
+void nib_cpu_took(struct nib_cpu *cpu)
+{
+    for (uint32_t i = 0; i < cpu->out.count; i++) {
+        const struct nib_sampled *out = &cpu->out.sampled[i];
+        const bool draft = (i > 0 && out[-1].slot == out->slot) || (i + 1 < cpu->out.count && out[1].slot == out->slot);
+        cpu->last_token[out->slot] = out->token;
+        if (!out->failed && !draft)
+            nib_sample_took(nib_cpu_seen(cpu, out->slot), out->token);
+    }
 }
 
 void nib_cpu_head(struct nib_cpu *cpu, uint32_t worker)

@@ -38,7 +38,7 @@ struct nib_cpu_acts {
     float *up;      /* [A][2I], by place */
     float *gated;   /* [A][I], by place */
     float *down;    /* [A][H], by place */
-    float *logits;  /* [min(slots, R)][V] */
+    float *logits;  /* [min(W, R)][V], W rows may want them */
     float *cos;     /* [R][32] */
     float *sin;     /* [R][32] */
 };
@@ -98,7 +98,7 @@ struct nib_cpu {
     uint32_t wanted, decode_wanted;     /* rows that want logits */
     uint32_t wanted_row[NIB_MAX_SLOTS]; /* [wanted] engine row */
     uint32_t wanted_out[NIB_MAX_SLOTS]; /* [wanted] index in the result: the step's order */
-    uint32_t last_token[NIB_MAX_SLOTS]; /* [slots] last sampled */
+    uint32_t last_token[NIB_MAX_SLOTS]; /* [slots] last sampled; of no meaning after a draft */
     bool ready;                         /* a result waits for collect */
     struct nib_step_out out;
 
@@ -145,6 +145,10 @@ void nib_cpu_combine(struct nib_cpu *cpu, uint32_t row);
 
 /* cpu_head.c, all workers: final norm and logits of the wanted rows, and their tokens. */
 void nib_cpu_head(struct nib_cpu *cpu, uint32_t worker);
+
+/* One thread, after the step: the slots' last tokens, and the sampler's counts of answer tokens. A draft's are not
+ * counted, as nothing reads them (see struct nib_step). */
+void nib_cpu_took(struct nib_cpu *cpu);
 
 /* cpu_share.c: how a phase's work is cut into items, which workers take one after another until
  * none is left. */

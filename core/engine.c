@@ -49,6 +49,7 @@ static enum nib_err check_table(const struct nib_engine *engine, const struct ni
 static enum nib_err check_run(const struct nib_engine *engine, const struct nib_step *step, uint32_t first,
                               uint32_t end, struct nib_msg *msg)
 {
+    const bool draft = end - first > 1 && (step->rows[first].flags & NIB_ROW_DECODE);
     for (uint32_t i = first; i < end; i++) {
         const struct nib_row *row = &step->rows[i];
         if (i > first && row->pos != step->rows[i - 1].pos + 1)
@@ -56,12 +57,17 @@ static enum nib_err check_run(const struct nib_engine *engine, const struct nib_
                             step->rows[i - 1].pos);
         if (i > first && (row->flags & NIB_ROW_FIRST))
             return nib_fail(msg, NIB_E_ARG, "row %u: FIRST inside slot %u's rows", i, row->slot);
-        if (i + 1 < end && (row->flags & NIB_ROW_LOGITS))
+        if (!draft && i + 1 < end && (row->flags & NIB_ROW_LOGITS))
             return nib_fail(msg, NIB_E_ARG, "row %u: LOGITS before slot %u's last row", i, row->slot);
-        if (end - first > 1 && (row->flags & NIB_ROW_DECODE))
-            return nib_fail(msg, NIB_E_ARG, "row %u: DECODE, but slot %u has %u rows", i, row->slot, end - first);
+        if (!draft && end - first > 1 && (row->flags & NIB_ROW_DECODE))
+            return nib_fail(msg, NIB_E_ARG, "row %u: DECODE after slot %u's prompt rows", i, row->slot);
+        if (draft && row->flags != (NIB_ROW_DECODE | NIB_ROW_LOGITS))
+            return nib_fail(msg, NIB_E_ARG, "row %u: flags 0x%x in slot %u's draft, allowed are 0x%x", i, row->flags,
+                            row->slot, (unsigned)(NIB_ROW_DECODE | NIB_ROW_LOGITS));
     }
     const struct nib_row *last = &step->rows[end - 1];
+    if (draft && nib_sampling_penalises(&step->sampling[last->slot]))
+        return nib_fail(msg, NIB_E_ARG, "row %u: a draft of slot %u, which has a penalty", first, last->slot);
     return check_table(engine, &step->tables[last->slot], last, msg);
 }
 
@@ -83,22 +89,9 @@ static enum nib_err check_copies(const struct nib_engine *engine, const char *wh
     return NIB_OK;
 }
 
-enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
+/* Every slot's rows together, and each run as it must be. */
+static enum nib_err check_runs(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
 {
-    if (step->serial == 0)
-        return nib_fail(msg, NIB_E_ARG, "step without a serial: they count from 1");
-    uint32_t rows_max = engine->dims.step_rows_max;
-    if (rows_max > NIB_MAX_STEP_ROWS)
-        rows_max = NIB_MAX_STEP_ROWS;
-    if (step->rows_count == 0 || step->rows_count > rows_max)
-        return nib_fail(msg, NIB_E_ARG, "step of %u rows: allowed are 1 to %u", step->rows_count, rows_max);
-    if (!step->tables || !step->sampling)
-        return nib_fail(msg, NIB_E_ARG, "step without %s", step->tables ? "sampling" : "tables");
-    enum nib_err wrong = check_copies(engine, "loads", step->loads, step->loads_count, NIB_MAX_KV_LOADS, msg);
-    if (!wrong)
-        wrong = check_copies(engine, "saves", step->saves, step->saves_count, NIB_MAX_KV_SAVES, msg);
-    if (wrong)
-        return wrong;
     bool seen[NIB_MAX_SLOTS];
     memset(seen, 0, sizeof seen);
     for (uint32_t first = 0, end; first < step->rows_count; first = end) {
@@ -116,4 +109,29 @@ enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_st
             return err;
     }
     return NIB_OK;
+}
+
+enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
+{
+    if (step->serial == 0)
+        return nib_fail(msg, NIB_E_ARG, "step without a serial: they count from 1");
+    uint32_t rows_max = engine->dims.step_rows_max;
+    if (rows_max > NIB_MAX_STEP_ROWS)
+        rows_max = NIB_MAX_STEP_ROWS;
+    if (step->rows_count == 0 || step->rows_count > rows_max)
+        return nib_fail(msg, NIB_E_ARG, "step of %u rows: allowed are 1 to %u", step->rows_count, rows_max);
+    if (!step->tables || !step->sampling)
+        return nib_fail(msg, NIB_E_ARG, "step without %s", step->tables ? "sampling" : "tables");
+    enum nib_err wrong = check_copies(engine, "loads", step->loads, step->loads_count, NIB_MAX_KV_LOADS, msg);
+    if (!wrong)
+        wrong = check_copies(engine, "saves", step->saves, step->saves_count, NIB_MAX_KV_SAVES, msg);
+    if (wrong)
+        return wrong;
+    uint32_t wanted = 0;
+    for (uint32_t i = 0; i < step->rows_count; i++)
+        wanted += (step->rows[i].flags & (NIB_ROW_LOGITS | NIB_ROW_DECODE)) != 0;
+    if (wanted > nib_want_rows_max(&engine->dims))
+        return nib_fail(msg, NIB_E_ARG, "%u rows decode or want logits: at most %u of a step", wanted,
+                        nib_want_rows_max(&engine->dims));
+    return check_runs(engine, step, msg);
 }

@@ -21,9 +21,11 @@
 
 enum nib_row_flag {
     NIB_ROW_LOGITS = 1, /* sample a token after this row */
-    NIB_ROW_DECODE = 2, /* carries an answer token: the only row of its slot in this step (decode kernels), and already
-                             counted when it was sampled. Rows without it carry prompt tokens */
-    NIB_ROW_FEEDBACK = 4, /* `token` is ignored: use the token this slot's last NIB_ROW_LOGITS row sampled */
+    NIB_ROW_DECODE =
+        2, /* carries an answer token (decode kernels), already counted when it was sampled: the only row of
+                             its slot in this step, or the first of a draft. Rows without it carry prompt tokens */
+    NIB_ROW_FEEDBACK = 4, /* `token` is ignored: use the token this slot's last NIB_ROW_LOGITS row sampled; that was no
+                             row of a draft */
     NIB_ROW_FIRST = 8 /* first row of a new sequence in this slot: forget the slot's sampler state. At position 0, or at
                              the first position after the pages that were computed before (see nib_kv_copy) */
 };
@@ -73,14 +75,17 @@ struct nib_kv_copy {
     uint16_t slot;
 };
 
+/* A draft: several NIB_ROW_DECODE rows of one slot, all with NIB_ROW_LOGITS. The first carries the answer's last token,
+ * each other the token that the row before it is guessed to sample. Every row gives a token, as if all guesses before it
+ * were right; the caller keeps those up to the first wrong guess, and computes the positions behind it again. Only slots
+ * without penalties may have one, since a penalty looks at what was sampled before. */
 struct nib_step {
-    uint64_t serial;     /* counts from 1 */
-    uint32_t rows_count; /* 1..step_rows_max of the engine */
-    struct nib_row
-        rows[NIB_MAX_STEP_ROWS];         /* a slot's rows are consecutive, positions ascending by 1; at most one row a
-                                             slot wants logits, and it is the slot's last row */
-    const struct nib_kv_table *tables;   /* [slots]; must stay valid until the step is collected */
-    const struct nib_sampling *sampling; /* [slots]; likewise */
+    uint64_t serial;                        /* counts from 1 */
+    uint32_t rows_count;                    /* 1..step_rows_max of the engine */
+    struct nib_row rows[NIB_MAX_STEP_ROWS]; /* a slot's rows are consecutive, positions ascending by 1; the last of them
+                                             may want logits, others only in a draft */
+    const struct nib_kv_table *tables;      /* [slots]; must stay valid until the step is collected */
+    const struct nib_sampling *sampling;    /* [slots]; likewise */
     uint32_t loads_count, saves_count;
     struct nib_kv_copy loads[NIB_MAX_KV_LOADS]; /* before the rows, in order: page to ring */
     struct nib_kv_copy saves[NIB_MAX_KV_SAVES]; /* after the rows, in order: ring to page */
@@ -114,7 +119,20 @@ struct nib_engine_dims {
     uint32_t kv_pages;      /* pages of the full-attention pool */
     uint32_t step_rows_max; /* rows of one step */
     uint32_t steps_ahead;   /* steps that may be submitted and not yet collected: 1..NIB_MAX_STEPS_AHEAD */
+    uint32_t want_rows_max; /* rows of one step that decode or want logits: slots..NIB_MAX_SLOTS; 0 = slots */
 };
+
+static inline uint32_t nib_want_rows_max(const struct nib_engine_dims *dims)
+{
+    return dims->want_rows_max ? dims->want_rows_max : dims->slots;
+}
+
+/* Whether what a slot samples depends on what it sampled before. */
+static inline bool nib_sampling_penalises(const struct nib_sampling *sampling)
+{
+    return sampling->repetition_penalty != 1.0f || sampling->frequency_penalty != 0.0f ||
+           sampling->presence_penalty != 0.0f;
+}
 
 struct nib_engine;
 

@@ -60,6 +60,7 @@
 #define NIB_MAX_STEP_ROWS          2048  /* rows (tokens) of one step: decode rows and prefill chunks */
 #define NIB_MAX_QUEUE              256   /* requests waiting for a slot */
 #define NIB_MAX_STEPS_AHEAD        2     /* steps launched whose results were not yet read */
+#define NIB_MAX_DRAFT_TOKENS       15    /* guessed tokens of one sequence in a step: with its last one, 16 rows */
 #define NIB_MAX_GAP_PERCENT        10000 /* of an idle step, that a step with prompt rows beside answers may take */
 #define NIB_KV_PAGE_TOKENS         64  /* tokens of one KV page: small enough to waste little, large enough to stream */
 #define NIB_MAX_WINDOW_PAGES       4   /* pages of one window; the models' 128 tokens need 2 */

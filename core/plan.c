@@ -36,6 +36,8 @@ static enum nib_err check_request(const struct nib_plan_request *r, struct nib_m
         err = check_range("queue", r->queue_max, NIB_MAX_QUEUE, msg);
     if (!err)
         err = check_range("prefill_rows", r->prefill_rows_max, NIB_MAX_STEP_ROWS, msg);
+    if (!err && r->draft_tokens > NIB_MAX_DRAFT_TOKENS)
+        err = nib_fail(msg, NIB_E_ARG, "draft_tokens is %u, allowed is 0 to %d", r->draft_tokens, NIB_MAX_DRAFT_TOKENS);
     if (!err && (r->threads == 0 || r->threads > NIB_MAX_THREADS))
         err = nib_fail(msg, NIB_E_ARG, "threads is %u, allowed is 1 to %d", r->threads, NIB_MAX_THREADS);
     return err;

@@ -52,7 +52,7 @@ enum nib_region_kind {
     NIB_R_UP,        /* [A][2I] fp32; none */
     NIB_R_GATED,     /* [A][I] fp32; bf16 */
     NIB_R_DOWN,      /* [A][H] fp32 */
-    NIB_R_LOGITS,    /* [slots][V] fp32 */
+    NIB_R_LOGITS,    /* [want_rows_max][V] fp32 */
     NIB_R_SAMPLE,    /* sampler scratch, one a thread that samples; none */
     NIB_R_THREAD,    /* matrix product and attention scratch, one a thread; scratch of all kernels */
     NIB_R_ROPE,      /* cos, sin [R][32] fp32 each */
@@ -131,6 +131,7 @@ struct nib_plan_request {
     uint32_t prefill_rows_max; /* prompt rows of a step that also decodes; 0 = half of step_rows_max */
     bool prefix_off;           /* every prompt is computed from its start: see core/prefix.h */
     bool prefix_shared;        /* one user's prompts may serve another's */
+    uint32_t draft_tokens;     /* guessed tokens of one sequence in a step; 0 = none */
     uint64_t tokenizer_bytes;  /* storage of the image's vocabulary and its scratch */
     uint64_t front_bytes;      /* storage of the front thread */
 };

@@ -154,7 +154,7 @@ static void add_cpu_activations(struct builder *b)
                          picks * row->acts_bytes(s->intermediate));
     uint64_t route =
         nib_round_up(rows * s->experts * 4, 64) + 4 * nib_round_up(picks * 4, 64) + (s->experts + 1) * 8ull;
-    uint64_t head_rows = d->slots < rows ? d->slots : rows;
+    uint64_t head_rows = nib_min_u64(nib_want_rows_max(d), rows);
     uint64_t widest = max3(s->hidden, nib_q_dim(s), s->intermediate);
     uint64_t thread = row->gemm_scratch_bytes((uint32_t)widest);
     uint64_t attn = row->attn_scratch_bytes(d->ctx_tokens);
@@ -252,12 +252,19 @@ static bool is_weight(enum nib_region_kind kind)
     return kind <= NIB_R_EXPERTS;
 }
 
+/* A GPU's kernels have room for a row a slot; drafts take those that no sequence needs. */
+static uint32_t want_rows(const struct nib_plan_request *r, uint32_t slots)
+{
+    return r->row->gpu ? slots : (uint32_t)nib_min_u64(NIB_MAX_SLOTS, slots + r->draft_tokens);
+}
+
 void nib_plan_layout(const struct nib_plan_request *request, struct nib_plan *plan)
 {
     struct builder b = {.request = request, .row = request->row, .shape = request->shape, .plan = plan};
     plan->regions_count = 0;
     plan->weight_bytes = 0;
     plan->kv_bytes = 0;
+    plan->dims.want_rows_max = want_rows(request, plan->dims.slots);
     for (int s = 0; s < NIB_SPACE_COUNT; s++)
         plan->arena_bytes[s] = 0;
     add_weights(&b);

@@ -1,7 +1,9 @@
 /* gpu/step.c: owns the way of a step into the pinned mailbox and of its result out of the pinned outbox.
  *
  * The device never waits for the host inside a step, nor the host for the device but here, with a deadline. What comes back
- * is checked before anyone sees it: a result that cannot be is a lost device, not a token. Stepper thread. */
+ * is checked before anyone sees it: a result that cannot be is a lost device, not a token. A draft's rows are decode rows
+ * like any other; which of them leaves the slot's last token and counts behind is open, and nothing reads these then
+ * (core/engine.h). Stepper thread. */
 #include "gpu/step.h"
 
 #include <string.h>

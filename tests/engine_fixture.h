@@ -18,7 +18,7 @@ struct fixture_options {
     const struct nib_kernels *kernels;
     enum nib_dense dense;
     uint64_t seed;
-    uint32_t ctx_tokens, slots, step_rows_max, threads;
+    uint32_t ctx_tokens, slots, step_rows_max, threads, draft_tokens;
     /* changes the image's tensors before the hashes are made; or NULL */
     void (*patch)(uint8_t *image_base, const struct nib_image *image);
     bool wrong_hash; /* the hash of the last tensor is not its own */
@@ -91,6 +91,7 @@ static inline void fixture_prepare(struct fixture *f, const struct fixture_optio
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,
                                              .threads = o->threads,
+                                             .draft_tokens = o->draft_tokens,
                                              .prefix_off = true};
     struct nib_msg msg = {""};
     ck_assert_msg(nib_plan_make(&request, &f->plan, &msg) == NIB_OK, "%s", msg.text);
@@ -236,6 +237,16 @@ static inline uint32_t fixture_decode(struct fixture *f, uint32_t slot, uint32_t
     fixture_row(f, slot, pos, token, NIB_ROW_DECODE | NIB_ROW_LOGITS);
     fixture_run(f, logits);
     return f->out.sampled[0].token;
+}
+
+/* One slot's last token and a draft behind it, as one step; logits of all rows. */
+static inline void fixture_draft(struct fixture *f, uint32_t slot, uint32_t pos, const uint32_t *tokens, uint32_t rows,
+                                 float *logits)
+{
+    fixture_begin(f);
+    for (uint32_t i = 0; i < rows; i++)
+        fixture_row(f, slot, pos + i, tokens[i], NIB_ROW_DECODE | NIB_ROW_LOGITS);
+    fixture_run(f, logits);
 }
 
 /* `count` ordinary token ids of a seed. */

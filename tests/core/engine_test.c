@@ -1,6 +1,7 @@
 /* tests/core/engine_test.c: nib_step_check takes good steps and refuses each broken rule by name. */
 #include "core/engine.h"
 
+#include "core/sample.h"
 #include "tests/harness.h"
 
 static struct nib_step step;
@@ -94,9 +95,64 @@ START_TEST(a_slot_has_one_run_of_rows)
     step.rows[3].flags = NIB_ROW_LOGITS;
     refused("LOGITS before");
     step.rows[6].flags |= NIB_ROW_DECODE;
-    refused("DECODE, but");
+    refused("DECODE after");
     step.rows[5].slot = 2;
     refused("not consecutive");
+}
+END_TEST
+
+/* Slot 2 guesses two tokens. */
+static void good_draft(void)
+{
+    good();
+    nib_sample_defaults(&sampling[2]);
+    engine.dims.want_rows_max = 6;
+    for (uint32_t i = step.rows_count += 2; i > 3; i--)
+        step.rows[i - 1] = step.rows[i - 3];
+    step.rows[1] = (struct nib_row){.token = 6, .pos = 71, .slot = 2, .flags = NIB_ROW_LOGITS | NIB_ROW_DECODE};
+    step.rows[2] = (struct nib_row){.token = 7, .pos = 72, .slot = 2, .flags = NIB_ROW_LOGITS | NIB_ROW_DECODE};
+    engine.dims.step_rows_max = 16;
+    struct nib_msg msg;
+    ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_OK);
+}
+
+START_TEST(a_draft_is_rows_that_want_tokens)
+{
+    good_draft();
+    step.rows[1].flags = NIB_ROW_DECODE;
+    refused("row 1: flags 0x2 in slot 2's draft");
+    good_draft();
+    step.rows[0].flags |= NIB_ROW_FEEDBACK;
+    refused("row 0: flags 0x7 in slot 2's draft");
+    good_draft();
+    step.rows[2].flags = NIB_ROW_LOGITS;
+    refused("row 2: flags 0x1 in slot 2's draft");
+    good_draft();
+    step.rows[2].pos = 73;
+    refused("follows");
+    good_draft();
+    engine.dims.want_rows_max = 4;
+    refused("5 rows decode or want logits: at most 4");
+    good_draft();
+    engine.dims.want_rows_max = 0; /* as many as slots */
+    refused("5 rows decode or want logits: at most 4");
+    good_draft();
+    tables[2].pages_count = 1;
+    refused("needs 2");
+}
+END_TEST
+
+START_TEST(a_draft_needs_a_slot_without_penalties)
+{
+    good_draft();
+    sampling[2].repetition_penalty = 1.1f;
+    refused("penalty");
+    good_draft();
+    sampling[2].frequency_penalty = 0.5f;
+    refused("penalty");
+    good_draft();
+    sampling[2].presence_penalty = -1;
+    refused("penalty");
 }
 END_TEST
 
@@ -142,4 +198,5 @@ START_TEST(copies_stay_inside_the_engine)
 END_TEST
 
 NIB_SUITE(engine, copies_stay_inside_the_engine, a_step_needs_its_parts, each_row_obeys_its_limits,
-          a_slot_has_one_run_of_rows, tables_cover_the_rows)
+          a_slot_has_one_run_of_rows, a_draft_is_rows_that_want_tokens, a_draft_needs_a_slot_without_penalties,
+          tables_cover_the_rows)

@@ -116,6 +116,41 @@ START_TEST(steps_ahead_change_nothing)
 }
 END_TEST
 
+/* A draft of as many rows as there are slots: the bits of rows that come one by one. */
+START_TEST(a_draft_changes_nothing)
+{
+    enum { FROM = 130 };
+    struct nib_msg msg = {""};
+    fake_env("h200", "");
+    gpu_fixture_open(&g, &nano);
+    ck_assert_uint_eq(g.f.engine->dims.want_rows_max, 3);
+    fixture_tokens(g.f.image.shape, 4, tokens, 200);
+    for (uint32_t s = 0; s < 3; s++)
+        g.f.sampling[s] = (struct nib_sampling){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 5};
+    uint32_t drawn[6];
+    fixture_prefill(&g.f, 0, tokens, 0, FROM, 64, NULL);
+    for (uint32_t i = 0; i < 6; i++)
+        drawn[i] = fixture_decode(&g.f, 0, FROM + i, tokens[FROM + i], want + i * VOCAB);
+    fixture_prefill(&g.f, 1, tokens, 0, FROM, 64, NULL);
+    const uint32_t wrong[3] = {tokens[FROM], tokens[FROM + 1] ^ 1, 9};
+    fixture_draft(&g.f, 1, FROM, wrong, 3, got);
+    ck_assert_uint_eq(g.f.out.sampled[0].token, drawn[0]);
+    ck_assert_mem_eq(got, want, VOCAB * sizeof(float));
+    for (uint32_t i = 1; i < 6; i += 3) {
+        fixture_draft(&g.f, 1, FROM + i, tokens + FROM + i, i == 1 ? 3 : 2, got);
+        for (uint32_t k = 0; k < g.f.out.count; k++)
+            ck_assert_uint_eq(g.f.out.sampled[k].token, drawn[i + k]);
+        ck_assert_mem_eq(got, want + i * VOCAB, g.f.out.count * VOCAB * sizeof(float));
+    }
+    fixture_begin(&g.f);
+    for (uint32_t i = 0; i < 4; i++)
+        fixture_row(&g.f, 1, FROM + i, tokens[FROM + i], NIB_ROW_DECODE | NIB_ROW_LOGITS);
+    ck_assert_int_eq(g.f.engine->ops->submit(g.f.engine, &g.f.step, &msg), NIB_E_ARG);
+    gpu_fixture_close(&g);
+    ck_assert_uint_eq(fake_env_report()->violations, 0);
+}
+END_TEST
+
 /* Rows of both kinds in any order of slots; results come back in the caller's order. */
 START_TEST(results_keep_the_caller_s_order)
 {
@@ -455,6 +490,6 @@ END_TEST
 
 NIB_SUITE(gpu_engine, a_warm_begin_changes_nothing, a_load_that_fails_loses_the_engine,
           a_save_that_fails_loses_the_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s,
-          steps_ahead_change_nothing, results_keep_the_caller_s_order, bad_steps_change_nothing,
-          load_reports_and_checks, an_image_of_another_form_is_refused, two_readers_share_the_largest_tensors,
-          experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)
+          steps_ahead_change_nothing, a_draft_changes_nothing, results_keep_the_caller_s_order,
+          bad_steps_change_nothing, load_reports_and_checks, an_image_of_another_form_is_refused,
+          two_readers_share_the_largest_tensors, experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)

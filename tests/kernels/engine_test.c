@@ -258,6 +258,54 @@ START_TEST(feedback_is_the_last_token)
 }
 END_TEST
 
+/* A draft's rows have the bits of rows that come one by one: logits, tokens drawn, with right guesses and with wrong
+ * ones, whose keys and values are then computed again; past the end of a ring. */
+static void try_a_draft_changes_nothing(const struct fixture_options *base)
+{
+    enum { FROM = 250, ROWS = 16, ROUNDS = 6 };
+    static float alone[ROUNDS * ROWS][VOCAB];
+    uint32_t drawn[ROUNDS * ROWS];
+    struct fixture_options o = *base;
+    o.draft_tokens = NIB_MAX_DRAFT_TOKENS;
+    fixture_open(&f, &o);
+    ck_assert_uint_eq(f.plan.dims.want_rows_max, 3 + NIB_MAX_DRAFT_TOKENS);
+    fixture_tokens(f.image.shape, 9, tokens, 600);
+    for (uint32_t s = 0; s < 2; s++)
+        f.sampling[s] = (struct nib_sampling){
+            .temperature = 1, .top_p = 0.9f, .repetition_penalty = 1, .seed = 77, .logprobs = true, .top_logprobs = 2};
+    fixture_prefill(&f, 0, tokens, 0, FROM, 64, NULL);
+    for (uint32_t i = 0; i < ROUNDS * ROWS; i++)
+        drawn[i] = fixture_decode(&f, 0, FROM + i, tokens[FROM + i], alone[i]);
+    fixture_prefill(&f, 1, tokens, 0, FROM, 64, NULL);
+    fixture_prefill(&f, 2, tokens, 0, 20, 20, NULL);
+    for (uint32_t at = 0, good = 1; at < ROUNDS * ROWS; at += good, good = good % ROWS + 5) {
+        uint32_t rows[ROWS];
+        good = good > ROWS ? ROWS : good;
+        good = good > ROUNDS * ROWS - at ? ROUNDS * ROWS - at : good;
+        for (uint32_t i = 0; i < ROWS; i++) /* guesses from `good` on are wrong */
+            rows[i] = i < good ? tokens[FROM + at + i] : (tokens[FROM + at + i] + 1) % 256;
+        fixture_begin(&f);
+        fixture_row(&f, 2, 20, 3, NIB_ROW_DECODE | NIB_ROW_LOGITS);
+        for (uint32_t i = 0; i < ROWS; i++)
+            fixture_row(&f, 1, FROM + at + i, rows[i], NIB_ROW_DECODE | NIB_ROW_LOGITS);
+        fixture_run(&f, got);
+        ck_assert_uint_eq(f.out.count, 1 + ROWS);
+        for (uint32_t i = 0; i < good; i++) {
+            expect_same(got + (1 + i) * VOCAB, alone[at + i]);
+            ck_assert_uint_eq(f.out.sampled[1 + i].slot, 1);
+            ck_assert_uint_eq(f.out.sampled[1 + i].token, drawn[at + i]);
+            ck_assert_uint_eq(f.out.sampled[1 + i].top_count, 2);
+        }
+    }
+    fixture_close(&f);
+}
+
+START_TEST(a_draft_changes_nothing)
+{
+    on_every_row(try_a_draft_changes_nothing);
+}
+END_TEST
+
 static void try_bad(const struct nib_row *row)
 {
     struct nib_msg msg = {""};
@@ -584,7 +632,7 @@ START_TEST(banned_ids_are_never_sampled)
 END_TEST
 
 NIB_SUITE(engine, a_warm_begin_changes_nothing, chunks_do_not_matter, neighbours_do_not_matter, pages_do_not_matter,
-          memory_before_does_not_matter, threads_do_not_matter, feedback_is_the_last_token,
+          memory_before_does_not_matter, threads_do_not_matter, feedback_is_the_last_token, a_draft_changes_nothing,
           a_step_that_breaks_a_rule_changes_nothing, a_result_is_collected_once, a_nan_fails_its_own_row,
           mxfp8_is_its_decoded_weights, damaged_mxfp8_tensors_are_refused, prompt_and_answer_tokens_are_counted,
           router_ties_go_to_the_lowest_expert, load_reports_and_checks, banned_ids_are_never_sampled)
