@@ -13,7 +13,7 @@
 
 _Static_assert(NIB_MAX_SLOTS == 256, "the last level");
 
-static struct nib_pace_level *level_of(struct nib_pace *pace, uint32_t decode_rows)
+uint32_t nib_pace_level(uint32_t decode_rows)
 {
     uint32_t level = 0;
     for (uint32_t top = 1; top < decode_rows; level++) {
@@ -21,7 +21,12 @@ static struct nib_pace_level *level_of(struct nib_pace *pace, uint32_t decode_ro
         top = top == 1 ? 2 : power ? top / 2 * 3 : top / 3 * 4;
     }
     NIB_MUST(decode_rows >= 1 && level < NIB_PACE_LEVELS);
-    return &pace->levels[level];
+    return level;
+}
+
+static struct nib_pace_level *level_of(struct nib_pace *pace, uint32_t decode_rows)
+{
+    return &pace->levels[nib_pace_level(decode_rows)];
 }
 
 void nib_pace_init(struct nib_pace *pace, uint32_t percent, uint32_t step_rows_max)
@@ -78,19 +83,19 @@ void nib_pace_begun(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt
         pace->since_long++;
 }
 
-/* What is faster counts at once by half. What is slower counts by an eighth, and as twice as slow at most: something else
- * may have held that step up. */
-static void measured(struct nib_pace_level *level, uint32_t step_us)
+static uint32_t bounded_us(uint64_t step_us)
 {
-    const uint32_t idle = level->idle_us;
-    if (idle == 0)
-        level->idle_us = step_us;
-    else if (step_us < idle)
-        level->idle_us = idle - (idle - step_us) / 2;
-    else
-        level->idle_us = idle + (uint32_t)nib_min_u64(step_us - idle, idle) / 8;
-    level->since_idle = 0;
-    level->measuring = false;
+    return 1 + (uint32_t)nib_min_u64(step_us, LONGEST_US);
+}
+
+uint32_t nib_pace_average(uint32_t average_us, uint64_t step_us)
+{
+    const uint32_t took_us = bounded_us(step_us);
+    if (average_us == 0)
+        return took_us;
+    if (took_us < average_us)
+        return average_us - (average_us - took_us) / 2;
+    return average_us + (uint32_t)nib_min_u64(took_us - average_us, average_us) / 8;
 }
 
 static void too_long(const struct nib_pace *pace, struct nib_pace_level *level, uint32_t prompt_rows, bool far)
@@ -116,10 +121,12 @@ void nib_pace_took(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_
     if (decode_rows == 0)
         return;
     struct nib_pace_level *level = level_of(pace, decode_rows);
-    const uint32_t took_us = 1 + (uint32_t)nib_min_u64(step_us, LONGEST_US);
+    const uint32_t took_us = bounded_us(step_us);
     pace->rest_us += took_us;
     if (prompt_rows == 0) {
-        measured(level, took_us);
+        level->idle_us = nib_pace_average(level->idle_us, step_us);
+        level->since_idle = 0;
+        level->measuring = false;
         return;
     }
     level->since_idle++;

@@ -46,6 +46,13 @@ struct nib_pace {
     struct nib_pace_level levels[NIB_PACE_LEVELS];
 };
 
+/* The level of a number of decode rows, 1..NIB_MAX_SLOTS. */
+uint32_t nib_pace_level(uint32_t decode_rows);
+
+/* An average, 0 when there is none yet, and one more step. What is faster counts at once by half. What is slower counts by
+ * an eighth, and as twice as slow at most: something else may have held that step up. Never 0. */
+uint32_t nib_pace_average(uint32_t average_us, uint64_t step_us);
+
 /* percent: at most NIB_MAX_GAP_PERCENT, not 0. */
 void nib_pace_init(struct nib_pace *pace, uint32_t percent, uint32_t step_rows_max);
 

@@ -225,6 +225,7 @@ static struct nib_sched_config sched_config(const struct nib_plan_request *r, co
         .queue_max = queue,
         .prompt_tokens_max = (uint32_t)prompt_tokens,
         .prefill_rows_max = r->prefill_rows_max ? r->prefill_rows_max : half_step,
+        .draft_tokens = r->draft_tokens,
         .prefix = prefix_config(r, plan->shape),
     };
 }

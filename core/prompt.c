@@ -90,6 +90,19 @@ const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, const struct
     return pool->tokens + (size_t)chunk * NIB_PROMPT_CHUNK_TOKENS + at % NIB_PROMPT_CHUNK_TOKENS;
 }
 
+void nib_prompt_copy(const struct nib_prompt_pool *pool, const struct nib_prompt *prompt, uint32_t *ret_tokens)
+{
+    uint32_t chunk = prompt->first, skip = prompt->skip;
+    for (uint32_t done = 0; done < prompt->left; skip = 0) {
+        const uint32_t part = (uint32_t)nib_min_u64(prompt->left - done, NIB_PROMPT_CHUNK_TOKENS - skip);
+        NIB_MUST(chunk < pool->chunks_count);
+        memcpy(ret_tokens + done, pool->tokens + (size_t)chunk * NIB_PROMPT_CHUNK_TOKENS + skip,
+               part * sizeof *ret_tokens);
+        done += part;
+        chunk = pool->next[chunk];
+    }
+}
+
 void nib_prompt_skip(struct nib_prompt_pool *pool, struct nib_prompt *prompt, uint32_t count)
 {
     NIB_MUST(count <= prompt->left);

@@ -47,6 +47,9 @@ uint32_t nib_prompt_read(struct nib_prompt_pool *pool, struct nib_prompt *prompt
 const uint32_t *nib_prompt_page(const struct nib_prompt_pool *pool, const struct nib_prompt *prompt, uint32_t read,
                                 uint32_t page);
 
+/* The tokens not yet read, [left], into ret_tokens. */
+void nib_prompt_copy(const struct nib_prompt_pool *pool, const struct nib_prompt *prompt, uint32_t *ret_tokens);
+
 /* Passes over the next `count` tokens, at most left. Gives back the chunks behind it. */
 void nib_prompt_skip(struct nib_prompt_pool *pool, struct nib_prompt *prompt, uint32_t count);
 

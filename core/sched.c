@@ -26,7 +26,8 @@ static bool config_allowed(const struct nib_sched_config *config)
            config->prompt_tokens_max >= NIB_PROMPT_CHUNK_TOKENS &&
            config->prompt_tokens_max <= NIB_MAX_PROMPT_POOL_TOKENS && config->prefill_rows_max >= 1 &&
            config->prefill_rows_max <= dims->step_rows_max && config->gap_percent <= NIB_MAX_GAP_PERCENT &&
-           nib_prefix_allowed(&config->prefix);
+           config->draft_tokens <= NIB_MAX_DRAFT_TOKENS && nib_want_rows_max(dims) >= dims->slots &&
+           nib_want_rows_max(dims) <= NIB_MAX_SLOTS && nib_prefix_allowed(&config->prefix);
 }
 
 static uint32_t chunks_of(const struct nib_sched_config *config)
@@ -43,7 +44,7 @@ size_t nib_sched_bytes(const struct nib_sched_config *config)
     size_t slot = sizeof(struct sched_slot) + sizeof(struct nib_sampling);
     return sizeof(struct nib_sched) + (config->queue_max + dims->slots) * entry + dims->slots * slot +
            (size_t)SCHED_TAKES * SCHED_ALIGN + nib_kv_bytes(dims) + nib_prefix_bytes(dims, &config->prefix) +
-           nib_prompt_bytes(chunks_of(config));
+           nib_prompt_bytes(chunks_of(config)) + (config->draft_tokens ? nib_lookup_bytes(dims) : 0);
 }
 
 static enum nib_err carve(struct nib_sched *sched, struct nib_arena *arena)
@@ -60,21 +61,26 @@ static enum nib_err carve(struct nib_sched *sched, struct nib_arena *arena)
     enum nib_err err = nib_kv_init(&sched->kv, arena, &sched->config.dims, NULL);
     if (!err)
         err = nib_prefix_init(&sched->prefix, arena, &sched->config.dims, &sched->config.prefix, &sched->kv);
-    return err ? err : nib_prompt_init(&sched->prompts, arena, chunks_of(&sched->config));
+    if (!err)
+        err = nib_prompt_init(&sched->prompts, arena, chunks_of(&sched->config));
+    if (!err && sched->config.draft_tokens != 0)
+        err = nib_lookup_init(&sched->lookup, arena, &sched->config.dims);
+    return err;
 }
 
 enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_config *config,
                             struct nib_sched **ret_sched, struct nib_msg *msg)
 {
     if (!config_allowed(config))
-        return nib_fail(
-            msg, NIB_E_ARG,
-            "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
-            "prompts, %u %% of a step's time), %u steps ahead, queue %u, %u prompt tokens, window %u: a number is "
-            "outside its range, or there are fewer rows than slots",
-            config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages, config->dims.step_rows_max,
-            config->prefill_rows_max, config->gap_percent, config->dims.steps_ahead, config->queue_max,
-            config->prompt_tokens_max, config->prefix.window);
+        return nib_fail(msg, NIB_E_ARG,
+                        "scheduler of %u slots, %u context tokens, %u pages, %u rows a step (%u for "
+                        "prompts, %u %% of a step's time, %u that want a token), %u steps ahead, queue %u, %u prompt "
+                        "tokens, window "
+                        "%u, drafts of %u: a number is outside its range, or there are fewer rows than slots",
+                        config->dims.slots, config->dims.ctx_tokens, config->dims.kv_pages, config->dims.step_rows_max,
+                        config->prefill_rows_max, config->gap_percent, nib_want_rows_max(&config->dims),
+                        config->dims.steps_ahead, config->queue_max, config->prompt_tokens_max, config->prefix.window,
+                        config->draft_tokens);
     struct nib_sched *sched = nib_arena_take(arena, sizeof *sched, SCHED_ALIGN);
     if (!sched)
         return nib_fail(msg, NIB_E_NOMEM, "the scheduler does not fit the arena");
@@ -100,7 +106,8 @@ enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_conf
 
 uint32_t nib_sched_events_max(const struct nib_sched *sched)
 {
-    return sched->entries_count;
+    const uint32_t wanted = nib_want_rows_max(&sched->config.dims);
+    return sched->entries_count > wanted ? sched->entries_count : wanted;
 }
 
 static enum nib_err check_ids(const struct nib_sched *sched, const char *what, const uint32_t *ids, uint32_t count,
@@ -267,7 +274,7 @@ void nib_sched_end(struct nib_sched *sched, uint32_t index, enum nib_finish fini
                    uint64_t now_ms, struct sched_events *events)
 {
     struct sched_entry *entry = &sched->entries[index];
-    NIB_MUST(entry->state != ENTRY_FREE && events->count < sched->entries_count);
+    NIB_MUST(entry->state != ENTRY_FREE && events->count < nib_sched_events_max(sched));
     events->list[events->count++] = (struct nib_sched_event){
         .handle = {.index = index, .generation = entry->generation},
         .tag = entry->tag,
@@ -322,6 +329,7 @@ static void admit_one(struct nib_sched *sched, uint32_t index, uint32_t at, uint
                                            .admitted = sched->admissions++,
                                            .admitted_ms = now_ms};
     sched->sampling[at] = sched->waiting[index];
+    nib_sched_draft_begin(sched, at);
     nib_sched_take(sched, at, step);
 }
 

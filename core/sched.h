@@ -29,6 +29,12 @@
  * comes together is computed once too; the oldest moves on in every step with prompt rows. A request with a repetition
  * penalty computes all: the penalty needs the engine to see every prompt token.
  *
+ * With draft_tokens the scheduler guesses what comes next from each sequence's own tokens (core/lookup.h), and where it pays
+ * (core/draft.h) a step verifies guesses as further rows of the sequence. The tokens given out are those of plain
+ * decoding: a row's result does not depend on the rows beside it, and what follows a wrong guess is dropped. Guesses need
+ * the tokens before them, so that while steps have any only one is in flight; and none are made while prompts are
+ * fed, nor for a request with a penalty.
+ *
  * Promises about rows, on top of core/engine.h: NIB_ROW_DECODE is set on exactly the rows that
  * carry an answer token; a sequence's first row, and no other, has NIB_ROW_FIRST; NIB_ROW_FEEDBACK
  * is set only while the token is not known yet (steps_ahead 2). A slot gets a new sequence only
@@ -54,15 +60,17 @@ enum nib_finish {
 struct nib_sched_config {
     struct nib_engine_dims dims; /* step_rows_max >= slots */
     uint32_t vocab;
-    uint32_t queue_max;              /* requests that wait: 1..NIB_MAX_QUEUE */
-    uint32_t prompt_tokens_max;      /* prompt tokens held for all requests together; one request uses
+    uint32_t queue_max;         /* requests that wait: 1..NIB_MAX_QUEUE */
+    uint32_t prompt_tokens_max; /* prompt tokens held for all requests together; one request uses
                                    whole chunks of NIB_PROMPT_CHUNK_TOKENS */
-    uint32_t prefill_rows_max;       /* prompt rows of a step that also decodes: 1..step_rows_max, but for
+    uint32_t prefill_rows_max;  /* prompt rows of a step that also decodes: 1..step_rows_max, but for
                                    long turns (core/pace.h).
                                    Smaller:  steadier answers; larger: faster prompts */
-    uint32_t gap_percent;            /* of the time of a step that only decodes, which one with prompts beside it may
+    uint32_t gap_percent;       /* of the time of a step that only decodes, which one with prompts beside it may
                                    take (core/pace.h), while no more prompts than answers go on: 1..NIB_MAX_GAP_PERCENT;
                                    0: no bound. Steps must then be timed */
+    uint32_t draft_tokens;      /* guessed tokens of one sequence that a step may verify: 0..NIB_MAX_DRAFT_TOKENS. Steps
+                                        must then be timed */
     struct nib_prefix_config prefix; /* all zero: every prompt is computed from its start */
 };
 
@@ -118,11 +126,13 @@ struct nib_sched_stats {
     uint64_t steps;       /* finished */
     uint64_t rows_prompt; /* of all steps begun */
     uint64_t rows_decode;
-    uint64_t tokens;         /* given out in events */
-    uint64_t tokens_dropped; /* sampled past the end of their request */
-    uint64_t overtaken;      /* admissions past a request that waited for pages */
-    uint64_t tokens_reused;  /* of prompts: computed before they came */
-    uint64_t pages_evicted;  /* kept pages that others needed */
+    uint64_t tokens;          /* given out in events */
+    uint64_t tokens_dropped;  /* sampled past the end of their request */
+    uint64_t overtaken;       /* admissions past a request that waited for pages */
+    uint64_t tokens_reused;   /* of prompts: computed before they came */
+    uint64_t tokens_drafted;  /* guessed, and rows of a step */
+    uint64_t tokens_accepted; /* of them, given out in events */
+    uint64_t pages_evicted;   /* kept pages that others needed */
 };
 
 struct nib_sched;
@@ -134,7 +144,7 @@ size_t nib_sched_bytes(const struct nib_sched_config *config);
 enum nib_err nib_sched_init(struct nib_arena *arena, const struct nib_sched_config *config,
                             struct nib_sched **ret_sched, struct nib_msg *msg) NIB_CHECKED;
 
-/* Events one call of next_step, finish_step or abort can yield at most: queue_max + slots. */
+/* Events one call of next_step, finish_step or abort can yield at most. */
 uint32_t nib_sched_events_max(const struct nib_sched *sched);
 
 /* Queues a request. NIB_E_ARG: a field is outside its range. NIB_E_LIMIT: prompt and answer are
@@ -167,7 +177,7 @@ enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struc
 enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms, const struct nib_step_out *out,
                                    struct nib_sched_event *ret_events, uint32_t *ret_events_count) NIB_CHECKED;
 
-/* With gap_percent, before the oldest step in flight is finished: how long the engine ran it, the time not counted
+/* With gap_percent or draft_tokens, before the oldest step in flight is finished: how long the engine ran it, the time not counted
  * that it waited for the one before. NIB_E_STATE: none is in flight. */
 enum nib_err nib_sched_took(struct nib_sched *sched, uint64_t step_us) NIB_CHECKED;
 

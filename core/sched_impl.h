@@ -3,6 +3,8 @@
 #ifndef NIB_CORE_SCHED_IMPL_H
 #define NIB_CORE_SCHED_IMPL_H
 
+#include "core/draft.h"
+#include "core/lookup.h"
 #include "core/pace.h"
 #include "core/prompt.h"
 #include "core/sched.h"
@@ -46,9 +48,12 @@ struct sched_slot {
     bool same_ends;      /* same_pages is all, not only as far as was looked */
     uint32_t same_pages; /* that the prompt has in common with that of `same_as`, an admission */
     uint64_t same_as;
-    uint32_t begun;      /* rows with LOGITS put into steps */
-    uint32_t last_token; /* sampled last; valid when all begun are collected */
-    uint64_t admitted;   /* counts admissions */
+    uint32_t begun;        /* rows with LOGITS put into steps */
+    uint32_t last_token;   /* sampled last; valid when all begun are collected */
+    uint32_t draft_tokens; /* guessed tokens behind the last row of the step that begins or is under way */
+    uint32_t draft[NIB_MAX_DRAFT_TOKENS]; /* [draft_tokens] */
+    struct nib_draft_trust trust;
+    uint64_t admitted; /* counts admissions */
     uint64_t admitted_ms;
 };
 
@@ -56,9 +61,10 @@ struct sched_slot {
 struct sched_flight {
     uint64_t serial;
     uint32_t decode_rows, prompt_rows;
+    bool drafts; /* some rows are guessed: nothing begins before its tokens are known */
     uint32_t count;
-    uint16_t slot[NIB_MAX_SLOTS]; /* [count] row order */
-    bool logits[NIB_MAX_SLOTS];   /* [count] wants a token */
+    uint16_t slot[NIB_MAX_SLOTS];   /* [count] row order */
+    uint16_t wanted[NIB_MAX_SLOTS]; /* [count] tokens it wants: 0, 1, or one for each row of a draft */
 };
 
 struct nib_sched {
@@ -68,6 +74,8 @@ struct nib_sched {
     uint32_t spare_pages; /* that no admission takes, so that window pages have room; 0 in a pool for one sequence */
     struct nib_prompt_pool prompts;
     struct nib_pace pace;         /* with gap_percent */
+    struct nib_lookup lookup;     /* with draft_tokens */
+    struct nib_draft_cost cost;   /* likewise */
     uint32_t entries_count;       /* queue_max + slots */
     struct sched_entry *entries;  /* [entries_count] */
     struct nib_sampling *waiting; /* [entries_count] of queued requests */
@@ -114,6 +122,20 @@ bool nib_sched_begin(struct nib_sched *sched, uint32_t at, bool oldest, struct n
 
 /* A row with a prompt token, the last or not: it is noted; where prompts are likely to part, what leads there is saved. */
 void nib_sched_note(struct nib_sched *sched, const struct nib_row *row, bool last, struct nib_step *step);
+
+/* sched_draft.c. Before the slot's prompt is read: its tokens are noted; and one more of its answer. */
+void nib_sched_draft_begin(struct nib_sched *sched, uint32_t at);
+void nib_sched_draft_token(struct nib_sched *sched, uint32_t at, uint32_t token);
+
+/* Sets draft_tokens and draft of all slots for the next step. True: some have any, or would have if no step were in flight. */
+bool nib_sched_draft_plan(struct nib_sched *sched);
+
+/* Of the tokens that a slot's rows gave, those whose row was guessed right: 1..wanted. */
+uint32_t nib_sched_draft_kept(const struct nib_sched *sched, uint32_t at, const struct nib_sampled *sampled,
+                              uint32_t wanted);
+
+/* The last `wrong` rows of the slot were never there. */
+void nib_sched_draft_back(struct nib_sched *sched, uint32_t at, uint32_t wrong);
 
 /* Moves queued requests into idle slots, in order, as pages and the step's loads allow; adds to these. */
 void nib_sched_admit(struct nib_sched *sched, uint64_t now_ms, struct nib_step *step);

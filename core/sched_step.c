@@ -26,7 +26,7 @@ static struct nib_prompt *prompt_of(struct nib_sched *sched, uint32_t slot)
     return &sched->entries[sched->slots[slot].entry].prompt;
 }
 
-/* Writes `count` rows of one slot and notes them in the flight. */
+/* Writes `count` rows of one slot, its prompt's or its last token's and a draft's, and notes them in the flight. */
 static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint16_t flags, struct nib_step *step,
                      struct sched_flight *flight)
 {
@@ -35,7 +35,9 @@ static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint1
     bool decode = flags & NIB_ROW_DECODE;
     for (uint32_t i = 0; i < count; i++) {
         struct nib_row *row = &step->rows[step->rows_count++];
-        row->token = decode ? slot->last_token : nib_prompt_read(&sched->prompts, prompt);
+        row->token = !decode  ? nib_prompt_read(&sched->prompts, prompt)
+                     : i == 0 ? slot->last_token
+                              : slot->draft[i - 1];
         row->pos = slot->next_pos++;
         row->slot = (uint16_t)at;
         row->flags = flags;
@@ -44,18 +46,17 @@ static void put_rows(struct nib_sched *sched, uint32_t at, uint32_t count, uint1
         if (!decode && sched->config.prefix.on)
             nib_sched_note(sched, row, prompt->left == 0, step);
     }
-    bool logits = prompt->left == 0;
-    if (logits) {
-        step->rows[step->rows_count - 1].flags |= NIB_ROW_LOGITS;
-        slot->begun++;
-    }
+    const uint32_t wanted = decode ? count : prompt->left == 0;
+    for (uint32_t i = 0; i < wanted; i++)
+        step->rows[step->rows_count - 1 - i].flags |= NIB_ROW_LOGITS;
+    slot->begun += wanted;
     slot->refs++;
     flight->slot[flight->count] = (uint16_t)at;
-    flight->logits[flight->count++] = logits;
+    flight->wanted[flight->count++] = (uint16_t)wanted;
     *(decode ? &sched->stats.rows_decode : &sched->stats.rows_prompt) += count;
 }
 
-/* One row of each slot whose prompt is fed and whose answer may still grow. */
+/* One row, and its draft, of each slot whose prompt is fed and whose answer may still grow. */
 static void put_decode_rows(struct nib_sched *sched, struct nib_step *step, struct sched_flight *flight)
 {
     for (uint32_t at = 0; at < sched->config.dims.slots; at++) {
@@ -66,7 +67,10 @@ static void put_decode_rows(struct nib_sched *sched, struct nib_step *step, stru
         if (slot->begun == entry->answer_tokens_max)
             continue;
         bool known = slot->begun == entry->answer_tokens;
-        put_rows(sched, at, 1, known ? NIB_ROW_DECODE : NIB_ROW_DECODE | NIB_ROW_FEEDBACK, step, flight);
+        put_rows(sched, at, 1 + slot->draft_tokens, known ? NIB_ROW_DECODE : NIB_ROW_DECODE | NIB_ROW_FEEDBACK, step,
+                 flight);
+        sched->stats.tokens_drafted += slot->draft_tokens;
+        flight->drafts |= slot->draft_tokens != 0;
     }
 }
 
@@ -155,19 +159,24 @@ enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struc
     sweep(sched, now_ms, &events);
     ret_step->serial = 0;
     ret_step->rows_count = ret_step->loads_count = ret_step->saves_count = 0;
+    *ret_events_count = events.count;
+    if (sched->flights_count != 0 && sched->flights[sched->flights_count - 1].drafts)
+        return NIB_OK;
     nib_sched_admit(sched, now_ms, ret_step);
+    if (nib_sched_draft_plan(sched) && sched->flights_count != 0)
+        return NIB_OK; /* nothing was admitted, as no prompt is to be fed */
     ret_step->tables = sched->kv.tables;
     ret_step->sampling = sched->sampling;
     ret_step->logits = NULL;
     struct sched_flight *flight = &sched->flights[sched->flights_count];
     flight->count = 0;
+    flight->drafts = false;
     put_decode_rows(sched, ret_step, flight);
     put_prefill_rows(sched, ret_step, flight);
     if (ret_step->rows_count != 0) {
         ret_step->serial = flight->serial = ++sched->serial;
         sched->flights_count++;
     }
-    *ret_events_count = events.count;
     return NIB_OK;
 }
 
@@ -175,8 +184,11 @@ enum nib_err nib_sched_took(struct nib_sched *sched, uint64_t step_us)
 {
     if (sched->flights_count == 0)
         return NIB_E_STATE;
+    const struct sched_flight *flight = &sched->flights[0];
     if (sched->config.gap_percent != 0)
-        nib_pace_took(&sched->pace, sched->flights[0].decode_rows, sched->flights[0].prompt_rows, step_us);
+        nib_pace_took(&sched->pace, flight->decode_rows, flight->prompt_rows, step_us);
+    if (sched->config.draft_tokens != 0 && flight->decode_rows != 0 && flight->prompt_rows == 0)
+        nib_draft_took(&sched->cost, flight->decode_rows, step_us);
     return NIB_OK;
 }
 
@@ -187,13 +199,13 @@ static bool result_matches(const struct nib_sched *sched, const struct sched_fli
     if (out->serial != flight->serial || out->count > NIB_MAX_SLOTS)
         return false;
     for (uint32_t i = 0; i < flight->count; i++) {
-        if (!flight->logits[i])
-            continue;
-        if (count == out->count)
+        if (flight->wanted[i] > out->count - count)
             return false;
-        const struct nib_sampled *sampled = &out->sampled[count++];
-        if (sampled->slot != flight->slot[i] || (!sampled->failed && sampled->token >= sched->config.vocab))
-            return false;
+        for (uint32_t end = count + flight->wanted[i]; count < end; count++) {
+            const struct nib_sampled *sampled = &out->sampled[count];
+            if (sampled->slot != flight->slot[i] || (!sampled->failed && sampled->token >= sched->config.vocab))
+                return false;
+        }
     }
     return count == out->count;
 }
@@ -230,7 +242,8 @@ static void take_token(struct nib_sched *sched, uint32_t at, const struct nib_sa
         nib_sched_end(sched, slot->entry, finish, sampled, now_ms, events);
         return;
     }
-    NIB_MUST(events->count < sched->entries_count);
+    nib_sched_draft_token(sched, at, sampled->token);
+    NIB_MUST(events->count < nib_sched_events_max(sched));
     events->list[events->count++] = (struct nib_sched_event){
         .handle = {.index = slot->entry, .generation = entry->generation},
         .tag = entry->tag,
@@ -239,6 +252,21 @@ static void take_token(struct nib_sched *sched, uint32_t at, const struct nib_sa
         .answer_tokens = entry->answer_tokens,
         .reused_tokens = entry->reused_tokens,
     };
+}
+
+/* Gives a slot's tokens to its request, a draft's as far as they were guessed right and the request goes on. */
+static void take_tokens(struct nib_sched *sched, uint32_t at, const struct nib_sampled *sampled, uint32_t wanted,
+                        uint64_t now_ms, struct sched_events *events)
+{
+    struct sched_slot *slot = &sched->slots[at];
+    const uint32_t kept = nib_sched_draft_kept(sched, at, sampled, wanted);
+    take_token(sched, at, &sampled[0], now_ms, events);
+    for (uint32_t i = 1; i < kept && slot->state == SLOT_RUNNING; i++) {
+        take_token(sched, at, &sampled[i], now_ms, events);
+        sched->stats.tokens_accepted += !sampled[i].failed;
+    }
+    if (slot->state == SLOT_RUNNING)
+        nib_sched_draft_back(sched, at, wanted - kept);
 }
 
 enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms, const struct nib_step_out *out,
@@ -256,8 +284,9 @@ enum nib_err nib_sched_finish_step(struct nib_sched *sched, uint64_t now_ms, con
         struct sched_slot *slot = &sched->slots[at];
         NIB_MUST(slot->refs > 0);
         slot->refs--;
-        if (flight->logits[i])
-            take_token(sched, at, &out->sampled[next++], now_ms, &events);
+        if (flight->wanted[i] != 0)
+            take_tokens(sched, at, &out->sampled[next], flight->wanted[i], now_ms, &events);
+        next += flight->wanted[i];
         if (slot->state == SLOT_CLOSING && slot->refs == 0)
             nib_sched_slot_free(sched, at);
     }

@@ -22,10 +22,13 @@ static void print_totals(const struct sim_totals *t)
            (unsigned long long)t->cancelled, (unsigned long long)t->expired, (unsigned long long)t->failed,
            (unsigned long long)t->overtaken, (unsigned long long)t->waits_max, (unsigned long long)t->aborts);
     printf("%llu prompt tokens reused, %llu requests on another uid's pages; %llu window pages saved, %llu loaded; "
-           "%llu pages evicted, %llu waits; beside answers %llu steps with prompt rows, %llu without\n",
+           "%llu pages evicted, %llu waits; beside answers %llu steps with prompt rows, %llu without; %llu tokens "
+           "guessed, %llu "
+           "right, held up %llu times\n",
            (unsigned long long)t->reused, (unsigned long long)t->lent, (unsigned long long)t->saves,
            (unsigned long long)t->loads, (unsigned long long)t->evicted, (unsigned long long)t->waited,
-           (unsigned long long)t->few, (unsigned long long)t->dry);
+           (unsigned long long)t->few, (unsigned long long)t->dry, (unsigned long long)t->drafted,
+           (unsigned long long)t->accepted, (unsigned long long)t->held);
 }
 
 START_TEST(every_seed_agrees_with_the_oracle)
@@ -45,6 +48,7 @@ START_TEST(every_seed_agrees_with_the_oracle)
     ck_assert(totals.dropped > 0 && totals.fed_back > 0 && totals.aborts > 0);
     ck_assert(totals.reused > 0 && totals.evicted > 0 && totals.lent > 0 && totals.waited > 0);
     ck_assert(totals.dry > 0 && totals.few > 0);
+    ck_assert(totals.drafted > totals.accepted && totals.accepted > 0 && totals.held > 0);
 }
 END_TEST
 

@@ -44,6 +44,7 @@ struct sim_totals {
     uint64_t runs, steps, rows, tokens, requests, finished, refused, cancelled, expired, failed;
     uint64_t overtaken, dropped, fed_back, aborts, waits_max;
     uint64_t reused, evicted, loads, saves, lent, waited; /* lent: reused from another uid */
+    uint64_t drafted, accepted, held; /* held: calls in which nothing began, so that a guess can be made */
     uint64_t dry, few; /* steps with answers in which waiting prompts had no row, or some, under gap_percent */
 };
 
@@ -66,8 +67,9 @@ struct sim {
     uint64_t left;                  /* requests that ended while they waited */
     uint64_t submitted, refused, ended[NIB_FINISH_COUNT];
     struct sim_totals *totals;
-    uint64_t row_us; /* of a step, for each prompt row */
-    uint32_t dry;    /* steps in a row in which prompts had no row */
+    uint64_t row_us;    /* of a step, for each prompt row */
+    uint64_t decode_us; /* for each decode row */
+    uint32_t dry;       /* steps in a row in which prompts had no row */
 };
 
 #define MUST(cond) SIM_MUST(sim->seed, cond)
@@ -379,6 +381,11 @@ static inline void sim_check_step(struct sim *sim, const struct sched_slot *befo
     }
     sim->totals->loads += step->loads_count;
     sim->totals->saves += step->saves_count;
+    if (step->rows_count == 0 && sim->fake.count > 0 && sim->config.draft_tokens != 0) {
+        MUST(step->loads_count == 0);
+        sim->totals->held++;
+        return;
+    }
     uint32_t oldest = SCHED_NONE;
     bool prompts_left = false;
     for (uint32_t at = 0; at < sim->config.dims.slots; at++) {
@@ -390,7 +397,8 @@ static inline void sim_check_step(struct sim *sim, const struct sched_slot *befo
         const struct sched_entry *entry = &sim->sched->entries[slot->entry];
         bool was_running = before[at].state == SLOT_RUNNING && before[at].entry == slot->entry;
         if (was_running && before[at].begun > 0 && before[at].begun < entry->answer_tokens_max)
-            MUST(rows[at] == 1);
+            MUST(rows[at] == 1 || (prompt == 0 && sim->fake.count == 0 && rows[at] == 1 + slot->draft_tokens &&
+                                   slot->draft_tokens <= sim->config.draft_tokens));
         bool prefills = !was_running || before[at].begun == 0;
         if (prefills && (oldest == SCHED_NONE || slot->admitted < sim->sched->slots[oldest].admitted))
             oldest = at;
@@ -489,8 +497,9 @@ static inline void sim_finish(struct sim *sim)
     MUST(err == NIB_OK);
     if (sim_coin(sim, 16))
         sim_wrong_result(sim);
-    const uint32_t prompt_rows = sim->sched->flights[0].prompt_rows;
-    MUST(nib_sched_took(sim->sched, 1000 + sim->row_us * prompt_rows + sim_range(sim, 0, 300)) == NIB_OK);
+    const struct sched_flight *flight = &sim->sched->flights[0];
+    const uint64_t rows_us = sim->row_us * flight->prompt_rows + sim->decode_us * flight->decode_rows;
+    MUST(nib_sched_took(sim->sched, 1000 + rows_us + sim_range(sim, 0, 300)) == NIB_OK);
     err = nib_sched_finish_step(sim->sched, sim->now_ms, &sim->out, sim->events, &count);
     MUST(err == NIB_OK);
     sim_events(sim, count, false);
@@ -509,6 +518,7 @@ static inline void sim_open(struct sim *sim, uint64_t seed, void *memory, struct
                                    .kv_pages = sim_range(sim, 1, sim_coin(sim, 3) ? FAKE_PAGES_MAX : 24),
                                    .step_rows_max = slots + sim_range(sim, 0, 80),
                                    .steps_ahead = sim_range(sim, 1, NIB_MAX_STEPS_AHEAD)};
+    dims.want_rows_max = sim_coin(sim, 2) ? 0 : slots + sim_range(sim, 0, 20);
     sim->config = (struct nib_sched_config){.dims = dims,
                                             .vocab = FAKE_VOCAB,
                                             .queue_max = sim_range(sim, 1, sim_coin(sim, 2) ? 4 : 12),
@@ -521,6 +531,8 @@ static inline void sim_open(struct sim *sim, uint64_t seed, void *memory, struct
                                                     .key = sim_coin(sim, 2) ? seed : 0};
     sim->config.gap_percent = sim_coin(sim, 2) ? sim_range(sim, 1, 400) : 0;
     sim->row_us = sim_coin(sim, 2) ? sim_range(sim, 1, 200) : sim_range(sim, 200, 4000);
+    sim->config.draft_tokens = sim_coin(sim, 2) ? sim_range(sim, 1, NIB_MAX_DRAFT_TOKENS) : 0;
+    sim->decode_us = sim_coin(sim, 2) ? sim_range(sim, 0, 100) : sim_range(sim, 100, 2000);
     sim->uids = sim_range(sim, 1, SIM_UIDS_MAX);
     sim->cancel_one_in = sim_range(sim, 8, 200);
     sim->arrive_one_in = sim_range(sim, 1, sim_coin(sim, 2) ? 3 : 40);
@@ -581,6 +593,9 @@ static inline void sim_close(struct sim *sim)
     t->overtaken += s.overtaken;
     t->dropped += s.tokens_dropped;
     t->evicted += s.pages_evicted;
+    t->drafted += s.tokens_drafted;
+    t->accepted += s.tokens_accepted;
+    MUST(s.tokens_accepted <= s.tokens_drafted && (s.tokens_drafted == 0 || sim->config.draft_tokens != 0));
     MUST(s.tokens_reused == 0 || sim->config.prefix.on);
     MUST(nib_sched_kv(sim->sched)->free_count + s.pages_idle == s.pages_count);
 }
