@@ -126,10 +126,12 @@ tests: $(TESTS)
 GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops each steps mxfp8 extremes invariance token sampler bench)
 $(B)/tests/gpu/kernels_gpu_test: $(GPU_TEST_OBJ) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ -lm -lpthread -ldl
-# what tests/gpu/compare.py drives; not a test itself
-tests: $(B)/tests/gpu/logits
+# what tests/gpu/compare.py drives, and a measurement; not tests themselves
+tests: $(B)/tests/gpu/logits $(B)/tests/core/lookup_bench
 $(B)/tests/gpu/logits: $(B)/tests/gpu/logits.o $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS)
+$(B)/tests/core/lookup_bench: $(B)/tests/core/lookup_bench.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
+	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS)
 $(B)/tests/kernels/kernels_test: $(patsubst %.c,$(B)/%.o,$(filter-out %_test.c,$(wildcard tests/kernels/*.c)))
 $(B)/tests/%_test: $(B)/tests/%_test.o $(filter-out $(B)/tools/main.o,$(TOOL_OBJ)) $(filter-out $(B)/appliance/main.o,$(APPL_OBJ)) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LDLIBS) $(TOOL_LDLIBS) $(shell pkg-config --libs check)
@@ -245,5 +247,5 @@ format:
 clean:
 	rm -rf build
 
--include $(B)/tests/gpu/logits.d $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d) \
+-include $(B)/tests/gpu/logits.d $(B)/tests/core/lookup_bench.d $(FAKE_OBJ:.o=.d) $(B)/fake/tests/gpu/trouble.d $(LIB_OBJ:.o=.d) $(APPL_OBJ:.o=.d) $(TOOL_OBJ:.o=.d) $(TESTS:=.d) \
          $(GPU_TEST_OBJ:.o=.d) $(patsubst %.c,$(B)/%.d,$(wildcard tests/kernels/*.c))

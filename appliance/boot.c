@@ -44,7 +44,7 @@ static size_t list_pieces(struct nib_boot *b, struct nib_stepper *s, const struc
         {&m->encode_scratch, nib_tokenizer_scratch_bytes(c->body_bytes)},
         {&m->render_scratch, c->body_bytes + NIB_RENDER_EXTRA},
         {&s->handles, jobs * sizeof(struct nib_handle)},
-        {&s->sched_events, (events + dims->slots) * sizeof(struct nib_sched_event)},
+        {&s->sched_events, (events + NIB_MAX_SLOTS) * sizeof(struct nib_sched_event)},
         {&s->step, sizeof(struct nib_step)},
         {&s->out, sizeof(struct nib_step_out)},
     };
@@ -187,7 +187,8 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
                                             .memory_limit_bytes = c->memory_mib << 20,
                                             .queue_max = NIB_MAX_QUEUE, /* the front's jobs are the limit */
                                             .prefix_off = !c->prefix_reuse,
-                                            .prefix_shared = c->prefix_share},
+                                            .prefix_shared = c->prefix_share,
+                                            .draft_tokens = (uint32_t)c->draft_tokens},
                                     .self_test = b->self_test,
                                     .struck = b->struck,
                                     .struck_count = b->struck_count,
@@ -219,6 +220,23 @@ static void log_plan(const struct nib_machine *m)
             (unsigned long long)((bytes[NIB_SPACE_DEVICE] + bytes[NIB_SPACE_PINNED] + bytes[NIB_SPACE_HOST]) >> 20),
             (unsigned long long)(bytes[NIB_SPACE_DEVICE] >> 20), (unsigned long long)(bytes[NIB_SPACE_PINNED] >> 20),
             m->plan.dims.ctx_tokens, m->plan.dims.slots, m->plan.threads, m->plan.threads == 1 ? "" : "s");
+}
+
+/* A GPU's kernels have as many rows for answers as there are slots; guesses take those of idle ones. */
+static void log_lookup(const struct nib_machine *m)
+{
+    const struct nib_engine_dims *d = &m->plan.dims;
+    const uint32_t spare = nib_want_rows_max(d) - 1;
+    if (m->plan.sched.draft_tokens == 0)
+        return;
+    if (spare == 0)
+        nib_log(NIB_LOG_WARN,
+                "lookup.draft_tokens is %u and has no effect: row %s verifies guesses in the rows of idle "
+                "slots, and there is one slot",
+                m->plan.sched.draft_tokens, m->row->name);
+    else
+        nib_log(NIB_LOG_INFO, "lookup: up to %u guessed tokens of an answer in a step, %u of all answers",
+                m->plan.sched.draft_tokens < spare ? m->plan.sched.draft_tokens : spare, spare);
 }
 
 static double seconds(uint64_t us)
@@ -273,6 +291,7 @@ enum nib_err nib_boot_run(void *arg, struct nib_stepper *s, struct nib_msg *msg)
     if (err)
         return err;
     log_plan(m);
+    log_lookup(m);
     if ((err = nib_machine_map(m, msg)) != NIB_OK || (err = carve_front(b, s, msg)) != NIB_OK)
         return err;
     open_text(b);

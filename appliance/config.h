@@ -49,6 +49,7 @@ struct nib_config {
     uint64_t answer_tokens;
     char date[NIB_CONFIG_STRING_BYTES];
     bool prefix_reuse, prefix_share;
+    uint64_t draft_tokens;
     bool log_requests;
     uint64_t peers_count;
     struct nib_peer_rule peers[NIB_MAX_UID_RULES];

@@ -87,6 +87,11 @@ static const struct nib_config_key keys[] = {
     {"prefix.share", NIB_CFG_BOOL, AT(prefix_share), 0, 1, "false", NULL,
      "One user's prompts may serve another's. Then a user who guesses how another's prompt begins can\n"
      "see from cached_tokens, and from the time to the first token, that the guess was right."},
+    {"lookup.draft_tokens", NIB_CFG_UINT, AT(draft_tokens), 0, NIB_MAX_DRAFT_TOKENS, "0", NULL,
+     "Speculative decoding by prompt lookup: of an answer that repeats what stands in its prompt or in itself, up to "
+     "so\n"
+     "many tokens are guessed and verified in one step, where measurements say that this is faster. Answers are the\n"
+     "same, bit for bit. 0: none."},
     {"log.requests", NIB_CFG_BOOL, AT(log_requests), 0, 1, "true", NULL,
      "One line for each request. Never any of its text."},
 };

@@ -75,6 +75,8 @@ static void gauges(struct nib_out *out, struct nib_stepper *s)
         {"prompt_tokens_reused_total", "counter", "Prompt tokens that were computed for an earlier prompt."},
         {"kv_pages_idle", "gauge", "KV pages kept for prompts to come, free for whoever needs them."},
         {"kv_pages_evicted_total", "counter", "Kept KV pages that others needed."},
+        {"draft_tokens_total", "counter", "Answer tokens guessed and verified in a step."},
+        {"draft_accepted_total", "counter", "Of them, right: given out without a step of their own."},
         {"retry_ms", "gauge", "Estimate until a queue place is free."},
         {"self_tests_total", "counter", "Self-tests passed, the one at boot included."},
     };

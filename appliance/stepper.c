@@ -62,6 +62,8 @@ static void publish(struct nib_stepper *s)
         st.tokens_reused,
         st.pages_idle,
         st.pages_evicted,
+        st.tokens_drafted,
+        st.tokens_accepted,
         nib_sched_retry_ms(s->sched),
     };
     for (size_t i = 0; i < NIB_G_CANARIES; i++)

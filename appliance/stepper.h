@@ -33,6 +33,8 @@ enum nib_gauge {
     NIB_G_TOKENS_REUSED,
     NIB_G_PAGES_IDLE,
     NIB_G_PAGES_EVICTED,
+    NIB_G_TOKENS_DRAFTED,
+    NIB_G_TOKENS_ACCEPTED,
     NIB_G_RETRY_MS, /* until a queue place is likely free */
     NIB_G_CANARIES, /* self-tests passed, the one at boot included */
     NIB_G_COUNT
