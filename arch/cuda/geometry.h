@@ -7,6 +7,7 @@
 
 #include "arch/cuda/layout.h"
 #if NIB_SM >= 90
+#include "arch/sm90/prompt.h"
 #include "arch/sm90/token.h"
 #endif
 
@@ -77,14 +78,6 @@ static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, u
     ret->grid[0] = least(rows * m->experts_used * cu_tiles(n), m->sms * least(fit < 1 ? 1 : fit, CU_MX_BLOCKS));
 }
 
-static void gemm_launch(uint32_t n, uint32_t y, uint32_t shared_bytes, struct nib_gpu_geometry *ret)
-{
-    ret->grid[0] = CU_DIV_UP(cu_tiles(n), CU_GEMM_N / CU_TILE);
-    ret->grid[1] = y;
-    ret->block = CU_GEMM_THREADS;
-    ret->shared_bytes = shared_bytes;
-}
-
 /* Lists of one expert's prompt rows, at most. */
 static uint32_t prompt_groups(const struct nib_gpu_machine *m, uint32_t prompt)
 {
@@ -112,23 +105,65 @@ static void decode_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
     }
 }
 
-static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
-                            struct nib_gpu_geometry *ret)
+#if NIB_SM >= 90
+/* One block a multiprocessor, of which each takes items in turns. */
+static void prompt_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t lists, uint32_t shared_bytes,
+                          struct nib_gpu_geometry *ret)
 {
-    const uint32_t hidden = m->hidden, q_dim = m->heads * NIB_HEAD_DIM;
+    const uint32_t items = CU_DIV_UP(cu_tiles(n), CU_PROMPT_TILES) * lists;
+    *ret = (struct nib_gpu_geometry){{least(items, m->sms), 1, 1}, CU_PROMPT_THREADS, shared_bytes, 0};
+}
+
+static void products_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
+                              struct nib_gpu_geometry *ret)
+{
+    const uint32_t hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
+    const uint32_t mx = CU_PROMPT_SHARED(CU_PROMPT_MX_STAGES, CU_PROMPT_MX_BYTES);
+    const uint32_t dense = mxfp8 ? CU_PROMPT_SHARED(CU_PROMPT_MXFP8_STAGES, CU_PROMPT_MXFP8_BYTES)
+                                 : CU_PROMPT_SHARED(CU_PROMPT_DENSE_STAGES, CU_PROMPT_DENSE_BYTES);
+    if (op == NIB_GPU_QKV_PROMPT)
+        prompt_launch(m, qkv, CU_DIV_UP(rows, 32), dense, ret);
+    else if (op == NIB_GPU_OUT_PROMPT)
+        prompt_launch(m, hidden, CU_DIV_UP(rows, 32), dense, ret);
+    else if (op == NIB_GPU_UP_PROMPT)
+        prompt_launch(m, 2 * m->intermediate, prompt_groups(m, rows), mx, ret);
+    else
+        prompt_launch(m, hidden, prompt_groups(m, rows), mx, ret);
+}
+#else
+static void gemm_launch(uint32_t n, uint32_t y, uint32_t shared_bytes, struct nib_gpu_geometry *ret)
+{
+    ret->grid[0] = CU_DIV_UP(cu_tiles(n), CU_GEMM_N / CU_TILE);
+    ret->grid[1] = y;
+    ret->block = CU_GEMM_THREADS;
+    ret->shared_bytes = shared_bytes;
+}
+
+static void products_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
+                              struct nib_gpu_geometry *ret)
+{
+    const uint32_t hidden = m->hidden, qkv = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
     const uint32_t mx = CU_MX_STAGES * CU_MX_STAGE_BYTES;
     const uint32_t dense = mxfp8 ? CU_MXFP8_STAGES * CU_MXFP8_STAGE_BYTES : CU_DENSE_STAGES * CU_DENSE_STAGE_BYTES;
     if (op == NIB_GPU_QKV_PROMPT)
-        gemm_launch(q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, CU_DIV_UP(rows, CU_GEMM_M), dense, ret);
+        gemm_launch(qkv, CU_DIV_UP(rows, CU_GEMM_M), dense, ret);
     else if (op == NIB_GPU_OUT_PROMPT)
         gemm_launch(hidden, CU_DIV_UP(rows, CU_GEMM_M), dense, ret);
     else if (op == NIB_GPU_UP_PROMPT)
         gemm_launch(2 * m->intermediate, prompt_groups(m, rows), mx, ret);
-    else if (op == NIB_GPU_DOWN_PROMPT)
-        gemm_launch(hidden, prompt_groups(m, rows), mx, ret);
     else
+        gemm_launch(hidden, prompt_groups(m, rows), mx, ret);
+}
+#endif
+
+static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
+                            struct nib_gpu_geometry *ret)
+{
+    if (op == NIB_GPU_ATTN_PROMPT)
         *ret = (struct nib_gpu_geometry){
             {m->kv_heads, CU_DIV_UP(rows, CU_ATTN_PROMPT_POS), 1}, CU_ATTN_THREADS, CU_ATTN_PROMPT_SHARED, 0};
+    else
+        products_geometry(op, mxfp8, m, rows, ret);
 }
 
 /* Ops over all rows of the step. */

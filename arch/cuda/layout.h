@@ -13,7 +13,8 @@
  *        A word of codes: in the low half the even input, in the high half the odd one: row g at bits 15 (sign), 10..4; row g + 8
  *        at 11 (sign), 14..12, 3..0.
  * mx:    [tile][unit of 64 inputs]: codes [lane][16 bytes], a 32-bit word an mma; scales [g][4 bytes]: row g blocks 0, 1;
- *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0.
+ *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0. From sm_90 on, behind all tiles: [tile][row of it] a byte,
+ *        the row's reference: its largest scale code, when no other of a block with elements is more than CU_MX_SPREAD below it; 0: none.
  * A word of codes: in the low half the even input of each pair, in the high half the odd one: fragment register 0 at bits
  * 15 (sign), 11..9; 1 at 12, 8..6; 2 at 14, 5..3; 3 at 13, 2..0. */
 #ifndef NIB_ARCH_CUDA_LAYOUT_H
@@ -40,6 +41,9 @@
 #define CU_MX_CODES    512 /* bytes of a unit of a tile */
 #define CU_MX_SCALES   32  /* behind them */
 #define CU_MX_BYTES    (CU_MX_CODES + CU_MX_SCALES)
+#define CU_MX_SPREAD   24 /* codes below the reference at which a weight is still an fp16 (arch/sm90/prompt_forms.cuh) */
+#define CU_MX_REF_MIN  64 /* references: far from the ends of fp32 */
+#define CU_MX_REF_MAX  190
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
@@ -150,9 +154,15 @@ NIB_BOTH uint32_t cu_mx_units(uint32_t k)
     return CU_DIV_UP(k, CU_MX_UNIT);
 }
 
+/* Where the rows' references lie. */
+NIB_BOTH uint64_t cu_mx_refs_at(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * cu_mx_units(k) * CU_MX_BYTES;
+}
+
 NIB_BOTH uint64_t cu_mx_bytes(uint32_t n, uint32_t k)
 {
-    return cu_up((uint64_t)cu_tiles(n) * cu_mx_units(k) * CU_MX_BYTES, 64);
+    return cu_up(cu_mx_refs_at(n, k) + (NIB_SM >= 90 ? cu_tiles(n) * CU_TILE : 0), 64);
 }
 
 NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)

@@ -99,6 +99,43 @@ __device__ __forceinline__ uint32_t mx_place(uint32_t code, uint32_t reg)
     return sign << sign_at | rest << (9 - 3 * reg);
 }
 
+#if NIB_SM >= 90
+/* The reference of a row of `blocks` blocks (arch/cuda/layout.h), by one warp. */
+__device__ __forceinline__ uint32_t mx_reference(const uint32_t *codes, const uint8_t *scales, uint32_t blocks)
+{
+    uint32_t most = 0, least = 255, bad = 0;
+    for (uint32_t b = threadIdx.x % 32; b < blocks; b += 32) {
+        const uint32_t *four = codes + b * 4, scale = scales[b];
+        bad |= scale == 255;
+        if (((four[0] | four[1] | four[2] | four[3]) & 0x77777777u) == 0)
+            continue; /* zeros, whatever the scale */
+        most = max(most, scale);
+        least = min(least, scale);
+    }
+    most = __reduce_max_sync(~0u, most);
+    least = __reduce_min_sync(~0u, least);
+    if (__any_sync(~0u, bad))
+        return 0;
+    if (most < least)
+        return 127; /* all zeros */
+    return most - least <= CU_MX_SPREAD && most >= CU_MX_REF_MIN && most <= CU_MX_REF_MAX ? most : 0;
+}
+
+__device__ __forceinline__ void mx_references(const struct nib_gpu_repack *p)
+{
+    const uint32_t n = p->n, n0 = p->n0, n1 = p->n1, blocks = p->k / NIB_MX_BLOCK, warps = gridDim.x * 8;
+    const uint8_t *src = at<const uint8_t>(p->src), *scales = at<const uint8_t>(p->scales);
+    uint8_t *dst = at<uint8_t>(p->dst, cu_mx_refs_at(n, p->k));
+    for (uint32_t i = n0 + blockIdx.x * 8 + threadIdx.x / 32; i < CU_DIV_UP(n1, CU_TILE) * CU_TILE; i += warps) {
+        const uint32_t r = packed_row(p->matrix, i / CU_TILE, i % CU_TILE);
+        const uint64_t block = (uint64_t)(r - n0) * blocks;
+        const uint32_t ref = r < n ? mx_reference((const uint32_t *)(src + block * 16), scales + block, blocks) : 127;
+        if (threadIdx.x % 32 == 0)
+            dst[i] = (uint8_t)ref;
+    }
+}
+#endif
+
 KERNEL(repack_mx, 256, 4)
 {
     const struct nib_gpu_repack *p = at<const struct nib_gpu_repack>(m->repack);
@@ -138,4 +175,7 @@ KERNEL(repack_mx, 256, 4)
         const bool there = r < n && r >= n0 && r < n1 && block < blocks;
         to[CU_MX_CODES + lane] = there ? scales[(uint64_t)(r - n0) * blocks + block] : 0;
     }
+#if NIB_SM >= 90
+    mx_references(p);
+#endif
 }

@@ -9,4 +9,5 @@
 #include "arch/cuda/attn_prompt.cuh"
 #include "arch/cuda/route.cuh"
 #include "arch/cuda/sample.cuh"
+#include "arch/sm90/prompt.cuh"
 #include "arch/sm90/token.cuh"

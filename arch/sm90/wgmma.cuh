@@ -1,0 +1,99 @@
+/* arch/sm90/wgmma.cuh: matrix products of a warpgroup (PTX ISA, "Asynchronous warpgroup level matrix instructions"): 64 output rows
+ * by N tokens by 16 inputs. A, the weights, is in registers, the fragment of mma.m16n8k16 in each of the four warps; B, the
+ * activations, is in shared memory: 128 bytes a token, 64 inputs, 16-byte chunks xor-ed by token % 8 (128-byte swizzle).
+ *
+ * A product runs beside what follows: its registers may be touched, and its shared memory written, only after the wait. */
+#pragma once
+#include "arch/cuda/base.cuh"
+
+/* What was written to the registers of coming products is seen by them. */
+__device__ __forceinline__ void wgmma_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* All but the newest N groups have ended. */
+template <int N> __device__ __forceinline__ void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+/* These registers are not read before this, nor written after it. */
+template <int N> __device__ __forceinline__ void wgmma_hold(float (&d)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(d[i])::"memory");
+}
+
+/* Descriptor of B: address, 1024 bytes between groups of 8 tokens, 128-byte swizzle. 32 bytes further, 16 inputs, are 2 more. */
+__device__ __forceinline__ uint64_t wgmma_tokens(uint32_t shared)
+{
+    return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (shared & 0x3ffff) >> 4;
+}
+
+// clang-format off
+#define WGMMA_T0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define WGMMA_T1 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define WGMMA_T2 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define WGMMA_T3 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define WGMMA_D(o) "+f"(d[o]), "+f"(d[o + 1]), "+f"(d[o + 2]), "+f"(d[o + 3]), "+f"(d[o + 4]), "+f"(d[o + 5]), "+f"(d[o + 6]), "+f"(d[o + 7]), \
+    "+f"(d[o + 8]), "+f"(d[o + 9]), "+f"(d[o + 10]), "+f"(d[o + 11]), "+f"(d[o + 12]), "+f"(d[o + 13]), "+f"(d[o + 14]), "+f"(d[o + 15])
+#define WGMMA(n, type, d_text, a_text, ...)                                                                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" d_text "}, " a_text ", 1, 1, 1, 0;" \
+                 : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define WGMMA_32(type) WGMMA(32, type, WGMMA_T0, "{%16, %17, %18, %19}, %20", WGMMA_D(0))
+#define WGMMA_64(type) WGMMA(64, type, WGMMA_T0 ", " WGMMA_T1, "{%32, %33, %34, %35}, %36", WGMMA_D(0), WGMMA_D(16))
+#define WGMMA_96(type) WGMMA(96, type, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2, "{%48, %49, %50, %51}, %52", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32))
+#define WGMMA_128(type) WGMMA(128, type, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3, "{%64, %65, %66, %67}, %68", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48))
+// clang-format on
+
+/* Numbers of the weights and the activations. */
+struct wgmma_fp16 {};
+struct wgmma_bf16 {};
+
+/* d += a b. d[4 n + c] is what c[] of mma.m16n8k16 is for tokens 8 n .. 8 n + 7. */
+__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[16], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_32("f16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[16], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_32("bf16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[32], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_64("f16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[32], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_64("bf16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[48], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_96("f16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[48], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_96("bf16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[64], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_128("f16");
+}
+
+__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[64], const uint32_t a[4], uint64_t b)
+{
+    WGMMA_128("bf16");
+}
