@@ -1,20 +1,22 @@
 /* tests/core/lookup_bench.c: what guessing is worth on a text that is given back with small changes. Not a test.
  *
- *     lookup_bench IMAGE FILE OLD NEW [DRAFT_TOKENS [VOCAB]]
+ *     lookup_bench IMAGE|SHAPE FILE OLD NEW [DRAFT_TOKENS [VOCAB]]
  *
  * The prompt is FILE's text, the answer is the same text with every OLD replaced by NEW, as a model that edits well would
- * write it. Scheduler and engine run as in the daemon, on the CPU and with real times; only the tokens that the engine
- * samples are replaced by the answer's, since no model that could edit is at hand. With VOCAB (a .tiktoken file) the text
- * is cut as that says, and ids beyond the image's vocabulary are folded into it. */
+ * write it. Scheduler and engine run with real times, on the CPU, or on the GPU with made-up weights of SHAPE, one step at a
+ * time; the tokens that the engine samples are replaced by the answer's, since no model that could edit is at hand. With VOCAB
+ * (a .tiktoken file) the text is cut as that says, and ids beyond the image's vocabulary are folded into it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "appliance/machine.h"
 #include "appliance/stepper.h"
 #include "core/arith.h"
 #include "core/sample.h"
 #include "tools/synth.h"
+#include "tools/synth_weights.h"
 
 enum { TEXT_BYTES = 1 << 20, TOKENS = 1 << 15 };
 
@@ -92,10 +94,13 @@ static uint32_t encode(const struct nib_tokenizer *tokenizer, const char *text, 
 static void open_machine(const char *image, uint32_t draft_tokens)
 {
     struct nib_msg msg = {""};
+    const struct nib_shape *made_up = nib_shape_find(image);
     const struct nib_machine_options options = {
         .image = image,
-        .device = NIB_DEVICE_CPU,
-        .ask = {.ctx_tokens = TOKENS, .slots = 1, .draft_tokens = draft_tokens}};
+        .device = made_up ? NIB_DEVICE_GPU : NIB_DEVICE_CPU,
+        .made_up = made_up,
+        .made_up_source = made_up ? nib_synth_source(made_up) : (struct nib_gpu_source){0},
+        .ask = {.ctx_tokens = TOKENS, .slots = made_up ? 1 + NIB_MAX_DRAFT_TOKENS : 1, .draft_tokens = draft_tokens}};
     must(nib_machine_plan(&machine, &options, &msg), &msg);
     must(nib_machine_map(&machine, &msg), &msg);
     must(nib_machine_load(&machine, NULL, NULL, &msg), &msg);
@@ -125,7 +130,11 @@ static bool run_step(void)
 int main(int argc, char **argv)
 {
     if (argc < 5 || argc > 7) {
-        fprintf(stderr, "usage: lookup_bench IMAGE FILE OLD NEW [DRAFT_TOKENS [VOCAB]]\n");
+        fprintf(stderr, "usage: lookup_bench IMAGE|SHAPE FILE OLD NEW [DRAFT_TOKENS [VOCAB]]\n");
+        return 64;
+    }
+    if (argc < 7 && nib_shape_find(argv[1])) {
+        fprintf(stderr, "lookup_bench: made-up weights have no vocabulary: give one\n");
         return 64;
     }
     open_machine(argv[1], argc > 5 ? (uint32_t)atoi(argv[5]) : NIB_MAX_DRAFT_TOKENS);
@@ -140,18 +149,24 @@ int main(int argc, char **argv)
     struct nib_handle handle;
     struct nib_msg msg = {""};
     must(nib_sched_submit(sched, &request, &handle, &msg), &msg);
-    uint64_t begin_us = nib_now_us();
+    uint64_t begin_us = 0;
+    clock_t begin_cpu = 0;
     struct nib_sched_stats s = {0};
     for (bool ended = false; !ended; nib_sched_stats(sched, &s)) {
-        if (s.tokens == 0) /* the answer's time alone */
+        if (s.tokens == 0) { /* the answer's time alone */
             begin_us = nib_now_us();
+            begin_cpu = clock();
+        }
         ended = run_step();
     }
     const double seconds = (double)(nib_now_us() - begin_us) * 1e-6;
-    printf("%s, row %s, %u prompt and %u answer tokens: %.1f tokens/s, %llu rows, %llu guessed, %llu right\n",
+    const double cpu_seconds = (double)(clock() - begin_cpu) / CLOCKS_PER_SEC;
+    printf("%s, row %s, %u prompt and %u answer tokens: %.1f tokens/s (%.1f a CPU second), %llu rows, %llu guessed, "
+           "%llu right\n",
            machine.image.shape->name, machine.row->name, prompt_tokens, answer_tokens,
-           (double)(answer_tokens - 1) / seconds, (unsigned long long)s.rows_decode,
-           (unsigned long long)s.tokens_drafted, (unsigned long long)s.tokens_accepted);
-    machine.engine->ops->close(machine.engine);
+           (double)(answer_tokens - 1) / seconds, (double)(answer_tokens - 1) / cpu_seconds,
+           (unsigned long long)s.rows_decode, (unsigned long long)s.tokens_drafted,
+           (unsigned long long)s.tokens_accepted);
+    nib_machine_close(&machine);
     return 0;
 }

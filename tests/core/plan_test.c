@@ -247,6 +247,38 @@ START_TEST(values_asked_for_are_kept_or_refused)
 }
 END_TEST
 
+/* The CPU has rows for guessed tokens besides those of slots, a GPU none. */
+START_TEST(drafts_are_counted)
+{
+    struct nib_row_facts facts;
+    struct nib_profile cpu = cpu_profile(8ull << 30), h200 = load("h200");
+    struct nib_plan_request r = request_for(&cpu, "tiny", &facts);
+    r.ctx_tokens = 1000;
+    r.slots = 3;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+    ck_assert(plan.sched.draft_tokens == 0 && plan.dims.want_rows_max == 3);
+    const uint64_t sched_bytes = nib_plan_region(&plan, NIB_R_SCHED, -1)->bytes;
+    const uint64_t logits_bytes = nib_plan_region(&plan, NIB_R_LOGITS, -1)->bytes;
+    r.draft_tokens = 7;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+    ck_assert(plan.sched.draft_tokens == 7 && plan.dims.want_rows_max == 10 && plan.sched.dims.want_rows_max == 10);
+    ck_assert_uint_gt(nib_plan_region(&plan, NIB_R_SCHED, -1)->bytes, sched_bytes + 3 * 1000 * 8);
+    ck_assert_uint_ge(nib_plan_region(&plan, NIB_R_LOGITS, -1)->bytes, logits_bytes + 7 * 4ull * r.shape->vocab - 4096);
+    r.slots = NIB_MAX_SLOTS;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+    ck_assert_uint_eq(plan.dims.want_rows_max, NIB_MAX_SLOTS);
+    r.draft_tokens = NIB_MAX_DRAFT_TOKENS + 1;
+    struct nib_msg msg;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, &msg), NIB_E_ARG);
+    ck_assert_str_eq(msg.text, "draft_tokens is 16, allowed is 0 to 15");
+    r = request_for(&h200, "20b", &facts);
+    r.slots = 8;
+    r.draft_tokens = NIB_MAX_DRAFT_TOKENS;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, NULL), NIB_OK);
+    ck_assert(plan.sched.draft_tokens == NIB_MAX_DRAFT_TOKENS && plan.dims.want_rows_max == 8);
+}
+END_TEST
+
 START_TEST(the_plan_is_a_function_of_its_arguments)
 {
     static struct nib_plan again;
@@ -321,5 +353,5 @@ END_TEST
 
 NIB_SUITE(plan, mxfp8_is_counted, every_profile_gets_a_sound_plan, a_big_card_holds_everything_and_a_small_one_spills,
           a_limited_card_is_planned_as_a_small_one, a_memory_limit_shrinks_in_steps_until_it_refuses,
-          a_cpu_never_spills, values_asked_for_are_kept_or_refused, the_plan_is_a_function_of_its_arguments,
-          sizes_are_parsed)
+          a_cpu_never_spills, values_asked_for_are_kept_or_refused, drafts_are_counted,
+          the_plan_is_a_function_of_its_arguments, sizes_are_parsed)
