@@ -111,6 +111,14 @@ static enum nib_err check_runs(const struct nib_engine *engine, const struct nib
     return NIB_OK;
 }
 
+bool nib_step_drafts(const struct nib_step *step)
+{
+    for (uint32_t i = 1; i < step->rows_count; i++)
+        if ((step->rows[i].flags & NIB_ROW_DECODE) && step->rows[i].slot == step->rows[i - 1].slot)
+            return true;
+    return false;
+}
+
 enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step, struct nib_msg *msg)
 {
     if (step->serial == 0)
@@ -127,11 +135,16 @@ enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_st
         wrong = check_copies(engine, "saves", step->saves, step->saves_count, NIB_MAX_KV_SAVES, msg);
     if (wrong)
         return wrong;
-    uint32_t wanted = 0;
-    for (uint32_t i = 0; i < step->rows_count; i++)
+    uint32_t wanted = 0, decode = 0;
+    for (uint32_t i = 0; i < step->rows_count; i++) {
         wanted += (step->rows[i].flags & (NIB_ROW_LOGITS | NIB_ROW_DECODE)) != 0;
+        decode += (step->rows[i].flags & NIB_ROW_DECODE) != 0;
+    }
     if (wanted > nib_want_rows_max(&engine->dims))
         return nib_fail(msg, NIB_E_ARG, "%u rows decode or want logits: at most %u of a step", wanted,
                         nib_want_rows_max(&engine->dims));
-    return check_runs(engine, step, msg);
+    enum nib_err err = check_runs(engine, step, msg);
+    if (!err && decode < step->rows_count && nib_step_drafts(step))
+        return nib_fail(msg, NIB_E_ARG, "%u prompt rows beside a draft", step->rows_count - decode);
+    return err;
 }

@@ -78,7 +78,7 @@ struct nib_kv_copy {
 /* A draft: several NIB_ROW_DECODE rows of one slot, all with NIB_ROW_LOGITS. The first carries the answer's last token,
  * each other the token that the row before it is guessed to sample. Every row gives a token, as if all guesses before it
  * were right; the caller keeps those up to the first wrong guess, and computes the positions behind it again. Only slots
- * without penalties may have one, since a penalty looks at what was sampled before. */
+ * without penalties may have one, since a penalty looks at what was sampled before, and a step with one has no prompt rows. */
 struct nib_step {
     uint64_t serial;                        /* counts from 1 */
     uint32_t rows_count;                    /* 1..step_rows_max of the engine */
@@ -153,6 +153,9 @@ struct nib_engine {
     const struct nib_shape *shape;
     struct nib_engine_dims dims;
 };
+
+/* Whether the step has a draft. */
+bool nib_step_drafts(const struct nib_step *step);
 
 /* Checks a step against the rules above; engines call it first. */
 enum nib_err nib_step_check(const struct nib_engine *engine, const struct nib_step *step,

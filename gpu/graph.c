@@ -1,7 +1,9 @@
 /* gpu/graph.c: owns one captured graph a bucket, all made at boot.
  *
  * Buckets are bounds on decode rows, on prompt rows, or on both, in powers of two, so that a step's graph launches at most
- * twice the blocks that the step needs. Limits: NIB_GPU_MAX_BUCKETS. Boot thread makes them; choosing one is pure. Fails
+ * twice the blocks that the step needs. Steps with a draft have buckets of their own: attention begins before the op before it
+ * has ended, reading the keys of earlier steps, and a draft's rows see each other's keys, which are of this step; so there it
+ * waits, and no kernel does all layers in one. Limits: NIB_GPU_MAX_BUCKETS. Boot thread makes them; choosing one is pure. Fails
  * with the call that failed; what was made is freed by nib_gpu_graphs_free. */
 #include "core/arith.h"
 #include "gpu/state.h"
@@ -16,12 +18,15 @@ static struct nib_gpu_geometry geometry(const struct nib_gpu_engine *e, enum nib
     return g;
 }
 
-static void add(struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt)
+static void add(struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt, bool draft)
 {
     const struct nib_engine_dims *d = &e->base.dims;
     NIB_MUST(e->buckets_count < NIB_GPU_MAX_BUCKETS);
-    e->buckets[e->buckets_count++] = (struct nib_gpu_bucket){
-        .decode = decode, .prompt = prompt, .want = (uint32_t)nib_min_u64(d->slots, (uint64_t)decode + prompt)};
+    e->buckets[e->buckets_count++] =
+        (struct nib_gpu_bucket){.decode = decode,
+                                .prompt = prompt,
+                                .want = (uint32_t)nib_min_u64(d->slots, (uint64_t)decode + prompt),
+                                .draft = draft};
 }
 
 static uint32_t next_bound(uint32_t bound, uint32_t max)
@@ -35,18 +40,21 @@ static void list(struct nib_gpu_engine *e)
     const uint32_t least = rows < PROMPT_ROWS_MIN ? rows : PROMPT_ROWS_MIN;
     e->buckets_count = 0;
     for (uint32_t n = 1; n <= slots; n = next_bound(n, slots))
-        add(e, n, 0);
+        add(e, n, 0, false);
     for (uint32_t n = least; n <= rows; n = next_bound(n, rows))
-        add(e, 0, n);
+        add(e, 0, n, false);
     for (uint32_t n = least; n <= rows; n = next_bound(n, rows))
-        add(e, slots, n);
+        add(e, slots, n, false);
+    for (uint32_t n = 2; n <= slots && e->plan->sched.draft_tokens != 0; n = next_bound(n, slots))
+        add(e, n, 0, true);
 }
 
-const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt)
+const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt,
+                                                bool draft)
 {
     for (uint32_t i = 0; i < e->buckets_count; i++) {
         const struct nib_gpu_bucket *b = &e->buckets[i];
-        if (decode <= b->decode && prompt <= b->prompt)
+        if (decode <= b->decode && prompt <= b->prompt && draft == b->draft)
             return b;
     }
     return NULL;
@@ -71,6 +79,8 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
     for (int op = (int)first; op <= (int)last && !err; op++) {
         const enum nib_gpu_op form = nib_gpu_op_in((enum nib_gpu_op)op, e->plan->dense);
         struct nib_gpu_geometry g = geometry(e, form, b);
+        if (b->draft && op == NIB_GPU_ATTN)
+            g.overlap = 0;
         if (g.grid[0])
             err = nib_gpu_launch(e->gpu, form, &g, (struct nib_gpu_target){e->stream, e->machine_at, layer}, msg);
     }
@@ -81,7 +91,7 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
 static enum nib_err launch_layers(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
 {
     const uint32_t layers = e->base.shape->layers;
-    if (e->plan->dense == NIB_DENSE_BF16 && geometry(e, NIB_GPU_TOKEN, b).grid[0])
+    if (!b->draft && e->plan->dense == NIB_DENSE_BF16 && geometry(e, NIB_GPU_TOKEN, b).grid[0])
         return launch_range(e, b, NIB_GPU_TOKEN, NIB_GPU_TOKEN, 0, msg);
     enum nib_err err = launch_range(e, b, NIB_GPU_EMBED, NIB_GPU_EMBED, 0, msg);
     for (uint32_t l = 0; l < layers && !err; l++)

@@ -6,11 +6,12 @@
 
 #include "gpu/gpu.h"
 
-#define NIB_GPU_MAX_BUCKETS 48 /* 9 of decode rows, 12 of prompt rows, 12 of both, and room */
+#define NIB_GPU_MAX_BUCKETS 48 /* 9 of decode rows, 12 of prompt rows, 12 of both, 8 of drafts, and room */
 
 /* Upper bounds of the steps a graph can run. */
 struct nib_gpu_bucket {
     uint32_t decode, prompt, want;
+    bool draft; /* decode rows may be of one sequence */
     struct CUgraphExec_st *exec;
 };
 
@@ -43,7 +44,8 @@ struct nib_gpu_engine {
 
     struct CUstream_st *stream;
     uint32_t buckets_count;
-    struct nib_gpu_bucket buckets[NIB_GPU_MAX_BUCKETS]; /* decode, then prompt, then mixed; each kind ascending */
+    struct nib_gpu_bucket
+        buckets[NIB_GPU_MAX_BUCKETS]; /* decode, then prompt, then mixed, then drafts; each kind ascending */
 
     uint64_t submitted, collected; /* serials */
     uint64_t
@@ -80,8 +82,9 @@ enum nib_err nib_gpu_upload(struct nib_gpu_engine *e, const struct nib_gpu_engin
 /* graph.c: a graph a bucket. */
 enum nib_err nib_gpu_graphs_make(struct nib_gpu_engine *e, struct nib_msg *msg) NIB_CHECKED;
 void nib_gpu_graphs_free(struct nib_gpu_engine *e);
-/* The smallest bucket for such a step; there always is one. */
-const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt);
+/* The smallest bucket for such a step. There always is one, but for drafts when the plan has none. */
+const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt,
+                                                bool draft);
 
 /* wait.c: polling with a deadline. nib_gpu_wait and nib_gpu_idle wait until the stream has done all it was given. */
 uint64_t nib_gpu_now_us(void);

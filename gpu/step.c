@@ -133,7 +133,8 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
     to->decode_count = to->rows_count;
     send_kind(to, flight, step, 0);
     __atomic_store_n(&to->serial, serial, __ATOMIC_RELEASE);
-    const struct nib_gpu_bucket *b = nib_gpu_bucket_for(e, to->decode_count, to->rows_count - to->decode_count);
+    const struct nib_gpu_bucket *b =
+        nib_gpu_bucket_for(e, to->decode_count, to->rows_count - to->decode_count, nib_step_drafts(step));
     NIB_MUST(b != NULL);
     for (uint32_t i = 0; i < step->loads_count && !err; i++)
         err = copy_window(e, &step->loads[i], true, why);
@@ -163,6 +164,8 @@ enum nib_err nib_gpu_submit(struct nib_engine *engine, const struct nib_step *st
     if (step->logits && engine->dims.slots > e->logits_rows)
         return nib_fail(msg, NIB_E_ARG, "logits of %u slots were asked for, and room is for %u rows",
                         engine->dims.slots, e->logits_rows);
+    if (nib_step_drafts(step) && e->plan->sched.draft_tokens == 0)
+        return nib_fail(msg, NIB_E_ARG, "a step with a draft, and the plan has none");
     struct nib_msg why;
     return send(e, step, &why) ? lose(e, &why, msg) : NIB_OK;
 }

@@ -101,17 +101,17 @@ START_TEST(a_slot_has_one_run_of_rows)
 }
 END_TEST
 
-/* Slot 2 guesses two tokens. */
+/* Slot 2 guesses two tokens, slot 0 none. */
 static void good_draft(void)
 {
     good();
     nib_sample_defaults(&sampling[2]);
+    step.rows[3] = step.rows[1];
+    for (uint32_t i = 1; i < 3; i++)
+        step.rows[i] =
+            (struct nib_row){.token = 5 + i, .pos = 70 + i, .slot = 2, .flags = NIB_ROW_LOGITS | NIB_ROW_DECODE};
+    step.rows_count = 4;
     engine.dims.want_rows_max = 6;
-    for (uint32_t i = step.rows_count += 2; i > 3; i--)
-        step.rows[i - 1] = step.rows[i - 3];
-    step.rows[1] = (struct nib_row){.token = 6, .pos = 71, .slot = 2, .flags = NIB_ROW_LOGITS | NIB_ROW_DECODE};
-    step.rows[2] = (struct nib_row){.token = 7, .pos = 72, .slot = 2, .flags = NIB_ROW_LOGITS | NIB_ROW_DECODE};
-    engine.dims.step_rows_max = 16;
     struct nib_msg msg;
     ck_assert_int_eq(nib_step_check(&engine, &step, &msg), NIB_OK);
 }
@@ -125,17 +125,22 @@ START_TEST(a_draft_is_rows_that_want_tokens)
     step.rows[0].flags |= NIB_ROW_FEEDBACK;
     refused("row 0: flags 0x7 in slot 2's draft");
     good_draft();
-    step.rows[2].flags = NIB_ROW_LOGITS;
-    refused("row 2: flags 0x1 in slot 2's draft");
-    good_draft();
     step.rows[2].pos = 73;
     refused("follows");
     good_draft();
-    engine.dims.want_rows_max = 4;
-    refused("5 rows decode or want logits: at most 4");
+    engine.dims.slots = 3;
+    engine.dims.want_rows_max = 3;
+    refused("4 rows decode or want logits: at most 3");
     good_draft();
+    engine.dims.slots = 3;
     engine.dims.want_rows_max = 0; /* as many as slots */
-    refused("5 rows decode or want logits: at most 4");
+    refused("4 rows decode or want logits: at most 3");
+    good_draft();
+    step.rows[step.rows_count++] = (struct nib_row){.token = 1, .slot = 1, .flags = NIB_ROW_FIRST | NIB_ROW_LOGITS};
+    refused("1 prompt rows beside a draft");
+    good_draft();
+    step.rows[2].flags = NIB_ROW_LOGITS;
+    refused("row 2: flags 0x1 in slot 2's draft");
     good_draft();
     tables[2].pages_count = 1;
     refused("needs 2");

@@ -91,6 +91,7 @@ struct fake_work {
     struct CUfunc_st *function; /* kernel */
     nib_cu_ptr machine;
     uint32_t layer;
+    bool overlap;                /* kernel: may begin before the work before it has ended */
     struct CUgraphExec_st *exec; /* graph */
     struct CUevent_st *event;
 };

@@ -24,6 +24,7 @@ struct run {
     uint32_t layer;
     uint32_t first, end; /* rows this op is for */
     bool mxfp8;          /* the op is one for dense matrices in MXFP8 */
+    bool overlap;        /* may have begun before the op before it had ended */
     bool spoilt;         /* the result is to be wrong */
     int spoilt_how;      /* sample: see spoil_result */
     const char *name;
@@ -416,6 +417,17 @@ static void attend(struct run *r, const struct nib_row *row, uint32_t head, cons
         out[d] = (float)(value[d] / total);
 }
 
+/* Decode attention that begins early reads all keys but its row's own as earlier steps left them, not those of a row before
+ * it. */
+static bool reads_too_early(const struct run *r, uint32_t row)
+{
+    const struct nib_row *rows = r->step->rows;
+    for (uint32_t i = r->first; r->overlap && i < row; i++)
+        if ((rows[row].flags & NIB_ROW_DECODE) && rows[i].slot == rows[row].slot)
+            return true;
+    return false;
+}
+
 /* All keys in one split, so there is nothing left to merge. */
 static void attn(struct run *r)
 {
@@ -426,6 +438,8 @@ static void attn(struct run *r)
             uint64_t at = (uint64_t)i * q_dim(r) + (uint64_t)h * NIB_HEAD_DIM;
             float out[NIB_HEAD_DIM];
             attend(r, &r->step->rows[i], h, q + at, out);
+            if (reads_too_early(r, i))
+                out[0] += 1;
             round_row(acts_row(r, i) + (uint64_t)h * NIB_HEAD_DIM, out, NIB_HEAD_DIM);
         }
     }
@@ -759,6 +773,7 @@ int fake_kernel(const struct fake_work *w)
     struct run r = {.layer = w->layer,
                     .name = w->function->name,
                     .mxfp8 = nib_gpu_op_plain(op) != op,
+                    .overlap = w->overlap,
                     .spoilt = act == FAKE_WRONG,
                     .spoilt_how = code};
     if (setjmp(r.out))

@@ -121,8 +121,10 @@ START_TEST(a_draft_changes_nothing)
 {
     enum { FROM = 130 };
     struct nib_msg msg = {""};
+    struct fixture_options o = nano;
+    o.draft_tokens = 2;
     fake_env("h200", "");
-    gpu_fixture_open(&g, &nano);
+    gpu_fixture_open(&g, &o);
     ck_assert_uint_eq(g.f.engine->dims.want_rows_max, 3);
     fixture_tokens(g.f.image.shape, 4, tokens, 200);
     for (uint32_t s = 0; s < 3; s++)
@@ -148,6 +150,25 @@ START_TEST(a_draft_changes_nothing)
     ck_assert_int_eq(g.f.engine->ops->submit(g.f.engine, &g.f.step, &msg), NIB_E_ARG);
     gpu_fixture_close(&g);
     ck_assert_uint_eq(fake_env_report()->violations, 0);
+}
+END_TEST
+
+/* Graphs for drafts are made when the plan has drafts: their attention waits for the keys of this step. */
+START_TEST(a_draft_needs_its_graphs)
+{
+    struct nib_msg msg = {""};
+    fake_env("h200", "");
+    gpu_fixture_open(&g, &nano);
+    fixture_tokens(g.f.image.shape, 4, tokens, 40);
+    fixture_prefill(&g.f, 1, tokens, 0, 30, 30, NULL);
+    fixture_begin(&g.f);
+    for (uint32_t i = 0; i < 2; i++)
+        fixture_row(&g.f, 1, 30 + i, tokens[30 + i], NIB_ROW_DECODE | NIB_ROW_LOGITS);
+    ck_assert_int_eq(g.f.engine->ops->submit(g.f.engine, &g.f.step, &msg), NIB_E_ARG);
+    ck_assert_str_eq(msg.text, "a step with a draft, and the plan has none");
+    ck_assert_int_eq(g.f.engine->ops->collect(g.f.engine, &g.f.out, &msg), NIB_E_STATE);
+    (void)fixture_decode(&g.f, 1, 30, tokens[30], NULL); /* nothing was run or lost */
+    gpu_fixture_close(&g);
 }
 END_TEST
 
@@ -490,6 +511,7 @@ END_TEST
 
 NIB_SUITE(gpu_engine, a_warm_begin_changes_nothing, a_load_that_fails_loses_the_engine,
           a_save_that_fails_loses_the_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s,
-          steps_ahead_change_nothing, a_draft_changes_nothing, results_keep_the_caller_s_order,
-          bad_steps_change_nothing, load_reports_and_checks, an_image_of_another_form_is_refused,
-          two_readers_share_the_largest_tensors, experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)
+          steps_ahead_change_nothing, a_draft_changes_nothing, a_draft_needs_its_graphs,
+          results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks,
+          an_image_of_another_form_is_refused, two_readers_share_the_largest_tensors,
+          experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)

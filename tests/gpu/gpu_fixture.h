@@ -64,8 +64,10 @@ static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machi
         none = prompt == 0;
     if (op == NIB_GPU_TOKEN)
         none = decode != 1 || prompt != 0;
-    *ret = (struct nib_gpu_geometry){
-        .grid = {none ? 0 : 1, 1, 1}, .block = 128, .shared_bytes = op == NIB_GPU_UP ? 100000 : 0, .overlap = op % 2};
+    *ret = (struct nib_gpu_geometry){.grid = {none ? 0 : 1, 1, 1},
+                                     .block = 128,
+                                     .shared_bytes = op == NIB_GPU_UP ? 100000 : 0,
+                                     .overlap = op % 2 || op == NIB_GPU_ATTN};
 }
 
 static inline void gpu_make_kernels(void)
@@ -120,6 +122,7 @@ static inline enum nib_err gpu_fixture_plan(struct gpu_fixture *g, const struct 
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,
                                              .threads = 1,
+                                             .draft_tokens = o->draft_tokens,
                                              .prefix_off = true,
                                              .memory_limit_bytes = limit_bytes};
     return err ? err : nib_plan_make(&request, &g->f.plan, msg);

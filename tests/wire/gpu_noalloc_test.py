@@ -32,7 +32,8 @@ def counted(tmp_path, start, monkeypatch):
     monkeypatch.setattr(d, "NIBBLED", RELEASE)
     counters = gpu_load.Counters(tmp_path, real=FAKE)
     counters.arm(True)
-    nibbled = start(env={**PROFILE, **counters.env}, engine={"device": "gpu"}, memory={"limit_mib": 2048})
+    nibbled = start(env={**PROFILE, **counters.env}, engine={"device": "gpu"}, memory={"limit_mib": 2048},
+                    lookup={"draft_tokens": 15})
     counters.arm(False)
     boot = {**counters.cuda.values(), **counters.taken()}
     print(boot)
