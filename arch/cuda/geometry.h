@@ -130,7 +130,10 @@ static void products_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_g
     else
         prompt_launch(m, hidden, prompt_groups(m, rows), mx, ret);
 }
+static const uint32_t attn_shared_bytes = CU_PROMPT_ATTN_SHARED;
 #else
+static const uint32_t attn_shared_bytes = CU_ATTN_PROMPT_SHARED;
+
 static void gemm_launch(uint32_t n, uint32_t y, uint32_t shared_bytes, struct nib_gpu_geometry *ret)
 {
     ret->grid[0] = CU_DIV_UP(cu_tiles(n), CU_GEMM_N / CU_TILE);
@@ -161,7 +164,7 @@ static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
 {
     if (op == NIB_GPU_ATTN_PROMPT)
         *ret = (struct nib_gpu_geometry){
-            {m->kv_heads, CU_DIV_UP(rows, CU_ATTN_PROMPT_POS), 1}, CU_ATTN_THREADS, CU_ATTN_PROMPT_SHARED, 0};
+            {m->kv_heads, CU_DIV_UP(rows, CU_ATTN_PROMPT_POS), 1}, CU_ATTN_THREADS, attn_shared_bytes, 0};
     else
         products_geometry(op, mxfp8, m, rows, ret);
 }

@@ -236,9 +236,12 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, con
     route_lists(head->group, at_list, CU_GROUPS_MAX, e, begin, of_decode, CU_GEMV_ROWS);
     if (threadIdx.x == 0)
         head->groups = min(total, (uint32_t)CU_GROUPS_MAX);
-    lists = CU_DIV_UP(count - of_decode, CU_GEMM_M);
+    const uint32_t of_prompt = count - of_decode;
+    lists = CU_DIV_UP(of_prompt, CU_GEMM_M);
     at_list = route_scan(lists, &total);
-    route_lists(head->group_prompt, at_list, CU_GROUPS_PROMPT_MAX, e, begin + of_decode, count - of_decode, CU_GEMM_M);
+    /* lists of an expert are of like length, in 32s */
+    const uint32_t length = lists ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists), 32) * 32 : CU_GEMM_M;
+    route_lists(head->group_prompt, at_list, CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt, length);
     if (threadIdx.x == 0)
         head->groups_prompt = min(total, (uint32_t)CU_GROUPS_PROMPT_MAX);
     __syncthreads();

@@ -21,10 +21,10 @@ __device__ __forceinline__ void prompt_run(const Form &w, uint32_t k, const uint
     prompt_item item;
     if (group == 0) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
-        prompt_acts mine(acts, k);
         const uint64_t policy = shared_policy();
-        for (uint32_t i = blockIdx.x; work(i, item); i += gridDim.x)
-            prompt_bring(w, item, steps, ring, mine, policy, [&](uint32_t token) { return from(item, token); });
+        for (uint32_t i = blockIdx.x; work(i, item); i += gridDim.x) {
+            prompt_bring(w, item, k, ring, policy, acts, [&](uint32_t token) { return from(item, token); });
+        }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
         for (uint32_t i = blockIdx.x; work(i, item); i += gridDim.x)

@@ -19,6 +19,9 @@
 #define CU_PROMPT_DENSE_STAGES 4
 #define CU_PROMPT_MXFP8_STAGES 6
 
+#define CU_PROMPT_PAGES       4 /* of 64 keys and values, in the ring of attention */
+#define CU_PROMPT_ATTN_SHARED (CU_PROMPT_PAGES * 2 * 8192 + 1024)
+
 /* A ring of `stages`, and what aligns it to 1024 bytes. */
 #define CU_PROMPT_SHARED(stages, weights) ((stages) * (CU_PROMPT_ACTS + (weights)) + 1024)
 

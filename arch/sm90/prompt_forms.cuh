@@ -20,25 +20,12 @@ __device__ __forceinline__ uint32_t lds1(uint32_t p)
     return v;
 }
 
-/* Weight tiles of a stage, `bytes` each, to `tile_bytes` apart: a warp of the warpgroup asks for every fourth. One lane a warp. */
-__device__ __forceinline__ void stage_copy(uint32_t to, uint32_t tile_bytes, const uint8_t *from, uint64_t stride, uint32_t tiles,
-                                           uint32_t bytes, uint32_t bar, uint64_t policy)
-{
-#pragma unroll
-    for (uint32_t i = 0; i < CU_PROMPT_TILES / 4; i++) {
-        const uint32_t tile = threadIdx.x / 32 + 4 * i;
-        if (tile >= tiles)
-            continue;
-        asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-        copy_bulk(to + tile * tile_bytes, from + tile * stride, bytes, bar, policy);
-    }
-}
-
 /* MXFP4. The scale of a block goes into its weights: as fp16 they are 2^(code - reference of the row + 1) times their element, exact
  * down to 24 codes below the reference; the sum gets the rest. A row without such a reference (cu_mx_reference) makes its
  * warpgroup sum each block alone and scale the sum, as decode does. */
 struct prompt_mx {
     static constexpr uint32_t stages = CU_PROMPT_MX_STAGES, bytes = CU_PROMPT_MX_BYTES, refs_at = CU_PROMPT_TILES * CU_MX_BYTES;
+    static constexpr uint32_t tile_bytes = CU_MX_BYTES, unit_bytes = CU_MX_BYTES;
     typedef wgmma_fp16 numbers;
 
     uint32_t tiles, units;
@@ -47,16 +34,10 @@ struct prompt_mx {
     {
     }
 
-    __device__ __forceinline__ void copy(uint32_t to, const uint8_t *w, uint32_t tile0, uint32_t step, uint32_t bar,
-                                         uint64_t policy) const
+    /* Bytes of a tile from one stage to the next, and of this one. */
+    __device__ __forceinline__ uint32_t stage_bytes(uint32_t) const
     {
-        const uint32_t there = min(tiles - tile0, (uint32_t)CU_PROMPT_TILES), refs = step == 0 ? there * CU_TILE : 0;
-        stage_copy(to, CU_MX_BYTES, w + ((uint64_t)tile0 * units + step) * CU_MX_BYTES, (uint64_t)units * CU_MX_BYTES, there,
-                   CU_MX_BYTES, bar, policy);
-        if (refs && threadIdx.x < 32) {
-            asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(refs) : "memory");
-            copy_bulk(to + refs_at, w + (uint64_t)tiles * units * CU_MX_BYTES + tile0 * CU_TILE, refs, bar, policy);
-        }
+        return tile_bytes;
     }
 
     /* References of this lane's rows g and g + 8 in its two tiles. */
@@ -143,6 +124,7 @@ struct prompt_mx {
 /* bf16. */
 struct prompt_dense {
     static constexpr uint32_t stages = CU_PROMPT_DENSE_STAGES, bytes = CU_PROMPT_DENSE_BYTES;
+    static constexpr uint32_t tile_bytes = 2 * CU_DENSE_BYTES, unit_bytes = CU_DENSE_BYTES; /* in a stage; of a unit */
     typedef wgmma_bf16 numbers;
 
     uint32_t tiles, units;
@@ -151,12 +133,9 @@ struct prompt_dense {
     {
     }
 
-    __device__ __forceinline__ void copy(uint32_t to, const uint8_t *w, uint32_t tile0, uint32_t step, uint32_t bar,
-                                         uint64_t policy) const
+    __device__ __forceinline__ uint32_t stage_bytes(uint32_t step) const
     {
-        stage_copy(to, 2 * CU_DENSE_BYTES, w + ((uint64_t)tile0 * units + 2 * step) * CU_DENSE_BYTES,
-                   (uint64_t)units * CU_DENSE_BYTES, min(tiles - tile0, (uint32_t)CU_PROMPT_TILES),
-                   min(units - 2 * step, 2u) * CU_DENSE_BYTES, bar, policy);
+        return min(units - 2 * step, 2u) * unit_bytes;
     }
 
     struct rows {
@@ -201,6 +180,7 @@ struct prompt_dense {
 /* MXFP8, to bf16. */
 struct prompt_mxfp8 {
     static constexpr uint32_t stages = CU_PROMPT_MXFP8_STAGES, bytes = CU_PROMPT_MXFP8_BYTES;
+    static constexpr uint32_t tile_bytes = 2 * CU_MXFP8_BYTES, unit_bytes = CU_MXFP8_BYTES; /* in a stage; of a unit */
     typedef wgmma_bf16 numbers;
 
     uint32_t tiles, units;
@@ -209,12 +189,9 @@ struct prompt_mxfp8 {
     {
     }
 
-    __device__ __forceinline__ void copy(uint32_t to, const uint8_t *w, uint32_t tile0, uint32_t step, uint32_t bar,
-                                         uint64_t policy) const
+    __device__ __forceinline__ uint32_t stage_bytes(uint32_t step) const
     {
-        stage_copy(to, 2 * CU_MXFP8_BYTES, w + ((uint64_t)tile0 * units + 2 * step) * CU_MXFP8_BYTES,
-                   (uint64_t)units * CU_MXFP8_BYTES, min(tiles - tile0, (uint32_t)CU_PROMPT_TILES),
-                   min(units - 2 * step, 2u) * CU_MXFP8_BYTES, bar, policy);
+        return min(units - 2 * step, 2u) * unit_bytes;
     }
 
     typedef prompt_dense::rows rows;

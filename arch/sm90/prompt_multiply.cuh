@@ -3,8 +3,6 @@
  *
  * An output is the sum over its inputs in their order, 16 at a time, whatever the item: it depends on its own token only. */
 #pragma once
-#include <type_traits>
-
 #include "arch/sm90/prompt_ring.cuh"
 
 /* Block HALF of a stage: a[mma][tile]. */

@@ -97,3 +97,12 @@ __device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[64], const uint32_t
 {
     WGMMA_128("bf16");
 }
+
+/* The same, where B lies the other way: 128 bytes an input, 64 tokens; 16 inputs further are 128 more in the descriptor. */
+__device__ __forceinline__ void wgmma_across(float (&d)[32], const uint32_t a[4], uint64_t b)
+{
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_T0 ", " WGMMA_T1
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
+                 : WGMMA_D(0), WGMMA_D(16)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
