@@ -7,6 +7,8 @@
 #define ATTN_SCALE (0.125f * 1.44269504088896f)
 #define LOG2E      1.44269504088896f
 
+#define ATTN_KEY_WARPS (CU_ATTN_KEYS / 32) /* of a decode block: those that take in keys; all merge */
+
 /* Running softmax of the lane's rows g and g + 8: largest score, sum (of this lane's columns), values: dims 8n + 2t, +1. */
 struct attn_state {
     float max[2], sum[2];
@@ -116,9 +118,9 @@ __device__ __forceinline__ float *attn_part(const struct nib_gpu_machine *m, uin
 
 /* Shared memory of a decode block: values of each warp's 32 keys, then the warps' states. */
 struct attn_shared {
-    uint4 v[CU_ATTN_THREADS / 32][32 * 8];
-    float o[CU_ATTN_THREADS / 32][NIB_GQA_GROUP][NIB_HEAD_DIM];
-    float max[CU_ATTN_THREADS / 32][NIB_GQA_GROUP], sum[CU_ATTN_THREADS / 32][NIB_GQA_GROUP];
+    uint4 v[ATTN_KEY_WARPS][32 * 8];
+    float o[ATTN_KEY_WARPS][NIB_GQA_GROUP][NIB_HEAD_DIM];
+    float max[ATTN_KEY_WARPS][NIB_GQA_GROUP], sum[ATTN_KEY_WARPS][NIB_GQA_GROUP];
     uint32_t last;
 };
 static_assert(sizeof(attn_shared) <= CU_ATTN_SHARED, "the table says less");
@@ -211,6 +213,28 @@ __device__ __forceinline__ void attn_step(const attn_span &span, const uint4 q[2
     __syncwarp();
 }
 
+/* A warp's state, for attn_merge_warps. Warps without keys have none. */
+template <class Shared> __device__ __forceinline__ void attn_put_state(Shared &sh, const attn_state &st)
+{
+    const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const float sum = quad_sum(st.sum[0]);
+    if (warp >= ATTN_KEY_WARPS)
+        return;
+    if (t == 0) {
+        sh.max[warp][g] = st.max[0];
+        sh.sum[warp][g] = sum;
+    }
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        *(float2 *)&sh.o[warp][g][n * 8 + t * 2] = make_float2(st.o[n][0], st.o[n][1]);
+}
+
+/* The first of the warp's keys in a split that begins at `base`; a warp that takes none gets one behind all. */
+__device__ __forceinline__ uint32_t attn_first_key(uint32_t base)
+{
+    return threadIdx.x / 32 < ATTN_KEY_WARPS ? base + threadIdx.x / 32 * 32 : ~0u - CU_ATTN_KEYS;
+}
+
 /* The warps' states of the block, merged in order: head h of the group, dim d of thread. */
 template <class Shared>
 __device__ __forceinline__ void attn_merge_warps(const Shared &sh, uint32_t h, uint32_t d, float *ret_max, float *ret_sum,
@@ -218,11 +242,11 @@ __device__ __forceinline__ void attn_merge_warps(const Shared &sh, uint32_t h, u
 {
     float most = -INFINITY;
 #pragma unroll
-    for (int w = 0; w < CU_ATTN_THREADS / 32; w++)
+    for (int w = 0; w < ATTN_KEY_WARPS; w++)
         most = fmaxf(most, sh.max[w][h]);
     float sum = 0, o = 0;
 #pragma unroll
-    for (int w = 0; w < CU_ATTN_THREADS / 32; w++) {
+    for (int w = 0; w < ATTN_KEY_WARPS; w++) {
         const float scale = exp2f(sh.max[w][h] - most);
         sum += scale * sh.sum[w][h];
         o += scale * sh.o[w][h][d];
@@ -232,37 +256,60 @@ __device__ __forceinline__ void attn_merge_warps(const Shared &sh, uint32_t h, u
     *ret_o = o;
 }
 
-/* The row's output of a head and dim, from `splits` partials in order and the sink; eight are loaded at a time. */
-__device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t row, uint32_t head, uint32_t d,
-                                             uint32_t splits, float sink)
-{
-    const float *part = attn_part(m, row, head, 0);
-    float most = sink, sum = 1, o = 0;
-    for (uint32_t i = 0; i < splits; i += 8) {
-        float v[8], s[8], w[8], top = most;
+#define ATTN_FOLD 8 /* partials at a time */
+
+/* One output from partials in order and the sink. */
+struct attn_fold {
+    float most, sum, o;
+
+    __device__ __forceinline__ explicit attn_fold(float sink) : most(sink), sum(1), o(0)
+    {
+    }
+
+    /* Largest scores, sums, values; of a split that is not there -inf, 0, 0. */
+    __device__ __forceinline__ void take(const float v[ATTN_FOLD], const float s[ATTN_FOLD], const float w[ATTN_FOLD])
+    {
+        float top = most;
 #pragma unroll
-        for (uint32_t k = 0; k < 8; k++) {
-            const float *p = part + (i + k) * CU_ATTN_PART;
-            const bool there = i + k < splits;
-            v[k] = there ? __ldcg(p) : -INFINITY;
-            s[k] = there ? __ldcg(p + 1) : 0;
-            w[k] = there ? __ldcg(p + 2 + d) : 0;
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < 8; k++)
+        for (uint32_t k = 0; k < ATTN_FOLD; k++)
             top = fmaxf(top, v[k]);
         const float keep = exp2f(most - top);
         most = top;
         sum *= keep;
         o *= keep;
 #pragma unroll
-        for (uint32_t k = 0; k < 8; k++) {
+        for (uint32_t k = 0; k < ATTN_FOLD; k++) {
             const float scale = exp2f(v[k] - most);
             sum += scale * s[k];
             o += scale * w[k];
         }
     }
-    return o / sum;
+
+    __device__ __forceinline__ float value() const
+    {
+        return o / sum;
+    }
+};
+
+/* The row's output of a head and dim, from `splits` partials in order and the sink. */
+__device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t row, uint32_t head, uint32_t d,
+                                             uint32_t splits, float sink)
+{
+    const float *part = attn_part(m, row, head, 0);
+    attn_fold all(sink);
+    for (uint32_t i = 0; i < splits; i += ATTN_FOLD) {
+        float v[ATTN_FOLD], s[ATTN_FOLD], w[ATTN_FOLD];
+#pragma unroll
+        for (uint32_t k = 0; k < ATTN_FOLD; k++) {
+            const float *p = part + (i + k) * CU_ATTN_PART;
+            const bool there = i + k < splits;
+            v[k] = there ? __ldcg(p) : -INFINITY;
+            s[k] = there ? __ldcg(p + 1) : 0;
+            w[k] = there ? __ldcg(p + 2 + d) : 0;
+        }
+        all.take(v, s, w);
+    }
+    return all.value();
 }
 
 /* The row's output of a head and dim when there is one split: as attn_finish does it. */
@@ -283,7 +330,7 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
     extern __shared__ uint4 attn_dynamic[];
     attn_shared &sh = *(attn_shared *)attn_dynamic;
     const struct nib_gpu_step *step = step_of(m);
-    const uint32_t kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32;
     float sinks[ATTN_OUTPUTS]; /* of the thread's outputs */
 #pragma unroll
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++)
@@ -300,7 +347,7 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
     const bool mine = row < step->decode_count && blockIdx.y < splits;
     attn_span span = {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, layer, r.slot, begin, end};
     attn_keys ahead;
-    uint32_t base = windowed ? begin & ~31u : blockIdx.y * keys, key0 = base + warp * 32;
+    uint32_t base = windowed ? begin & ~31u : blockIdx.y * keys, key0 = attn_first_key(base);
     if (mine && key0 < end)
         span.ask(key0, ahead, sh.v[warp]);
     if (layer > 0)
@@ -317,7 +364,7 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
         attn_clear(st, -1e30f, -1e30f);
         if (split != blockIdx.y) {
             base = split * keys;
-            key0 = base + warp * 32;
+            key0 = attn_first_key(base);
         }
         const uint32_t last = windowed ? end : min(end, base + keys);
         for (bool asked = split == blockIdx.y; key0 < last; key0 += CU_ATTN_KEYS, asked = false) {
@@ -325,14 +372,7 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
                 span.ask(key0, ahead, sh.v[warp]);
             attn_step(span, q, key0, ahead, sh.v[warp], st);
         }
-        const float sum = quad_sum(st.sum[0]);
-        if (lane % 4 == 0) {
-            sh.max[warp][lane / 4] = st.max[0];
-            sh.sum[warp][lane / 4] = sum;
-        }
-#pragma unroll
-        for (int n = 0; n < 8; n++)
-            *(float2 *)&sh.o[warp][lane / 4][n * 8 + lane % 4 * 2] = make_float2(st.o[n][0], st.o[n][1]);
+        attn_put_state(sh, st);
         __syncthreads();
 #pragma unroll
         for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {

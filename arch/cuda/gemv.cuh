@@ -194,7 +194,7 @@ __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING, Form> &s, c
 #define GEMV_PARTS 2              /* 16 bytes a thread each: 2880 and 4096 inputs */
 
 /* A row of activations on its way to shared memory; asked for before it is known that it is needed. */
-struct gemv_row {
+template <uint32_t THREADS> struct gemv_row {
     const uint8_t *from;
     uint4 v[GEMV_PARTS];
 
@@ -203,7 +203,7 @@ struct gemv_row {
         from = row;
 #pragma unroll
         for (uint32_t p = 0; p < GEMV_PARTS; p++) {
-            const uint32_t c = threadIdx.x + p * CU_GEMV_THREADS;
+            const uint32_t c = threadIdx.x + p * THREADS;
             v[p] = c < k / 8 ? *(const uint4 *)(from + c * 16) : make_uint4(0, 0, 0, 0);
         }
     }
@@ -212,27 +212,27 @@ struct gemv_row {
     {
 #pragma unroll
         for (uint32_t p = 0; p < GEMV_PARTS; p++)
-            if (threadIdx.x + p * CU_GEMV_THREADS < k / 8)
-                sts16(to + (threadIdx.x + p * CU_GEMV_THREADS) * 16, v[p]);
-        for (uint32_t c = threadIdx.x + GEMV_PARTS * CU_GEMV_THREADS; c < k / 8; c += CU_GEMV_THREADS)
+            if (threadIdx.x + p * THREADS < k / 8)
+                sts16(to + (threadIdx.x + p * THREADS) * 16, v[p]);
+        for (uint32_t c = threadIdx.x + GEMV_PARTS * THREADS; c < k / 8; c += THREADS)
             sts16(to + c * 16, *(const uint4 *)(from + c * 16));
     }
 };
 
 /* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
- * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. Every block of the grid calls it
- * once. */
-template <class Form, class Count, class From, class Done>
+ * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. Every block of the grid, WARPS warps,
+ * calls it once. */
+template <int WARPS, class Form, class Count, class From, class Done>
 __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
 {
     constexpr uint32_t ring_bytes = Form::ring * Form::span * Form::unit_bytes;
-    gemv_shared sh = gemv_carve<CU_GEMV_WARPS>(k, ring_bytes);
+    gemv_shared sh = gemv_carve<WARPS>(k, ring_bytes);
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
-    dense_stream<CU_GEMV_WARPS, Form::ring, Form> s;
+    dense_stream<WARPS, Form::ring, Form> s;
     overlap_next();
     s.open(w, units, first, step, tiles, sh.ring);
     overlap_wait();
-    gemv_row row0;
+    gemv_row<WARPS * 32> row0;
     if (GEMV_AHEAD)
         row0.ask((const uint8_t *)from(0), k);
     const uint32_t all = count();
@@ -240,7 +240,7 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
         const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = GEMV_AHEAD && r0 == 0;
         if (r0 > 0)
             s.open(w, units, first, step, tiles, sh.ring);
-        gemv_rows<CU_GEMV_WARPS>(sh, rows, ring_bytes);
+        gemv_rows<WARPS>(sh, rows, ring_bytes);
         if (known)
             row0.keep(sh.acts, k);
         load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });

@@ -48,11 +48,11 @@ static uint32_t gemv_shared_bytes(uint32_t warps, uint32_t ring, uint32_t rows, 
 }
 
 /* As many blocks as the tiles need and the multiprocessors hold. */
-static void gemv_launch(const struct nib_gpu_machine *m, uint32_t tiles, uint32_t ring, uint32_t rows, uint32_t k,
-                        uint32_t blocks_sm, struct nib_gpu_geometry *ret)
+static void gemv_launch(const struct nib_gpu_machine *m, uint32_t warps, uint32_t tiles, uint32_t ring, uint32_t rows,
+                        uint32_t k, uint32_t blocks_sm, struct nib_gpu_geometry *ret)
 {
-    ret->block = CU_GEMV_THREADS;
-    ret->shared_bytes = gemv_shared_bytes(CU_GEMV_WARPS, ring, least(rows, CU_GEMV_ROWS), k);
+    ret->block = warps * 32;
+    ret->shared_bytes = gemv_shared_bytes(warps, ring, least(rows, CU_GEMV_ROWS), k);
     const uint32_t fit = NIB_SM_SHARED / (ret->shared_bytes + NIB_BLOCK_SHARED);
     ret->grid[0] = least(tiles, m->sms * (fit < 1 ? 1 : least(fit, blocks_sm)));
     /* blocks that start while the op before ends go where there is room first: none gets more than its part */
@@ -61,11 +61,11 @@ static void gemv_launch(const struct nib_gpu_machine *m, uint32_t tiles, uint32_
         ret->shared_bytes = alone / 16 * 16;
 }
 
-static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t n, uint32_t k, uint32_t rows,
-                         struct nib_gpu_geometry *ret)
+static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t warps, uint32_t n, uint32_t k,
+                         uint32_t rows, struct nib_gpu_geometry *ret)
 {
     const uint32_t ring = mxfp8 ? CU_MXFP8_RING * CU_MXFP8_SPAN * CU_MXFP8_BYTES : CU_DENSE_RING * CU_DENSE_BYTES;
-    gemv_launch(m, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
+    gemv_launch(m, warps, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
 /* As many blocks as the multiprocessors hold, and no more: so none of them gets more than its part. */
@@ -90,9 +90,9 @@ static void decode_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
 {
     const uint32_t hidden = m->hidden, inner = m->intermediate, q_dim = m->heads * NIB_HEAD_DIM;
     if (op == NIB_GPU_QKV)
-        dense_launch(m, mxfp8, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
+        dense_launch(m, mxfp8, CU_GEMV_WARPS, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
     else if (op == NIB_GPU_OUT)
-        dense_launch(m, mxfp8, hidden, q_dim, rows, ret);
+        dense_launch(m, mxfp8, CU_OUT_WARPS, hidden, q_dim, rows, ret);
     else if (op == NIB_GPU_UP)
         mx_launch(m, 2 * inner, hidden, rows, ret);
     else if (op == NIB_GPU_DOWN)
@@ -195,7 +195,7 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
     else if (op == NIB_GPU_SCAN && want)
         *ret = (struct nib_gpu_geometry){{CU_SLICES, want, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (want)
-        dense_launch(m, mxfp8, m->vocab, m->hidden, want, ret);
+        dense_launch(m, mxfp8, CU_GEMV_WARPS, m->vocab, m->hidden, want, ret);
 }
 
 static void token_geometry(const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,

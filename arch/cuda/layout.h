@@ -47,6 +47,7 @@
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
+#define CU_OUT_WARPS    8 /* the same of the attention's output projection: 4096 inputs are 128 units */
 /* GEMV_ROWS: rows of one pass over the weights; RING: units (mx, mxfp8: spans of units) in flight a warp; BLOCKS: of a multiprocessor. The
  * portable row fits in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
 #if NIB_SM >= 90
@@ -117,13 +118,13 @@
 #define CU_MX_STAGE_BYTES    (CU_GEMM_N / CU_TILE * CU_MX_BYTES + CU_GEMM_M * CU_GEMM_K * 2)
 
 #define CU_ATTN_THREADS    256
-#define CU_ATTN_KEYS       256 /* keys a decode block takes at a time: 32 a warp */
-#define CU_ATTN_SPLITS     64  /* at most: beyond 64 x 256 keys the splits grow, by the row's own position */
+#define CU_ATTN_KEYS       160 /* keys a decode block takes at a time, 32 a warp: what a window of 128 touches */
+#define CU_ATTN_SPLITS     64  /* at most: beyond 64 x 160 keys the splits grow, by the row's own position */
 #define CU_ATTN_BLOCKS     128 /* of a decode launch, about */
 #define CU_ATTN_PART       66  /* floats of a partial: max, sum, values */
 #define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
 
-#define CU_ATTN_SHARED        (8 * 4096 + 8 * 8 * (64 + 2) * 4 + 16) /* struct attn_shared */
+#define CU_ATTN_SHARED        (CU_ATTN_KEYS / 32 * (4096 + 8 * (64 + 2) * 4) + 16) /* struct attn_shared */
 #define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                         /* struct attn_pages */
 
 #define CU_ROUTE_THREADS  256

@@ -7,7 +7,7 @@ template <class Form> __device__ __forceinline__ void qkv_rows(const struct nib_
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_qkv done = {m, step->rows, layer};
-    dense_gemv<Form>(
+    dense_gemv<CU_GEMV_WARPS, Form>(
         m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden,
         [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done);
 }
@@ -15,7 +15,7 @@ template <class Form> __device__ __forceinline__ void qkv_rows(const struct nib_
 template <class Form> __device__ __forceinline__ void out_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct done_out done = {m, layer};
-    dense_gemv<Form>(
+    dense_gemv<CU_OUT_WARPS, Form>(
         m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
         [&](uint32_t r) { return acts_row(m, r); }, done);
 }
@@ -24,7 +24,7 @@ template <class Form> __device__ __forceinline__ void head_rows(const struct nib
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
-    dense_gemv<Form>(
+    dense_gemv<CU_GEMV_WARPS, Form>(
         m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
         [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done);
 }
@@ -39,12 +39,12 @@ KERNEL(qkv_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
     qkv_rows<weights_mxfp8>(m, layer);
 }
 
-KERNEL(out, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+KERNEL(out, CU_OUT_WARPS * 32, CU_DENSE_BLOCKS)
 {
     out_rows<weights_bf16>(m, layer);
 }
 
-KERNEL(out_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
+KERNEL(out_mxfp8, CU_OUT_WARPS * 32, CU_DENSE_BLOCKS)
 {
     out_rows<weights_mxfp8>(m, layer);
 }

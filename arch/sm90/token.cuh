@@ -6,7 +6,7 @@
  * deadline marks the step as broken: every wait of the block ends then, and soon of all, and the host is told. */
 #pragma once
 #include "arch/cuda/done.cuh"
-#include "arch/sm90/token_attn.cuh"
+#include "arch/sm90/token_courier.cuh"
 #include "arch/sm90/token_feed.cuh"
 #include "arch/sm90/token_piece.cuh"
 #include "arch/sm90/token_x.cuh"
@@ -14,17 +14,18 @@
 enum { CUT_QKV, CUT_OUT, CUT_DOWN };
 
 /* This block's sum of row lane % 16 of a dense tile: of its own stages and, if it ends the tile, of the block before. */
+template <uint32_t PARTS>
 __device__ __forceinline__ float dense_total(const token_at &b, const cu_packet (*cut)[2 * CU_TILE],
                                              const token_sums *sums, uint32_t first, uint32_t end)
 {
     const uint32_t row = threadIdx.x % CU_TILE;
-    float own[CU_GEMV_WARPS];
+    float own[PARTS];
 #pragma unroll
-    for (uint32_t c = 0; c < CU_GEMV_WARPS; c++)
+    for (uint32_t c = 0; c < PARTS; c++)
         own[c] = sums[c][row]; /* those of other blocks are not used */
     float sum = first ? __uint_as_float(packet_get(&cut[blockIdx.x - 1][row], b.epoch)) : own[0];
 #pragma unroll
-    for (uint32_t c = 1; c < CU_GEMV_WARPS; c++)
+    for (uint32_t c = 1; c < PARTS; c++)
         sum = c >= first && c < end ? sum + own[c] : sum;
     return sum;
 }
@@ -40,28 +41,29 @@ __device__ __forceinline__ float wide16(uint32_t raw)
     return __uint_as_float(raw << 16);
 }
 
-/* A dense product of acts; bias(tile): raw, of row lane % 16; done(tile, sum, bias) gets that row's sum. */
-template <class Bias, class Done>
+/* A dense product of acts, whose tiles have PARTS stages; bias(tile): raw, of row lane % 16; done(tile, sum, bias) gets that row's
+ * sum. */
+template <uint32_t PARTS, class Bias, class Done>
 __device__ __forceinline__ void token_product(const token_at &b, enum cu_token_op op, int which, Bias bias_of,
                                               Done done)
 {
     cu_packet(*cut)[2 * CU_TILE] = room().packets->cut[which];
     struct cu_share share = room().share[op];
-    share.per = CU_GEMV_WARPS; /* known to the compiler */
-    const uint32_t tile0 = share.lo / CU_GEMV_WARPS, count = share.hi - share.lo, acts = smem_at(room().acts),
+    share.per = PARTS; /* known to the compiler */
+    const uint32_t tile0 = share.lo / PARTS, count = share.hi - share.lo, acts = smem_at(room().acts),
                    lane = threadIdx.x % 32;
     for (uint32_t i = threadIdx.x / 32; i < count; i += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[op][i];
         const uint32_t bias = bias_of(s.tile);
-        token_sums *sums = room().sums + (s.tile - tile0) * CU_GEMV_WARPS;
-        const uint32_t stage = stage_wait(b.stage + i);
-        piece_keep(sums[s.part], dense_piece(stage, s.units, acts + s.u0 * 64));
+        token_sums *sums = room().sums + (s.tile - tile0) * PARTS;
+        stage_wait(b.stage + i);
+        piece_keep(sums[s.part], dense_piece(s.to, s.units, acts + s.u0 * 64));
         stage_free<2>(b.stage + i);
         const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
         if (!tile_last(&room().count[s.tile - tile0], end - first))
             continue;
-        const float sum = dense_total(b, cut, sums, first, end);
-        if (end < CU_GEMV_WARPS) {
+        const float sum = dense_total<PARTS>(b, cut, sums, first, end);
+        if (end < PARTS) {
             if (lane < CU_TILE)
                 packet_put(&cut[blockIdx.x][lane], __float_as_uint(sum), b.epoch);
         } else {
@@ -77,7 +79,7 @@ __device__ __noinline__ void token_qkv(const token_at b)
     const uint32_t lane = threadIdx.x % 32, rotated = m->heads + m->kv_heads;
     const struct nib_gpu_layer &l = room().m.layer[b.layer];
     const uint32_t dim = lane % 8, half = lane % CU_TILE / 8 * 32;
-    token_product(
+    token_product<CU_GEMV_WARPS>(
         b, CU_TOKEN_QKV, CUT_QKV,
         [&](uint32_t tile) { return raw16(l.qkv_bias, tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + dim + half); },
         [&](uint32_t tile, float sum, float bias) {
@@ -98,13 +100,13 @@ __device__ __noinline__ void token_out(const token_at b)
     const struct nib_gpu_machine *m = &room().m;
     const uint32_t row = threadIdx.x % CU_TILE;
     const struct nib_gpu_layer &l = room().m.layer[b.layer];
-    token_product(
+    token_product<CU_OUT_WARPS>(
         b, CU_TOKEN_OUT, CUT_OUT, [&](uint32_t tile) { return raw16(l.out_bias, tile * CU_TILE + row); },
         [&](uint32_t tile, float sum, float bias) {
             const uint32_t n = tile * CU_TILE + row;
             const float x = room().x[n - room().x_first] + (sum + bias);
             if (threadIdx.x % 32 < CU_TILE)
-                packet_put(room().packets->x_out + n, __float_as_uint(x), b.epoch);
+                word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
         });
 }
 
@@ -115,8 +117,8 @@ __device__ __noinline__ void token_route(const token_at b)
     for (uint32_t i = threadIdx.x / 32; i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][i];
         cu_packet *to = room().packets->logits[s.tile][s.part];
-        const uint32_t stage = stage_wait(b.stage + i);
-        const float2 sum = dense_piece(stage, s.units, norm + s.u0 * 64);
+        stage_wait(b.stage + i);
+        const float2 sum = dense_piece(s.to, s.units, norm + s.u0 * 64);
         if (lane % 4 == 0) {
             packet_put(to + lane / 4, __float_as_uint(sum.x), b.epoch);
             packet_put(to + lane / 4 + 8, __float_as_uint(sum.y), b.epoch);
@@ -127,10 +129,10 @@ __device__ __noinline__ void token_route(const token_at b)
 
 /* Half `half` of an expert's stage. */
 __device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu_token_stage &s, uint32_t half,
-                                                uint32_t stage, uint32_t acts, token_sums &to)
+                                                uint32_t acts, token_sums &to)
 {
     const uint32_t u0 = half ? s.middle : s.u0, end = half ? s.u0 + s.units : s.middle;
-    piece_keep(to, mx_piece(stage + (u0 - s.u0) * CU_MX_BYTES, u0, end - u0, acts, smem_at(&room().zeros)));
+    piece_keep(to, mx_piece(s.to + (u0 - s.u0) * CU_MX_BYTES, end - u0, acts + u0 * CU_MX_UNIT * 2));
     stage_free<1>(number);
 }
 
@@ -156,9 +158,10 @@ __device__ __noinline__ void token_up(const token_at b, uint32_t choice, uint32_
         const uint32_t item = (list0 + j / 2) / 2;
         const struct cu_token_stage s = room().list[CU_TOKEN_UP][list0 + j / 2];
         token_sums *sums = room().up_sums + item * CU_MX_SPLIT;
-        const uint32_t stage = stage_wait(b.stage + s.order), element = s.tile * 8 + lane % 8;
+        const uint32_t element = s.tile * 8 + lane % 8;
+        stage_wait(b.stage + s.order);
         const uint32_t pair = __ldg(biases + (uint64_t)room().expert[choice] * inner + element);
-        expert_multiply(b.stage + s.order, s, j % 2, stage, acts, sums[s.part * 2 + j % 2]);
+        expert_multiply(b.stage + s.order, s, j % 2, acts, sums[s.part * 2 + j % 2]);
         if (!tile_last(&room().up_count[item], CU_MX_SPLIT))
             continue;
         const float gate = four_sum(sums, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
@@ -166,7 +169,7 @@ __device__ __noinline__ void token_up(const token_at b, uint32_t choice, uint32_
             swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
         const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
         if (lane < 8 && lane % 2 == 0)
-            packet_put(room().packets->gated + (choice * inner + element) / 2, bits | next << 16, b.epoch);
+            word_put(room().packets->gated, (choice * inner + element) / 2, bits | next << 16, b.epoch);
     }
 }
 
@@ -210,12 +213,12 @@ __device__ __noinline__ void token_down(const token_at b, uint32_t choice, uint3
     for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][list0 + j / 2];
         token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
-        const uint32_t stage = stage_wait(b.stage + s.order);
+        stage_wait(b.stage + s.order);
         uint32_t bias[NIB_MAX_EXPERTS_USED];
 #pragma unroll
         for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
             bias[c] = raw16(biases, room().expert[c] * m->hidden + s.tile * CU_TILE + row);
-        expert_multiply(b.stage + s.order, s, j % 2, stage, gated, sums[choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
+        expert_multiply(b.stage + s.order, s, j % 2, gated, sums[choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
         const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
         if (!tile_last(&room().count[s.tile - tile0], 2 * (end - first)))
             continue;
@@ -226,8 +229,7 @@ __device__ __noinline__ void token_down(const token_at b, uint32_t choice, uint3
             continue;
         if (end == share.per) {
             const uint32_t at_row = s.tile * CU_TILE + row;
-            packet_put(room().packets->x_down + at_row, __float_as_uint(room().x[at_row - room().x_first] + sum),
-                       b.epoch);
+            word_put(room().packets->x_down, at_row, __float_as_uint(room().x[at_row - room().x_first] + sum), b.epoch);
         } else {
             packet_put(cut + row, __float_as_uint(sum), b.epoch);
             packet_put(cut + CU_TILE + row, __float_as_uint(open), b.epoch);
@@ -235,22 +237,18 @@ __device__ __noinline__ void token_down(const token_at b, uint32_t choice, uint3
     }
 }
 
-/* The experts' products, in the order in which they are asked for. A choice's activations are taken in one phase after the last of
- * them was made here, so that hardly anything is waited for. */
+/* The experts' products, in the order in which they are asked for. */
 __device__ __forceinline__ void token_experts(token_at b)
 {
     uint32_t before = 0;
 #pragma unroll 1
-    for (uint32_t order = CU_TOKEN_ORDER, i = 0; i < CU_TOKEN_PHASES; i++, order >>= 4) {
-        const uint32_t choice = order & 3, down = order >> 2 & 1, *first = &room().chosen[down][choice];
-        if (down)
-            token_down(b, choice, before);
+    for (uint32_t i = 0; i < CU_TOKEN_PHASES; i++) {
+        const token_phase p(i);
+        if (p.down)
+            token_down(b, p.choice, before);
         else
-            token_up(b, choice, before);
-        before += 2 * (first[1] - first[0]);
-        const uint32_t taken = CU_TOKEN_TAKEN >> 4 * i & 15;
-        if (taken < NIB_MAX_EXPERTS_USED)
-            take_gated(taken, b.epoch);
+            token_up(b, p.choice, before);
+        before += 2 * (p.end - p.first);
     }
 }
 
@@ -263,22 +261,22 @@ __device__ __forceinline__ void token_layers(token_at b)
         token_qkv(b);
         b.stage += room().listed[CU_TOKEN_QKV];
         if (threadIdx.x < CU_ATTN_THREADS)
-            token_attention(b);
+            token_attention(b.epoch, b.layer);
         take_attention(b.epoch);
         token_out(b);
         b.stage += room().listed[CU_TOKEN_OUT];
-        x_take(FOR_EXPERTS, b.epoch, t->x_out, NULL, m.layer[b.layer].mlp_norm);
+        x_take(FOR_EXPERTS, t->x_out[b.epoch & 1], NULL, m.layer[b.layer].mlp_norm);
         token_route(b);
         b.stage += room().listed[CU_TOKEN_ROUTER];
         token_experts(b);
         b.stage += room().listed[CU_TOKEN_UP] + room().listed[CU_TOKEN_DOWN];
         if (++b.layer == m.layers)
             break;
-        x_take(FOR_QKV, b.epoch++, t->x_down, NULL, m.layer[b.layer].attn_norm);
+        x_take(FOR_QKV, t->x_down[b.epoch++ & 1], NULL, m.layer[b.layer].attn_norm);
     }
     if (blockIdx.x > 0)
         return;
-    x_take(FOR_HEAD, b.epoch, t->x_down, NULL, m.final_norm);
+    x_take(FOR_HEAD, t->x_down[b.epoch & 1], NULL, m.final_norm);
     if (threadIdx.x == 0)
         t->epoch = b.epoch;
 }
@@ -295,10 +293,8 @@ __device__ __forceinline__ void token_open()
     }
     if (threadIdx.x < NIB_HEAD_DIM / 2)
         rope_angle(m, r.pos, threadIdx.x, &room().cos[threadIdx.x], &room().sin[threadIdx.x]);
-    x_take(FOR_QKV, 0, NULL, at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2), m->layer[0].attn_norm);
+    x_take(FOR_QKV, NULL, at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2), m->layer[0].attn_norm);
 }
-
-#define FEEDER (CU_TOKEN_WARPS * 32) /* the first thread of the warp that asks for weights */
 
 /* What this block does: a thread a stage. */
 __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
@@ -343,19 +339,18 @@ __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
 __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
 {
     const uint32_t tid = threadIdx.x;
-    if (tid == FEEDER)
+    if (tid == CU_TOKEN_FEEDER)
         bars_open();
     if (tid < CU_TOKEN_PARTS)
         room().count[tid] = room().up_count[tid] = 0;
     if (tid < NIB_MAX_EXPERTS_USED) /* to be read by who waits in vain */
         room().expert[tid] = 0;
     if (tid == 0) {
-        room().zeros = make_uint4(0, 0, 0, 0);
         room().packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
         const uint32_t end = smem_at(&room().m.layer[m->layers]);
         room().ring = (end + 127) / 128 * 128;
-        room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - room().ring;
-        room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_GEMV_WARPS,
+        room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - TOKEN_SLACK - room().ring;
+        room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS,
                              cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x).lo / (2 * NIB_MAX_EXPERTS_USED)) *
                          CU_TILE;
         room().deadline = ~0ull;
@@ -368,31 +363,36 @@ __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
     __syncthreads();
 }
 
-KERNEL(token, CU_TOKEN_THREADS, 1)
+/* The step begins: its row is there, and the epoch of its first layer; false: it has no decode row. All warps. */
+__device__ __forceinline__ bool token_begin(const struct nib_gpu_machine *m, uint32_t *ret_epoch)
 {
-    overlap_next();
-    token_prepare(m);
-    const bool feeds = threadIdx.x >= FEEDER;
-    token_feed feed;
-    const uint32_t early = feed_early();
-    if (feeds)
-        feed_op(feed, CU_TOKEN_QKV, 0, 0, early);
     overlap_wait();
     const struct nib_gpu_step *step = step_of(m);
     if (threadIdx.x == 0) {
         room().row = step->rows[0];
         room().deadline = token_now() + CU_TOKEN_MS * 1000000ull;
     }
-    const uint32_t epoch = *(volatile uint32_t *)&room().packets->epoch + 1;
+    *ret_epoch = *(volatile uint32_t *)&room().packets->epoch + 1;
     __syncthreads();
-    if (step->decode_count == 0) {
-        for (uint32_t i = 0; feeds && i < early; i++)
-            (void)bar_wait(&room().full[i], 0);
+    return step->decode_count > 0;
+}
+
+KERNEL(token, CU_TOKEN_THREADS, 1)
+{
+    const bool feeds = threadIdx.x >= CU_TOKEN_FEEDER;
+    uint32_t early = 0, epoch;
+    overlap_next();
+    token_prepare(m);
+    if (feeds)
+        early = token_feed_early();
+    const bool works = token_begin(m, &epoch);
+    if (feeds)
+        token_feeder(works, early, epoch);
+    else if (!works)
         return;
-    }
-    if (feeds) {
-        token_feed_step(feed, early, epoch);
-    } else {
+    else if (threadIdx.x >= CU_TOKEN_COURIER)
+        token_courier(epoch);
+    else {
         token_open();
         token_layers({epoch, 0, 0});
     }

@@ -10,12 +10,23 @@
 
 #include "arch/cuda/layout.h"
 
-#define CU_TOKEN_WARPS   15 /* that multiply; one more asks for weights */
-#define CU_TOKEN_THREADS ((CU_TOKEN_WARPS + 1) * 32)
-#define CU_TOKEN_SLOTS   32            /* stages under way, at most */
+#define CU_TOKEN_WARPS   14                      /* that multiply */
+#define CU_TOKEN_COURIER (CU_TOKEN_WARPS * 32)   /* first thread of the warp that takes the experts' activations in */
+#define CU_TOKEN_FEEDER  (CU_TOKEN_COURIER + 32) /* first thread of the warp that asks for weights */
+#define CU_TOKEN_THREADS (CU_TOKEN_FEEDER + 32)
+#define CU_TOKEN_SLOTS   32            /* stages asked for and not yet read, at most */
 #define CU_TOKEN_SHARED  (227u * 1024) /* dynamic, all of a multiprocessor */
-#define CU_TOKEN_STAGE   15360u        /* largest: 15 dense units */
-#define CU_TOKEN_MS      500           /* a wait gives up so long after the block saw the step */
+
+/* Stages on their way at most: what blocks hand to each other waits behind them (arch/sm90/NOTES.md). LATE: those of QKV that the
+ * ring did not take before it is multiplied; nothing is handed over while they come. */
+#define CU_TOKEN_AHEAD_QKV  3
+#define CU_TOKEN_AHEAD_LATE 6
+#define CU_TOKEN_AHEAD_OUT  2
+#define CU_TOKEN_AHEAD_UP   4
+#define CU_TOKEN_AHEAD_DOWN 3
+#ifndef CU_TOKEN_MS
+#define CU_TOKEN_MS 500 /* a wait gives up so long after the block saw the step; a sanitizer wants more */
+#endif
 
 /* Largest model and grid. Hidden: one float4 a thread of a block of CU_ROW_THREADS. */
 #define CU_TOKEN_HIDDEN  3072
@@ -24,6 +35,7 @@
 #define CU_TOKEN_QKV_DIM 5120
 #define CU_TOKEN_BLOCKS  256
 #define CU_TOKEN_LIST    32 /* stages of an op that a block has */
+#define CU_TOKEN_ASKS    96 /* stages of a layer that a block has */
 #define CU_TOKEN_PARTS   64 /* sums of 16 rows that a block holds of one op */
 
 #define CU_TOKEN_ROUTE_PARTS (CU_ROUTE_THREADS / 32) /* its warps share the inputs */
@@ -97,9 +109,12 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
         m->heads == m->kv_heads * NIB_GQA_GROUP && qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
         CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) <= CU_TOKEN_LIST &&
         m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
-        CU_DIV_UP(out * CU_GEMV_WARPS, blocks) < CU_TOKEN_LIST &&
+        CU_DIV_UP(out * CU_OUT_WARPS, blocks) < CU_TOKEN_LIST &&
+        most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) + CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) +
+                experts + CU_DIV_UP(out * 2 * m->experts_used, blocks) + 3 <=
+            CU_TOKEN_ASKS &&
         (CU_DIV_UP(qkv, blocks) + 2) * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
-        (CU_DIV_UP(out, blocks) + 2) * (down_sums > CU_GEMV_WARPS ? down_sums : CU_GEMV_WARPS) <= CU_TOKEN_PARTS &&
+        (CU_DIV_UP(out, blocks) + 2) * (down_sums > CU_OUT_WARPS ? down_sums : CU_OUT_WARPS) <= CU_TOKEN_PARTS &&
         (CU_DIV_UP(up, blocks) + 1) * CU_MX_SPLIT <= CU_TOKEN_PARTS;
     return fits ? blocks : 0;
 }
@@ -114,7 +129,7 @@ struct cu_token_stage {
     uint8_t choice;            /* experts: whose */
     uint8_t u0, middle, units; /* inputs: first unit, experts: first of the second half, number */
     uint8_t order;             /* experts: when it is asked for, up and down counted together */
-    uint8_t reserved[4];
+    uint32_t to;               /* shared address in the ring */
 };
 
 /* What a block does of an op that cuts tiles. */
@@ -125,7 +140,7 @@ NIB_BOTH struct cu_share cu_token_share(enum cu_token_op op, const struct nib_gp
     if (op == CU_TOKEN_QKV)
         return cu_share_of((m->heads + 2 * m->kv_heads) * (NIB_HEAD_DIM / CU_TILE), CU_GEMV_WARPS, blocks, block);
     if (op == CU_TOKEN_OUT)
-        return cu_share_of(out, CU_GEMV_WARPS, blocks, block);
+        return cu_share_of(out, CU_OUT_WARPS, blocks, block);
     if (op == CU_TOKEN_ROUTER)
         return cu_share_of(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, 1, blocks, block);
     return cu_share_of(out, 2 * m->experts_used, blocks, block); /* down */
@@ -147,13 +162,10 @@ NIB_BOTH uint32_t cu_token_chosen(enum cu_token_op op, const struct nib_gpu_mach
     return n;
 }
 
-/* In which order the experts' stages are asked for: an expert's down product when its activations have had time to come from all
- * blocks, while the next one's up product streams. Bit 2: down; bits 0, 1: the choice. */
+/* In which order the experts' stages are asked for: all up products first, so that an expert's activations have had time to
+ * come from all blocks when its down product begins. Bit 2: down; bits 0, 1: the choice. */
 #define CU_TOKEN_PHASES 8
-#define CU_TOKEN_ORDER  0x76534210u /* the first in the lowest digit: U0 U1 U2 D0 U3 D1 D2 D3 */
-
-/* Which choice's activations a block takes in after each of these phases; 15: none. */
-#define CU_TOKEN_TAKEN 0xf3f2f10fu
+#define CU_TOKEN_ORDER  0x76543210u /* the first in the lowest digit: U0 U1 U2 U3 D0 D1 D2 D3 */
 
 /* Stage s, counted through all blocks, of a dense op whose tiles have `parts`. */
 NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, uint32_t units)
@@ -167,7 +179,7 @@ NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, 
                                          0,
                                          (uint8_t)(end - u0),
                                          0,
-                                         {0}};
+                                         0};
     return stage;
 }
 
@@ -185,7 +197,7 @@ NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t tile, uint32_t cho
                                          (uint8_t)middle,
                                          (uint8_t)(end - u0),
                                          0,
-                                         {0}};
+                                         0};
     return stage;
 }
 
@@ -194,8 +206,10 @@ NIB_BOTH struct cu_token_stage cu_token_find(enum cu_token_op op, const struct n
                                              struct cu_share share, uint32_t i)
 {
     const uint32_t inputs = op == CU_TOKEN_OUT ? m->heads * NIB_HEAD_DIM : m->hidden;
-    return cu_token_dense_stage(cu_share_stage(share, i), op == CU_TOKEN_ROUTER ? CU_TOKEN_ROUTE_PARTS : CU_GEMV_WARPS,
-                                inputs / CU_DENSE_UNIT);
+    const uint32_t parts = op == CU_TOKEN_ROUTER ? CU_TOKEN_ROUTE_PARTS
+                           : op == CU_TOKEN_OUT  ? CU_OUT_WARPS
+                                                 : CU_GEMV_WARPS;
+    return cu_token_dense_stage(cu_share_stage(share, i), parts, inputs / CU_DENSE_UNIT);
 }
 
 /* Stage i of a block of a choice's up or down. Of down what the next block goes on with comes first. */
@@ -222,15 +236,21 @@ NIB_BOTH struct cu_token_stage cu_token_find_chosen(enum cu_token_op op, const s
  * written again a layer later, when every block has shown that it has read it. In `scratch`, behind struct cu_scratch. */
 typedef uint64_t cu_packet;
 
+/* Vectors that every block reads go as bare words instead, half as many bytes: the value's complement, and zero means that it is not
+ * there. They have two buffers, by the layer's number in turns; whoever writes a word clears that of the other buffer, which all
+ * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. */
+
 struct cu_token {
-    uint32_t epoch, reserved[31];     /* of the last layer of the last step */
-    cu_packet qkv[CU_TOKEN_QKV_DIM];  /* bf16: q and k rotated, v; by output row */
-    cu_packet attn[CU_TOKEN_Q / 2];   /* two bf16 */
-    cu_packet x_out[CU_TOKEN_HIDDEN]; /* fp32: x behind the attention */
+    uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */
+    uint32_t attn[2][CU_TOKEN_Q / 2];                             /* two bf16 */
+    uint32_t x_out[2][CU_TOKEN_HIDDEN];                           /* fp32: x behind the attention */
+    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16; by choice */
+    uint32_t x_down[2][CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
+    cu_packet qkv[CU_TOKEN_QKV_DIM];                              /* bf16: q and k rotated, v; by output row */
+    cu_packet part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS]
+                  [CU_ATTN_PART]; /* fp32: attention of a split: max, sum, values */
     cu_packet logits[CU_DIV_UP(NIB_MAX_EXPERTS, CU_TILE)][CU_TOKEN_ROUTE_PARTS]
-                    [CU_TILE];                                  /* fp32: parts of the router's sums */
-    cu_packet gated[NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16; by choice */
-    cu_packet x_down[CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
+                    [CU_TILE]; /* fp32: parts of the router's sums */
     cu_packet cut[3][CU_TOKEN_BLOCKS]
                  [2 * CU_TILE]; /* fp32: of qkv, out, down: sums of a tile that the next block ends */
 };

@@ -1,11 +1,10 @@
 /* arch/sm90/token_attn.cuh: attention of the fused decode kernel. The work is (KV head, split of the keys), as in the attn kernel and
- * with its arithmetic; a few blocks have one such unit each, in long contexts all have some. Eight warps of a block do it, while
- * the ring fills with the next matrix. Keys but the last are asked for before q is there. */
+ * with its arithmetic; a few blocks have one such unit each, in long contexts all have some. Eight warps of a block do it, five of
+ * them with keys, while the ring fills with the next matrix. Keys but the last are asked for before q is there. A split's part goes to the
+ * units of the same KV head as packets; each puts some heads together. */
 #pragma once
 #include "arch/cuda/attn.cuh"
 #include "arch/sm90/token_packet.cuh"
-
-#define ATTN_WARPS (CU_ATTN_THREADS / 32)
 
 __device__ __forceinline__ void attn_sync()
 {
@@ -77,39 +76,52 @@ __device__ __forceinline__ void attn_put_last(const token_attn_room &sh, uint32_
     __syncwarp();
 }
 
-/* Of output i of the head group. */
-__device__ __forceinline__ float sink_of(uint32_t i)
-{
-    return room().attn.sink[i / NIB_HEAD_DIM];
-}
-
-/* Two outputs of this head group, dims d and d + 1 of neighbouring threads, as a packet. */
+/* Two outputs of this head group, dims d and d + 1 of neighbouring threads, as a word. */
 __device__ __forceinline__ void attn_give(const token_at &b, uint32_t kv_head, uint32_t i, float value)
 {
     const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16(value)), next = __shfl_down_sync(~0u, bits, 1);
     if (i % 2 == 0)
-        packet_put(room().packets->attn + (kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i) / 2, bits | next << 16, b.epoch);
+        word_put(room().packets->attn, (kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i) / 2, bits | next << 16, b.epoch);
 }
 
-/* The split's part of an output to `partial`; the unit that is last of its head puts the parts together. */
-__device__ __forceinline__ void attn_join(const token_at &b, uint32_t kv_head, uint32_t splits)
+/* Where a head's part of a split lies. */
+__device__ __forceinline__ cu_packet *attn_packets(uint32_t head, uint32_t split)
 {
-    const struct nib_gpu_machine *m = &room().m;
-    uint32_t *arrived = &at<struct cu_scratch>(m->scratch)->attn[kv_head];
-    if (threadIdx.x == 0) {
-        __threadfence();
-        room().attn.last = atomicAdd(arrived, 1u) + 1 == splits;
-        __threadfence();
-    }
-    attn_sync();
-    if (!room().attn.last)
-        return;
-    if (threadIdx.x == 0)
-        *arrived = 0;
+    return room().packets->part[head][split];
+}
+
+/* The heads [first, end) of a group that the unit of this split puts together: each split some. */
+__device__ __forceinline__ uint32_t attn_first_head(uint32_t split, uint32_t splits)
+{
+    return CU_DIV_UP(split * NIB_GQA_GROUP, splits);
+}
+
+/* Puts the splits' parts of such heads together, as attn_finish does. */
+__device__ __noinline__ void attn_join(uint32_t epoch, uint32_t layer, uint32_t kv_head, uint32_t split, uint32_t splits)
+{
+    const token_at b = {epoch, layer, 0};
+    const uint32_t d = threadIdx.x % NIB_HEAD_DIM, end = attn_first_head(split + 1, splits);
 #pragma unroll 1
-    for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
-        const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS, head = kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM;
-        attn_give(b, kv_head, i, attn_finish(m, 0, head, i % NIB_HEAD_DIM, splits, sink_of(i)));
+    for (uint32_t h = attn_first_head(split, splits) + threadIdx.x / NIB_HEAD_DIM; h < end; h += CU_ATTN_THREADS / NIB_HEAD_DIM) {
+        const uint32_t head = kv_head * NIB_GQA_GROUP + h;
+        const float sink = bf16_at(room().m.layer[b.layer].sinks, head) * LOG2E;
+        attn_fold all(sink);
+        for (uint32_t first = 0; first < splits; first += ATTN_FOLD) {
+            const uint32_t there = min(splits - first, (uint32_t)ATTN_FOLD);
+            uint32_t got[3 * ATTN_FOLD];
+            packets_each<3 * ATTN_FOLD>(3 * there, b.epoch, got, [&](uint32_t i) {
+                return attn_packets(head, first + i / 3) + (i % 3 < 2 ? i % 3 : 2 + d);
+            });
+            float v[ATTN_FOLD], s[ATTN_FOLD], w[ATTN_FOLD];
+#pragma unroll
+            for (uint32_t k = 0; k < ATTN_FOLD; k++) {
+                v[k] = k < there ? __uint_as_float(got[3 * k]) : -INFINITY;
+                s[k] = k < there ? __uint_as_float(got[3 * k + 1]) : 0;
+                w[k] = k < there ? __uint_as_float(got[3 * k + 2]) : 0;
+            }
+            all.take(v, s, w);
+        }
+        attn_give(b, kv_head, h * NIB_HEAD_DIM + d, all.value());
     }
 }
 
@@ -118,16 +130,8 @@ __device__ __forceinline__ void attn_leave(const token_at &b, const attn_state &
                                            uint32_t splits)
 {
     token_attn_room &sh = room().attn;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const float sum = quad_sum(st.sum[0]);
     attn_sync(); /* o lies where the values lay */
-    if (lane % 4 == 0) {
-        sh.max[warp][lane / 4] = st.max[0];
-        sh.sum[warp][lane / 4] = sum;
-    }
-#pragma unroll
-    for (int n = 0; n < 8; n++)
-        *(float2 *)&sh.o[warp][lane / 4][n * 8 + lane % 4 * 2] = make_float2(st.o[n][0], st.o[n][1]);
+    attn_put_state(sh, st);
     attn_sync();
 #pragma unroll 1
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
@@ -135,19 +139,35 @@ __device__ __forceinline__ void attn_leave(const token_at &b, const attn_state &
         float most, all, o;
         attn_merge_warps(sh, h, d, &most, &all, &o);
         if (splits == 1) {
-            attn_give(b, kv_head, i, attn_alone(most, all, o, sink_of(i)));
+            attn_give(b, kv_head, i, attn_alone(most, all, o, sh.sink[h]));
             continue;
         }
-        float *part = attn_part(&room().m, 0, kv_head * NIB_GQA_GROUP + h, split);
+        cu_packet *part = attn_packets(kv_head * NIB_GQA_GROUP + h, split);
         if (d == 0) {
-            part[0] = most;
-            part[1] = all;
+            packet_put(part, __float_as_uint(most), b.epoch);
+            packet_put(part + 1, __float_as_uint(all), b.epoch);
         }
-        part[2 + d] = o;
+        packet_put(part + 2 + d, __float_as_uint(o), b.epoch);
     }
-    attn_sync();
-    if (splits > 1)
-        attn_join(b, kv_head, splits);
+}
+
+/* What a unit reads: keys [base, last) of the row's [begin, end). */
+struct attn_keys_of {
+    uint32_t begin, end, base, last;
+
+    __device__ __forceinline__ attn_keys_of(bool windowed, uint32_t split, uint32_t keys)
+    {
+        end = room().row.pos + 1;
+        begin = windowed && end > room().m.window ? end - room().m.window : 0;
+        base = windowed ? begin & ~31u : split * keys;
+        last = windowed ? end : min(end, base + keys);
+    }
+};
+
+__device__ __forceinline__ attn_span attn_span_of(uint32_t layer, uint32_t kv_head, const attn_keys_of &of)
+{
+    const struct nib_gpu_machine *m = &room().m;
+    return {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, layer, room().row.slot, of.begin, of.end};
 }
 
 __device__ __forceinline__ void attn_unit(const token_at &b, uint32_t kv_head, uint32_t split, uint32_t splits,
@@ -155,13 +175,10 @@ __device__ __forceinline__ void attn_unit(const token_at &b, uint32_t kv_head, u
 {
     const struct nib_gpu_machine *m = &room().m;
     token_attn_room &sh = room().attn;
-    const bool windowed = b.layer % 2 == 0;
-    const uint32_t end = room().row.pos + 1, begin = windowed && end > m->window ? end - m->window : 0,
-                   warp = threadIdx.x / 32;
-    const attn_span span = {
-        m, room().m.layer[b.layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, b.layer, room().row.slot, begin, end};
-    const uint32_t base = windowed ? begin & ~31u : split * keys, last = windowed ? end : min(end, base + keys);
-    uint32_t key0 = base + warp * 32;
+    const attn_keys_of of(b.layer % 2 == 0, split, keys);
+    const uint32_t end = of.end, last = of.last, warp = threadIdx.x / 32;
+    const attn_span span = attn_span_of(b.layer, kv_head, of);
+    uint32_t key0 = attn_first_key(of.base);
     attn_keys ahead;
     if (key0 < last)
         span.ask(key0, ahead, sh.v[warp]);
@@ -184,16 +201,31 @@ __device__ __forceinline__ void attn_unit(const token_at &b, uint32_t kv_head, u
     attn_leave(b, st, kv_head, split, splits);
 }
 
-/* The block's units of a layer; eight warps call it. */
-__device__ __noinline__ void token_attention(const token_at b)
+/* How a layer's keys are split. */
+struct attn_splits {
+    uint32_t keys, count;
+
+    __device__ __forceinline__ explicit attn_splits(uint32_t layer)
+    {
+        const bool windowed = layer % 2 == 0;
+        keys = windowed ? ~0u : cu_split_keys(room().row.pos);
+        count = windowed ? 1 : room().row.pos / keys + 1;
+    }
+};
+
+/* The block's units of a layer; eight warps call it. Parts are put together when it has left all of its own. */
+__device__ __noinline__ void token_attention(uint32_t epoch, uint32_t layer)
 {
-    const bool windowed = b.layer % 2 == 0;
-    const uint32_t keys = windowed ? ~0u : cu_split_keys(room().row.pos),
-                   splits = windowed ? 1 : room().row.pos / keys + 1;
+    const token_at b = {epoch, layer, 0};
+    const attn_splits splits(b.layer);
     const uint32_t kv_heads = room().m.kv_heads;
-    const token_units units(kv_heads * splits);
+    const token_units units(kv_heads * splits.count);
     for (uint32_t u = units.first; u < units.all; u += units.step) {
-        attn_unit(b, u % kv_heads, u / kv_heads, splits, keys);
+        attn_unit(b, u % kv_heads, u / kv_heads, splits.count, splits.keys);
         attn_sync(); /* the next one's sinks */
     }
+    if (splits.count == 1)
+        return;
+    for (uint32_t u = units.first; u < units.all; u += units.step)
+        attn_join(epoch, layer, u % kv_heads, u / kv_heads, splits.count);
 }

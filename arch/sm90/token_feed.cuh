@@ -2,34 +2,9 @@
  * the experts' places must be waited for: this warp puts the router's sums together and chooses, in every block alike. */
 #pragma once
 #include "arch/cuda/route.cuh"
+#include "arch/sm90/token_order.cuh"
 #include "arch/sm90/token_packet.cuh"
 #include "arch/sm90/token_ring.cuh"
-
-/* Where a stage of a layer lies. */
-__device__ __forceinline__ const uint8_t *feed_from(enum cu_token_op op, const struct nib_gpu_layer &l,
-                                                    const struct cu_token_stage &s)
-{
-    const struct nib_gpu_machine &m = room().m;
-    if (op <= CU_TOKEN_ROUTER)
-        return at<const uint8_t>(op == CU_TOKEN_QKV ? l.qkv : op == CU_TOKEN_OUT ? l.out : l.router, s.offset);
-    const uint64_t expert = room().expert[s.choice];
-    if (op == CU_TOKEN_UP)
-        return at<const uint8_t>(l.up, expert * cu_mx_bytes(2 * m.intermediate, m.hidden) + s.offset);
-    return at<const uint8_t>(l.down, expert * cu_mx_bytes(m.hidden, m.intermediate) + s.offset);
-}
-
-/* Asks for stages [first, end) of an op. The warp finds them together, a lane a stage. */
-__device__ __forceinline__ void feed_op(token_feed &feed, enum cu_token_op op, uint32_t layer, uint32_t first,
-                                        uint32_t end)
-{
-    static_assert(CU_TOKEN_LIST == 32, "a lane a stage");
-    const struct cu_token_stage s = room().list[op][threadIdx.x % 32];
-    const uint64_t from = (uint64_t)feed_from(op, room().m.layer[layer], s);
-    const uint32_t bytes = s.units * (op <= CU_TOKEN_ROUTER ? CU_DENSE_BYTES : CU_MX_BYTES);
-#pragma unroll 1
-    for (uint32_t i = first; i < end; i++)
-        feed.push(__shfl_sync(~0u, from, i), __shfl_sync(~0u, bytes, i));
-}
 
 /* The layer's experts and their weights, to shared memory. The whole warp. */
 __device__ __noinline__ void feed_choose(uint32_t layer, uint32_t epoch)
@@ -64,10 +39,16 @@ __device__ __noinline__ void feed_choose(uint32_t layer, uint32_t epoch)
     __syncwarp();
 }
 
-/* Stages that surely fit the empty ring: asked for before the step is known. */
-__device__ __forceinline__ uint32_t feed_early()
+/* The chosen experts' biases, to the second-level cache: a lane a stage. */
+__device__ __forceinline__ void feed_biases(uint32_t layer)
 {
-    return min(min(room().listed[CU_TOKEN_QKV], room().ring_bytes / CU_TOKEN_STAGE - 1), (uint32_t)CU_TOKEN_SLOTS);
+    const struct nib_gpu_machine &m = room().m;
+    const uint32_t lane = threadIdx.x % 32;
+    const struct cu_token_stage up = room().list[CU_TOKEN_UP][lane], down = room().list[CU_TOKEN_DOWN][lane];
+    if (lane < room().listed[CU_TOKEN_UP])
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(m.layer[layer].up_bias + ((uint64_t)room().expert[up.choice] * m.intermediate + up.tile * 8) * 4));
+    if (lane < room().listed[CU_TOKEN_DOWN])
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(m.layer[layer].down_bias + ((uint64_t)room().expert[down.choice] * m.hidden + down.tile * CU_TILE) * 2));
 }
 
 /* What the layer reads besides, to the cache: each block a part. */
@@ -82,36 +63,92 @@ __device__ __forceinline__ void feed_small(uint32_t layer)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
 }
 
-/* Brings stages of a dense op that the ring cannot hold to the cache: a lane a stage. */
-__device__ __forceinline__ void feed_ahead(enum cu_token_op op, uint32_t layer)
+/* Asks for the layer's stages [i, end) of the matrix at `from`, with `ahead` on their way at most; `base`: number of the layer's
+ * first stage. One thread. */
+__device__ __forceinline__ bool feed_stages(token_feed &feed, uint64_t from, uint32_t ahead, uint32_t base, uint32_t i,
+                                            uint32_t end)
 {
-    const uint32_t lane = threadIdx.x % 32,
-                   first = room().ring_bytes / (max(room().list[op][0].units, 1u) * CU_DENSE_BYTES);
-    const struct cu_token_stage s = room().list[op][lane];
-    if (lane >= first && lane < room().listed[op] && s.units)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(feed_from(op, room().m.layer[layer], s)),
-                     "r"(s.units * CU_DENSE_BYTES)
-                     : "memory");
+    for (; i < end; i++) {
+        const token_ask a = room().ask[i];
+        if (!feed.wait_read(base + a.after) || !feed.wait_landed(ahead))
+            return false;
+        feed.ask(from, a);
+    }
+    return true;
 }
 
-/* Asks for everything; `early` stages of the first matrix were asked for. The whole warp. */
-__device__ __forceinline__ void token_feed_step(token_feed &feed, uint32_t early, uint32_t epoch)
+/* Of the first matrix as much as the empty ring holds, asked for before the step is known. The warp that asks for weights; its first
+ * thread learns how many stages these are. */
+__device__ __noinline__ uint32_t token_feed_early()
 {
-    const uint32_t layers = room().m.layers;
-    for (uint32_t layer = 0; layer < layers; layer++, epoch++) {
-        feed_small(layer);
-        feed_op(feed, CU_TOKEN_QKV, layer, layer == 0 ? early : 0, room().listed[CU_TOKEN_QKV]);
-        feed_ahead(CU_TOKEN_OUT, layer);
-        feed_op(feed, CU_TOKEN_OUT, layer, 0, room().listed[CU_TOKEN_OUT]);
-        feed_op(feed, CU_TOKEN_ROUTER, layer, 0, room().listed[CU_TOKEN_ROUTER]);
-        if (layer + 1 < layers)
-            feed_ahead(CU_TOKEN_QKV, layer + 1);
-        feed_choose(layer, epoch);
-#pragma unroll 1
-        for (uint32_t order = CU_TOKEN_ORDER, i = 0; i < CU_TOKEN_PHASES; i++, order >>= 4) {
-            const uint32_t down = order >> 2 & 1, *first = &room().chosen[down][order & 3];
-            feed_op(feed, down ? CU_TOKEN_DOWN : CU_TOKEN_UP, layer, first[0], first[1]);
-        }
+    uint32_t n = 0;
+    if (threadIdx.x % 32 == 0) {
+        token_feed feed(0);
+        order_stages();
+        while (n < room().listed[CU_TOKEN_QKV] && room().ask[n].after <= 0)
+            n++;
+        (void)feed_stages(feed, room().m.layer[0].qkv, CU_TOKEN_AHEAD_UP, 0, 0, n);
     }
-    feed.close();
+    __syncwarp();
+    return n;
+}
+
+/* A layer's dense matrices, from ask number i on. The ring takes `early` stages of the first before it is multiplied; what is left of
+ * it is needed at once. Returns false when a wait was in vain. */
+__device__ __forceinline__ bool feed_dense(token_feed &feed, const struct nib_gpu_layer &l, uint32_t early, uint32_t base, uint32_t i)
+{
+    uint32_t end = room().listed[CU_TOKEN_QKV];
+    bool good = feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_QKV, base, i, early) && feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_LATE, base, early, end);
+#pragma unroll 1
+    for (uint32_t op = CU_TOKEN_OUT; op <= CU_TOKEN_ROUTER && good; op++) {
+        i = end;
+        end += room().listed[op];
+        good = feed_stages(feed, op == CU_TOKEN_OUT ? l.out : l.router, CU_TOKEN_AHEAD_OUT, base, i, end);
+    }
+    return good;
+}
+
+__device__ __forceinline__ bool feed_experts(token_feed &feed, const struct nib_gpu_layer &l, uint32_t base, uint32_t i)
+{
+    const struct nib_gpu_machine &m = room().m;
+    bool good = true;
+#pragma unroll 1
+    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES && good; phase++) {
+        const token_phase p(phase);
+        const uint64_t expert = room().expert[p.choice], up = cu_mx_bytes(2 * m.intermediate, m.hidden),
+                       down = cu_mx_bytes(m.hidden, m.intermediate), from = p.down ? l.down + expert * down : l.up + expert * up;
+        good = feed_stages(feed, from, p.down ? CU_TOKEN_AHEAD_DOWN : CU_TOKEN_AHEAD_UP, base, i, i + p.end - p.first);
+        i += p.end - p.first;
+    }
+    return good;
+}
+
+/* Asks for everything; `early` stages of the first matrix were asked for. The whole warp; one thread of it asks. A step without
+ * work: waits only until these have come. */
+__device__ __noinline__ void token_feeder(bool works, uint32_t early, uint32_t epoch)
+{
+    const bool asks = threadIdx.x % 32 == 0;
+    const uint32_t dense = room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
+    token_feed feed(early);
+    bool good = true;
+    uint32_t base = 0;
+    if (!works) {
+        for (uint32_t i = 0; i < early; i++)
+            (void)bar_wait(&room().full[i], 0);
+        return;
+    }
+#pragma unroll 1
+    for (uint32_t layer = 0; layer < room().m.layers; layer++, epoch++, base += room().asks) {
+        feed_small(layer);
+        if (asks) /* all of it is read before the router's sums can be there */
+            good = good && feed_dense(feed, room().m.layer[layer], early, base, layer ? 0 : early) && feed.wait_read(base + dense);
+        __syncwarp();
+        feed_choose(layer, epoch);
+        feed_biases(layer);
+        if (asks)
+            good = good && feed_experts(feed, room().m.layer[layer], base, dense);
+        __syncwarp();
+    }
+    if (asks)
+        feed.close();
 }

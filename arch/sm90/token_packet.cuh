@@ -19,12 +19,43 @@ __device__ __forceinline__ uint32_t packet_get(const cu_packet *from, uint32_t e
     }
 }
 
+/* A word of a vector that every block reads (struct cu_token). */
+template <int N> __device__ __forceinline__ void word_put(uint32_t (*to)[N], uint32_t i, uint32_t value, uint32_t epoch)
+{
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[epoch & 1][i]), "r"(~value) : "memory");
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[~epoch & 1][i]), "r"(0) : "memory");
+}
+
+/* Four words at from(i) each, i below `count`. All are asked for at once, and again until all are there. */
+template <int N, class From>
+__device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From from)
+{
+    for (uint32_t turn = 0;; turn++) {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            ret[i] = make_uint4(1, 1, 1, 1);
+            if ((uint32_t)i < count)
+                asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(ret[i].x), "=r"(ret[i].y), "=r"(ret[i].z), "=r"(ret[i].w)
+                             : "l"(from(i))
+                             : "memory");
+        }
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            all &= ret[i].x && ret[i].y && ret[i].z && ret[i].w;
+        if (all || token_late(turn))
+            break;
+    }
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        ret[i] = make_uint4(~ret[i].x, ~ret[i].y, ~ret[i].z, ~ret[i].w);
+}
+
 /* Pairs of neighbours: pair i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
 template <int N, class From>
 __device__ __forceinline__ void packets_get(uint32_t count, uint32_t epoch, uint32_t ret[N][2], From from)
 {
-    if (N > 4 && count > 0)
-        (void)packet_get(from(count - 1), epoch); /* much is asked for when it is likely there */
     for (uint32_t turn = 0;; turn++) {
         bool all = true;
         cu_packet p[N][2];

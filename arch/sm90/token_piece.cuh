@@ -37,10 +37,9 @@ __device__ __forceinline__ float2 dense_piece(uint32_t stage, uint32_t units, ui
     for (; u + 1 < units; u += 2) {
         dense_load(stage + CU_DENSE_BYTES, acts + 64, there, w0[1], w1[1], in[1]);
         mma_unit(acc, w0[0], w1[0], in[0]);
-        const uint32_t next = u + 2 < units ? 2 : 1; /* the last is read again, and not used */
-        stage += next * CU_DENSE_BYTES;
-        acts += next * 64;
-        dense_load(stage, acts, there, w0[0], w1[0], in[0]);
+        stage += 2 * CU_DENSE_BYTES;
+        acts += 2 * 64;
+        dense_load(stage, acts, there, w0[0], w1[0], in[0]); /* behind the last: not used (TOKEN_SLACK) */
         mma_unit(acc, w0[1], w1[1], in[1]);
     }
     if (u < units)
@@ -48,16 +47,55 @@ __device__ __forceinline__ float2 dense_piece(uint32_t stage, uint32_t units, ui
     return make_float2(acc[0], acc[2]);
 }
 
-/* Units u0 .. u0 + n - 1 of an expert's tile at `stage`; activations fp16 at `acts`, of all inputs. */
-__device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t u0, uint32_t n, uint32_t acts, uint32_t zeros)
+/* What a lane needs of an expert's unit; of activations only the lanes of column 0 have any. */
+struct mx_in {
+    uint4 codes, acts[2];
+    uint32_t scales;
+};
+
+__device__ __forceinline__ void mx_load(uint32_t codes, uint32_t scales, uint32_t acts, bool there, mx_in &in)
 {
+    in.codes = lds16(codes);
+    in.scales = lds4(scales);
+    if (there) {
+        in.acts[0] = lds16(acts);
+        in.acts[1] = lds16(acts + 64);
+    }
+}
+
+__device__ __forceinline__ void mx_multiply(const mx_in &in, float acc[1][4])
+{
+    mx_block<1, true>(in.codes.x, in.codes.y, mx_scale<0>(in.scales), mx_scale<2>(in.scales), &in.acts[0], acc);
+    mx_block<1, true>(in.codes.z, in.codes.w, mx_scale<1>(in.scales), mx_scale<3>(in.scales), &in.acts[1], acc);
+}
+
+/* `units` of an expert's tile at `stage`; activations fp16 from `acts` on. The next unit is loaded while one is multiplied. */
+__device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t units, uint32_t acts)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const bool there = lane < 4;
+    const uint4 zero = make_uint4(0, 0, 0, 0);
     float acc[1][4] = {{0, 0, 0, 0}};
-    mx_lane<1, true> b(acts, 0, u0, 1, zeros);
+    mx_in in[2] = {{zero, {zero, zero}, 0}, {zero, {zero, zero}, 0}};
+    uint32_t scales = stage + CU_MX_CODES + lane / 4 * 4;
+    stage += lane * 16;
+    acts += lane % 4 * 16;
+    if (units == 0)
+        return make_float2(0, 0);
+    mx_load(stage, scales, acts, there, in[0]);
     uint32_t u = 0;
-    for (; u + CU_MX_SPAN <= n; u += CU_MX_SPAN)
-        mx_units<1, true, CU_MX_SPAN>(stage, u, b, acc);
-    for (; u < n; u++)
-        mx_units<1, true, 1>(stage, u, b, acc);
+#pragma unroll 1
+    for (; u + 1 < units; u += 2) {
+        mx_load(stage + CU_MX_BYTES, scales + CU_MX_BYTES, acts + 128, there, in[1]);
+        mx_multiply(in[0], acc);
+        stage += 2 * CU_MX_BYTES;
+        scales += 2 * CU_MX_BYTES;
+        acts += 2 * 128;
+        mx_load(stage, scales, acts, there, in[0]); /* behind the last: not used (TOKEN_SLACK) */
+        mx_multiply(in[1], acc);
+    }
+    if (u < units)
+        mx_multiply(in[0], acc);
     return make_float2(acc[0][0], acc[0][2]);
 }
 

@@ -1,5 +1,6 @@
 /* arch/sm90/token_room.cuh: the shared memory of a block of the fused decode kernel, and what its threads carry along. */
 #pragma once
+#include "arch/cuda/attn.cuh"
 #include "arch/cuda/moe_gemv.cuh"
 #include "arch/sm90/token.h"
 
@@ -7,17 +8,23 @@ typedef float token_sums[CU_TILE];
 
 struct token_attn_room {
     union {
-        uint4 v[CU_ATTN_THREADS / 32][32 * 8];
-        float o[CU_ATTN_THREADS / 32][NIB_GQA_GROUP][NIB_HEAD_DIM];
+        uint4 v[ATTN_KEY_WARPS][32 * 8];
+        float o[ATTN_KEY_WARPS][NIB_GQA_GROUP][NIB_HEAD_DIM];
     };
-    float max[CU_ATTN_THREADS / 32][NIB_GQA_GROUP], sum[CU_ATTN_THREADS / 32][NIB_GQA_GROUP];
+    float max[ATTN_KEY_WARPS][NIB_GQA_GROUP], sum[ATTN_KEY_WARPS][NIB_GQA_GROUP];
     float sink[NIB_GQA_GROUP];
     uint4 last_key[16]; /* key and value of the step's own position */
     __nv_bfloat16 q[NIB_GQA_GROUP * NIB_HEAD_DIM];
-    uint32_t last;
 };
 
 #define TOKEN_OWN (8 * CU_TILE)
+#define TOKEN_SLACK CU_DENSE_BYTES /* behind the ring: an expert's unit is read that does not count */
+
+/* A stage as it is asked for. */
+struct __align__(16) token_ask {
+    uint32_t offset, to, bytes; /* bytes from the matrix' first; shared address */
+    int32_t after;              /* so many of the layer's stages must have been read; negative: of the layer before all but so many */
+};
 
 /* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread
  * needs what all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here
@@ -33,14 +40,13 @@ struct token_room {
     uint32_t count[CU_TOKEN_PARTS], up_count[CU_TOKEN_PARTS]; /* pieces of a tile that have left their sums */
     uint64_t gated_bar[NIB_MAX_EXPERTS_USED]; /* a choice's activations are there: each warp brings a part */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
-    uint32_t stage[CU_TOKEN_SLOTS];                       /* shared address */
-    uint32_t cost[CU_TOKEN_SLOTS]; /* bytes of the ring that a stage takes, with what was left over at the ring's end */
+    struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order */
+    uint32_t asks;
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
     uint32_t x_first;                 /* which is the first of them */
     uint32_t ring, ring_bytes;        /* shared address */
     float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
     float square[CU_ROW_THREADS / 32];
-    uint4 zeros;
     struct cu_token_stage list[CU_TOKEN_OPS][CU_TOKEN_LIST]; /* what this block does */
     uint32_t listed[CU_TOKEN_OPS];
     uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */

@@ -11,9 +11,9 @@ static_assert(TAKER_WARPS <= CU_TOKEN_WARPS && CU_ROW_THREADS % TOKEN_TAKERS == 
                   CU_TOKEN_HIDDEN / 4 <= CU_ROW_THREADS,
               "a float4 a thread");
 
-__device__ __forceinline__ float4 float_four(const uint32_t a[2], const uint32_t b[2])
+__device__ __forceinline__ float4 float_four(uint4 a)
 {
-    return make_float4(__uint_as_float(a[0]), __uint_as_float(a[1]), __uint_as_float(b[0]), __uint_as_float(b[1]));
+    return make_float4(__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(a.z), __uint_as_float(a.w));
 }
 
 /* Of `count` things that the first TAKERS threads share, thread by thread: this one's, the first being its own number. */
@@ -75,7 +75,7 @@ __device__ __forceinline__ void x_weights(nib_gpu_ptr norm, uint2 w[NORM_PARTS])
 }
 
 /* x as it is handed over in `from` or, at first, the token's `embedding`, normed with `norm` for what comes next. */
-__device__ __noinline__ void x_take(norm_for what, uint32_t epoch, const cu_packet *from, const uint2 *embedding,
+__device__ __noinline__ void x_take(norm_for what, const uint32_t *from, const uint2 *embedding,
                                     nib_gpu_ptr norm)
 {
     const uint32_t mine = taker_share<TOKEN_TAKERS>(room().m.hidden / 4);
@@ -87,54 +87,29 @@ __device__ __noinline__ void x_take(norm_for what, uint32_t epoch, const cu_pack
         for (int p = 0; p < NORM_PARTS; p++)
             v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TOKEN_TAKERS]) : make_float4(0, 0, 0, 0);
     } else {
-        uint32_t got[NORM_PARTS * 2][2];
-        packets_get<2 * NORM_PARTS>(2 * mine, epoch, got, [&](uint32_t i) {
-            return from + (threadIdx.x + i / 2 * TOKEN_TAKERS) * 4 + i % 2 * 2;
-        });
+        uint4 got[NORM_PARTS];
+        words_get<NORM_PARTS>(mine, got, [&](uint32_t i) { return from + (threadIdx.x + i * TOKEN_TAKERS) * 4; });
 #pragma unroll
         for (int p = 0; p < NORM_PARTS; p++)
-            v[p] = p < mine ? float_four(got[2 * p], got[2 * p + 1]) : make_float4(0, 0, 0, 0);
+            v[p] = p < mine ? float_four(got[p]) : make_float4(0, 0, 0, 0);
     }
     x_norm(what, v, w);
 }
 
 #define ALL_TAKERS (CU_TOKEN_WARPS * 32)
-#define ATTN_PAIRS CU_DIV_UP(CU_TOKEN_Q / 4, ALL_TAKERS)
+#define ATTN_WORDS CU_DIV_UP(CU_TOKEN_Q / 8, ALL_TAKERS) /* by fours */
 
 /* The attention's output to acts. */
 __device__ __noinline__ void take_attention(uint32_t epoch)
 {
-    const uint32_t tid = threadIdx.x, there = taker_share<ALL_TAKERS>(room().m.heads * (NIB_HEAD_DIM / 4));
-    uint32_t got[ATTN_PAIRS][2];
-    packets_get<ATTN_PAIRS>(there, epoch, got,
-                            [&](uint32_t i) { return room().packets->attn + (tid + i * ALL_TAKERS) * 2; });
-    token_sync(); /* a thread's packets say nothing of the heads of others: warps may still read what QKV is made of */
+    const uint32_t tid = threadIdx.x, there = taker_share<ALL_TAKERS>(room().m.heads * (NIB_HEAD_DIM / 8));
+    const uint32_t *from = room().packets->attn[epoch & 1];
+    uint4 got[ATTN_WORDS];
+    token_sync(); /* a thread's words say nothing of the heads of others: warps may still read what QKV is made of */
+    words_get<ATTN_WORDS>(there, got, [&](uint32_t i) { return from + (tid + i * ALL_TAKERS) * 4; });
 #pragma unroll
-    for (int i = 0; i < ATTN_PAIRS; i++)
+    for (int i = 0; i < ATTN_WORDS; i++)
         if (i < there)
-            ((uint2 *)room().acts)[tid + i * ALL_TAKERS] = make_uint2(got[i][0], got[i][1]);
+            room().acts[tid + i * ALL_TAKERS] = got[i];
     token_sync();
-}
-
-#define GATED_PAIRS CU_DIV_UP(CU_TOKEN_INNER / 4, ALL_TAKERS)
-
-/* This warp's part of a choice's activations, which lie in whole units. */
-__device__ __forceinline__ void take_gated(uint32_t choice, uint32_t epoch)
-{
-    const uint32_t tid = threadIdx.x, all = room().m.intermediate / 4;
-    const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 4); /* in 8 bytes */
-    const uint32_t there = taker_share<ALL_TAKERS>(all);
-    const cu_packet *from = room().packets->gated + choice * all * 2;
-    uint2 *to = (uint2 *)room().gated + choice * row;
-    uint32_t got[GATED_PAIRS][2];
-    packets_get<GATED_PAIRS>(there, epoch, got, [&](uint32_t i) { return from + (tid + i * ALL_TAKERS) * 2; });
-#pragma unroll
-    for (int i = 0; i < GATED_PAIRS; i++)
-        if (i < there)
-            to[tid + i * ALL_TAKERS] = make_uint2(got[i][0], got[i][1]);
-    if (row > all && tid < 8)
-        to[all + tid] = make_uint2(0, 0);
-    __syncwarp();
-    if (tid % 32 == 0)
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().gated_bar[choice])) : "memory");
 }

@@ -92,6 +92,7 @@ int rig_test_routing(struct rig *rig);
 int rig_test_extremes(struct rig *rig);
 int rig_test_invariance(struct rig *rig);
 int rig_test_token(struct rig *rig);
+int rig_test_stuck(struct rig *rig);
 int rig_test_sampler(struct rig *rig);
 int rig_test_faults(struct rig *rig);
 /* With dense matrices in MXFP8: every code and scale, then steps. */

@@ -65,8 +65,10 @@ static int test_shape(struct rig *rig, const char *shape)
 }
 
 /* More blocks than the card holds at once wait for ones that cannot begin: all give up, and the step says so. The device works on. */
-static int test_stuck(struct rig *rig)
+int rig_test_stuck(struct rig *rig)
 {
+    if (!rig->k->fused)
+        return 0;
     struct model model;
     uint32_t ctx[SLOTS] = {CTX, CTX};
     rig_arena(rig, 2ull << 30, true);
@@ -103,5 +105,5 @@ int rig_test_token(struct rig *rig)
 {
     if (!rig->k->fused)
         return 0;
-    return test_shape(rig, "demo") + test_shape(rig, "20b-slice") + test_stuck(rig);
+    return test_shape(rig, "demo") + test_shape(rig, "20b-slice");
 }

@@ -1,0 +1,76 @@
+/* arch/sm90/token_order.cuh: in which order a block asks for a layer's stages, where in the ring each lies and when it may be asked for:
+ * found once a launch, as it is the same in every layer. One thread, before the block's lists are used. */
+#pragma once
+#include "arch/sm90/token_room.cuh"
+
+/* Places stages one behind the other; one that does not fit before the ring's end begins at its start. */
+struct token_order {
+    uint32_t head, given;  /* offset of the next stage; bytes of the ring handed out so far */
+    uint32_t placed, read; /* stages; of these those that must have been read before the last one placed is asked for */
+    uint32_t *behind;      /* bytes handed out up to a stage's end and what was left over behind it */
+
+    __device__ __forceinline__ void skip(uint32_t n)
+    {
+        given += n;
+        head += n;
+        if (placed)
+            behind[placed - 1] = given;
+    }
+
+    /* As ask number i of the layer, of which `origin` were asked for before the first one placed. */
+    __device__ __forceinline__ void place(struct cu_token_stage &s, uint32_t i, uint32_t unit, uint32_t origin)
+    {
+        const uint32_t n = s.units * unit, bytes = room().ring_bytes;
+        if (head + n > bytes) {
+            skip(bytes - head);
+            head = 0;
+        }
+        while (given + n - (read ? behind[read - 1] : 0) > bytes || placed - read >= CU_TOKEN_SLOTS)
+            read++;
+        s.to = room().ring + head;
+        room().ask[i] = {s.offset, s.to, n, (int32_t)(origin + read)};
+        head += n;
+        given += n;
+        behind[placed++] = given;
+    }
+};
+
+/* The choice's part of up or down that a phase of the experts asks for. */
+struct token_phase {
+    uint32_t down, choice, first, end; /* of the op's list */
+
+    __device__ __forceinline__ explicit token_phase(uint32_t phase)
+    {
+        const uint32_t order = CU_TOKEN_ORDER >> 4 * phase;
+        down = order >> 2 & 1;
+        choice = order & 3;
+        first = room().chosen[down][choice];
+        end = room().chosen[down][choice + 1];
+    }
+};
+
+/* The experts' stages come first: all that was asked for before has been read when they are known, so that they begin at the ring's
+ * start. The output projection is laid so that the ring's end falls between two of its stages: all of it fits. */
+__device__ __noinline__ void order_stages()
+{
+    struct token_order o = {0, 0, 0, 0, (uint32_t *)room().acts};
+    static_assert(sizeof room().acts >= CU_TOKEN_ASKS * 4, "behind");
+    uint32_t dense = 0, i = 0;
+    for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++)
+        dense += room().listed[op];
+    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
+        const token_phase p(phase);
+        for (uint32_t s = p.first; s < p.end; s++, i++)
+            o.place(room().list[CU_TOKEN_UP + p.down][s], dense + i, CU_MX_BYTES, dense);
+    }
+    const uint32_t experts = i;
+    room().asks = dense + experts;
+    i = 0;
+    for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++) {
+        const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * CU_DENSE_BYTES : 0;
+        if (op == CU_TOKEN_OUT && bytes)
+            o.skip((room().ring_bytes - o.head) % bytes);
+        for (uint32_t s = 0; s < n; s++, i++)
+            o.place(room().list[op][s], i, CU_DENSE_BYTES, 0 - experts);
+    }
+}
