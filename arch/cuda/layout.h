@@ -125,7 +125,7 @@
 #define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
 
 #define CU_ATTN_SHARED        (CU_ATTN_KEYS / 32 * (4096 + 8 * (64 + 2) * 4) + 16) /* struct attn_shared */
-#define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                         /* struct attn_pages */
+#define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                                       /* struct attn_pages */
 
 #define CU_ROUTE_THREADS  256
 #define CU_ROUTE_ROWS     8   /* of a block */
