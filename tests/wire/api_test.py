@@ -20,11 +20,11 @@ def text_of(events):
     return "".join(e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"])
 
 
-def test_curl(nibbled):
+def test_curl(nibbled, endless):
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "logit_bias": endless}
     out = subprocess.run(
         ["curl", "-sS", "--unix-socket", nibbled.socket, "http://x/v1/chat/completions",
-         "-H", "Content-Type: application/json",
-         "-d", '{"messages":[{"role":"user","content":"hi"}],"max_tokens":3}'],
+         "-H", "Content-Type: application/json", "-d", json.dumps(body)],
         check=True, capture_output=True).stdout
     assert json.loads(out)["usage"]["completion_tokens"] == 3
 
