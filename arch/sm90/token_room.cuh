@@ -38,9 +38,9 @@ struct token_room {
     uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
     token_sums sums[CU_TOKEN_PARTS], up_sums[CU_TOKEN_PARTS];
     uint32_t count[CU_TOKEN_PARTS], up_count[CU_TOKEN_PARTS]; /* pieces of a tile that have left their sums */
-    uint64_t gated_bar[NIB_MAX_EXPERTS_USED]; /* a choice's activations are there: each warp brings a part */
+    uint64_t gated_bar[NIB_MAX_EXPERTS_USED];                 /* a choice's activations are there */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
-    struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order */
+    struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order: `asks` of them */
     uint32_t asks;
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
     uint32_t x_first;                 /* which is the first of them */
