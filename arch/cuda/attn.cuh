@@ -414,3 +414,21 @@ KERNEL(attn, CU_ATTN_THREADS, 1)
     if (threadIdx.x == 0)
         *arrived = 0;
 }
+
+/* Each sequence that has some of the prompt rows of this block's tile, the step's rows first .. stop - 1: take(rows, tile, first, stop).
+ * Grid: y tiles of 16 prompt rows, the last (which see the most keys) first. */
+template <class Take> __device__ __forceinline__ void attn_sequences(const struct nib_gpu_machine *m, Take take)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    overlap_next();
+    overlap_wait();
+    const uint32_t tile = step->decode_count + (gridDim.y - 1 - blockIdx.y) * CU_ATTN_PROMPT_POS;
+    const uint32_t end = min(step->rows_count, tile + CU_ATTN_PROMPT_POS);
+    for (uint32_t first = tile; first < end;) {
+        uint32_t stop = first + 1;
+        while (stop < end && step->rows[stop].slot == step->rows[first].slot)
+            stop++;
+        take(step->rows, tile, first, stop);
+        first = stop;
+    }
+}

@@ -111,16 +111,7 @@ KERNEL(attn_prompt, CU_ATTN_THREADS, 2)
 {
     extern __shared__ uint4 attn_dynamic[];
     attn_pages &sh = *(attn_pages *)attn_dynamic;
-    const struct nib_gpu_step *step = step_of(m);
-    overlap_next();
-    overlap_wait();
-    const uint32_t tile = step->decode_count + (gridDim.y - 1 - blockIdx.y) * CU_ATTN_PROMPT_POS;
-    const uint32_t end = min(step->rows_count, tile + CU_ATTN_PROMPT_POS);
-    for (uint32_t first = tile; first < end;) {
-        uint32_t stop = first + 1;
-        while (stop < end && step->rows[stop].slot == step->rows[first].slot)
-            stop++;
-        attn_run(m, layer, step->rows, tile, first, stop, sh);
-        first = stop;
-    }
+    attn_sequences(m, [&](const struct nib_row *rows, uint32_t tile, uint32_t first, uint32_t stop) {
+        attn_run(m, layer, rows, tile, first, stop, sh);
+    });
 }

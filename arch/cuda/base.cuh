@@ -154,6 +154,13 @@ template <int I> __device__ __forceinline__ float mx_scale(uint32_t codes)
     return __uint_as_float(max((I < 3 ? codes << (23 - 8 * I) : codes >> 1) & 0x7f800000u, 0x00400000u));
 }
 
+/* The scales of a block of a unit, the first or the second half: of rows g and g + 8. */
+__device__ __forceinline__ void mx_scales(uint32_t codes, bool half, float ret[2])
+{
+    ret[0] = half ? mx_scale<1>(codes) : mx_scale<0>(codes);
+    ret[1] = half ? mx_scale<3>(codes) : mx_scale<2>(codes);
+}
+
 /* A finished sum. */
 __device__ __forceinline__ float mx_finish(float sum)
 {

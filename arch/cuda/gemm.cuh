@@ -164,8 +164,7 @@ struct gemm_mx {
             for (int i = 0; i < 2; i++) {
                 mx_fragment(code[i][half * 2], a[i][0]);
                 mx_fragment(code[i][half * 2 + 1], a[i][1]);
-                s[i][0] = half ? mx_scale<1>(scale[i]) : mx_scale<0>(scale[i]);
-                s[i][1] = half ? mx_scale<3>(scale[i]) : mx_scale<2>(scale[i]);
+                mx_scales(scale[i], half, s[i]);
             }
 #pragma unroll
             for (int n = 0; n < 8; n++) {

@@ -121,15 +121,14 @@ struct prompt_mx {
     }
 };
 
-/* bf16. */
-struct prompt_dense {
-    static constexpr uint32_t stages = CU_PROMPT_DENSE_STAGES, bytes = CU_PROMPT_DENSE_BYTES;
-    static constexpr uint32_t tile_bytes = 2 * CU_DENSE_BYTES, unit_bytes = CU_DENSE_BYTES; /* in a stage; of a unit */
+/* What the two forms of dense weights have in common, of UNIT bytes a unit: nothing is to be known of a row. */
+template <uint32_t UNIT> struct prompt_units {
+    static constexpr uint32_t tile_bytes = 2 * UNIT, unit_bytes = UNIT; /* in a stage; of a unit */
     typedef wgmma_bf16 numbers;
 
     uint32_t tiles, units;
 
-    __device__ __forceinline__ prompt_dense(uint32_t n, uint32_t k) : tiles(cu_tiles(n)), units(k / CU_DENSE_UNIT)
+    __device__ __forceinline__ prompt_units(uint32_t n, uint32_t k) : tiles(cu_tiles(n)), units(k / CU_DENSE_UNIT)
     {
     }
 
@@ -141,6 +140,10 @@ struct prompt_dense {
     struct rows {
     };
 
+    struct held {
+        uint32_t at;
+    };
+
     __device__ __forceinline__ static float2 rest(const rows &, int)
     {
         return make_float2(1, 1);
@@ -150,10 +153,12 @@ struct prompt_dense {
     {
         return {};
     }
+};
 
-    struct held {
-        uint32_t at;
-    };
+/* bf16. */
+struct prompt_dense : prompt_units<CU_DENSE_BYTES> {
+    static constexpr uint32_t stages = CU_PROMPT_DENSE_STAGES, bytes = CU_PROMPT_DENSE_BYTES;
+    using prompt_units::prompt_units;
 
     __device__ __forceinline__ static held take(uint32_t stage, uint32_t group)
     {
@@ -178,34 +183,9 @@ struct prompt_dense {
 };
 
 /* MXFP8, to bf16. */
-struct prompt_mxfp8 {
+struct prompt_mxfp8 : prompt_units<CU_MXFP8_BYTES> {
     static constexpr uint32_t stages = CU_PROMPT_MXFP8_STAGES, bytes = CU_PROMPT_MXFP8_BYTES;
-    static constexpr uint32_t tile_bytes = 2 * CU_MXFP8_BYTES, unit_bytes = CU_MXFP8_BYTES; /* in a stage; of a unit */
-    typedef wgmma_bf16 numbers;
-
-    uint32_t tiles, units;
-
-    __device__ __forceinline__ prompt_mxfp8(uint32_t n, uint32_t k) : tiles(cu_tiles(n)), units(k / CU_DENSE_UNIT)
-    {
-    }
-
-    __device__ __forceinline__ uint32_t stage_bytes(uint32_t step) const
-    {
-        return min(units - 2 * step, 2u) * unit_bytes;
-    }
-
-    typedef prompt_dense::rows rows;
-    typedef prompt_dense::held held;
-
-    __device__ __forceinline__ static float2 rest(const rows &, int)
-    {
-        return make_float2(1, 1);
-    }
-
-    __device__ __forceinline__ static rows begin(uint32_t, uint32_t, uint32_t)
-    {
-        return {};
-    }
+    using prompt_units::prompt_units;
 
     __device__ __forceinline__ static held take(uint32_t stage, uint32_t group)
     {

@@ -80,8 +80,7 @@ __device__ __forceinline__ void prompt_wild(prompt_ring<prompt_mx> &ring, uint32
             for (int i = 0; i < 2; i++) {
                 mx_fragment(half ? held.codes[i].z : held.codes[i].x, a[i][0]);
                 mx_fragment(half ? held.codes[i].w : held.codes[i].y, a[i][1]);
-                scale[i][0] = half ? mx_scale<1>(held.scales[i]) : mx_scale<0>(held.scales[i]);
-                scale[i][1] = half ? mx_scale<3>(held.scales[i]) : mx_scale<2>(held.scales[i]);
+                mx_scales(held.scales[i], half, scale[i]);
             }
 #pragma unroll
             for (int n = 0; n < CU_PROMPT_TOKENS / 8; n++) {

@@ -44,65 +44,36 @@ __device__ __forceinline__ uint64_t wgmma_tokens(uint32_t shared)
 #define WGMMA_T3 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_D(o) "+f"(d[o]), "+f"(d[o + 1]), "+f"(d[o + 2]), "+f"(d[o + 3]), "+f"(d[o + 4]), "+f"(d[o + 5]), "+f"(d[o + 6]), "+f"(d[o + 7]), \
     "+f"(d[o + 8]), "+f"(d[o + 9]), "+f"(d[o + 10]), "+f"(d[o + 11]), "+f"(d[o + 12]), "+f"(d[o + 13]), "+f"(d[o + 14]), "+f"(d[o + 15])
-#define WGMMA(n, type, d_text, a_text, ...)                                                                         \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" d_text "}, " a_text ", 1, 1, 1, 0;" \
+#define WGMMA(n, type, across, d_text, a_text, ...)                                                                 \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" d_text "}, " a_text ", 1, 1, 1, " #across ";" \
                  : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define WGMMA_32(type) WGMMA(32, type, WGMMA_T0, "{%16, %17, %18, %19}, %20", WGMMA_D(0))
-#define WGMMA_64(type) WGMMA(64, type, WGMMA_T0 ", " WGMMA_T1, "{%32, %33, %34, %35}, %36", WGMMA_D(0), WGMMA_D(16))
-#define WGMMA_96(type) WGMMA(96, type, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2, "{%48, %49, %50, %51}, %52", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32))
-#define WGMMA_128(type) WGMMA(128, type, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3, "{%64, %65, %66, %67}, %68", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48))
+#define WGMMA_32(type) WGMMA(32, type, 0, WGMMA_T0, "{%16, %17, %18, %19}, %20", WGMMA_D(0))
+#define WGMMA_64(type, across) WGMMA(64, type, across, WGMMA_T0 ", " WGMMA_T1, "{%32, %33, %34, %35}, %36", WGMMA_D(0), WGMMA_D(16))
+#define WGMMA_96(type) WGMMA(96, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2, "{%48, %49, %50, %51}, %52", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32))
+#define WGMMA_128(type) WGMMA(128, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3, "{%64, %65, %66, %67}, %68", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48))
 // clang-format on
 
 /* Numbers of the weights and the activations. */
 struct wgmma_fp16 {};
 struct wgmma_bf16 {};
 
-/* d += a b. d[4 n + c] is what c[] of mma.m16n8k16 is for tokens 8 n .. 8 n + 7. */
-__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[16], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_32("f16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[16], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_32("bf16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[32], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_64("f16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[32], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_64("bf16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[48], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_96("f16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[48], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_96("bf16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_fp16, float (&d)[64], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_128("f16");
-}
-
-__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[64], const uint32_t a[4], uint64_t b)
-{
-    WGMMA_128("bf16");
-}
+/* d += a b. d[4 n + c] is what c[] of mma.m16n8k16 is for tokens 8 n .. 8 n + 7; as many tokens as d has room for. */
+#define WGMMA_OVERLOAD(numbers, count, products)                                                              \
+    __device__ __forceinline__ void wgmma(numbers, float (&d)[count], const uint32_t a[4], uint64_t b) \
+    {                                                                                                         \
+        products;                                                                                             \
+    }
+WGMMA_OVERLOAD(wgmma_fp16, 16, WGMMA_32("f16"))
+WGMMA_OVERLOAD(wgmma_bf16, 16, WGMMA_32("bf16"))
+WGMMA_OVERLOAD(wgmma_fp16, 32, WGMMA_64("f16", 0))
+WGMMA_OVERLOAD(wgmma_bf16, 32, WGMMA_64("bf16", 0))
+WGMMA_OVERLOAD(wgmma_fp16, 48, WGMMA_96("f16"))
+WGMMA_OVERLOAD(wgmma_bf16, 48, WGMMA_96("bf16"))
+WGMMA_OVERLOAD(wgmma_fp16, 64, WGMMA_128("f16"))
+WGMMA_OVERLOAD(wgmma_bf16, 64, WGMMA_128("bf16"))
 
 /* The same, where B lies the other way: 128 bytes an input, 64 tokens; 16 inputs further are 128 more in the descriptor. */
 __device__ __forceinline__ void wgmma_across(float (&d)[32], const uint32_t a[4], uint64_t b)
 {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" WGMMA_T0 ", " WGMMA_T1
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : WGMMA_D(0), WGMMA_D(16)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    WGMMA_64("bf16", 1);
 }
