@@ -109,9 +109,10 @@ static const struct nib_arch_row rows[] = {
     {.name = "sm90",
      .numbers = "bf16 mma, MXFP8 decoded to bf16, experts to fp16",
      .features =
-         "bf16 mma, cp.async, bulk copies with mbarriers, programmatic dependent launch, 227 KiB of shared memory",
+         "bf16 mma, wgmma, cp.async, bulk copies with mbarriers, programmatic dependent launch, 227 KiB of shared "
+         "memory",
      .layout = "mma.m16n8k16 fragments; experts as codes and scales",
-     .tiles = "decode 16 x 16 rows, one row in one launch, prompt 128 x 128",
+     .tiles = "decode 16 x 16 rows, one row in one launch, prompt 256 x 128",
      .module = "cubin sm_90a",
      .fallback = "sm90-ops",
      .gpu = true,
@@ -123,7 +124,7 @@ static const struct nib_arch_row rows[] = {
      .numbers = "bf16 mma, MXFP8 decoded to bf16, experts to fp16",
      .features = "those of sm90",
      .layout = "that of sm90",
-     .tiles = "decode 16 x 16 rows, prompt 128 x 128",
+     .tiles = "decode 16 x 16 rows, prompt 256 x 128",
      .module = "cubin sm_90a",
      .fallback = "sm80",
      .gpu = true,
