@@ -1,7 +1,8 @@
 /* tests/gpu/bench.c: each op, and whole steps, at a model's true shape with synthetic weights: time, share of the roof. One thread.
  *
  * Every layer has weights of its own (one random matrix, repacked to each place), so that nothing is read from the cache that
- * a real model would not find there. An op is timed over all layers in one graph. */
+ * a real model would not find there. Biases and what the KV holds are zeros, so that rows with other tokens stay apart and choose
+ * other experts, evenly. An op is timed over all layers in one graph, and by what a step takes without it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +14,7 @@
 #define ROOF_BYTES 4.54e12 /* measured: plain loads */
 #define ROOF_FLOPS 790e12  /* measured: bf16 */
 
-enum { SLOTS = 64, CTX = 2304, ROWS = 2048 };
+enum { SLOTS = 256, CTX = 2304, ROWS = 2048 };
 
 static const struct nib_shape *shape;
 
@@ -92,13 +93,15 @@ static void fill_weights(struct rig *rig)
     const nib_cu_ptr scales = rig_take(rig, (uint64_t)2 * inner * h / 32);
     rig_fill(rig, scales, 118, (uint64_t)2 * inner * h / 32);
     const nib_cu_ptr small = random_words(rig, (uint64_t)s->experts * 2 * inner * 2, true);
+    const nib_cu_ptr zeros = rig_take(rig, (uint64_t)s->experts * 2 * inner * 2);
+    rig_fill(rig, zeros, 0, (uint64_t)s->experts * 2 * inner * 2);
     m->embed = random_words(rig, (uint64_t)s->vocab * h * 2, true);
     m->lm_head = dense(rig, words, scales, s->vocab, h, NIB_GPU_M_PLAIN);
     m->final_norm = small;
     for (uint32_t i = 0; i < s->layers; i++) {
         struct nib_gpu_layer *l = &m->layer[i];
-        l->attn_norm = l->mlp_norm = l->qkv_bias = l->out_bias = l->sinks = l->router_bias = l->up_bias = l->down_bias =
-            small;
+        l->attn_norm = l->mlp_norm = l->qkv_bias = l->sinks = small;
+        l->out_bias = l->router_bias = l->up_bias = l->down_bias = zeros;
         l->qkv = dense(rig, words, scales, qkv, h, NIB_GPU_M_QKV);
         l->out = dense(rig, words, scales, h, q, NIB_GPU_M_PLAIN);
         l->router = dense(rig, words + i * 64 * 1024, 0, s->experts, h, NIB_GPU_M_PLAIN);
@@ -106,7 +109,7 @@ static void fill_weights(struct rig *rig)
         l->down = experts(rig, codes, scales, h, inner, NIB_GPU_M_PLAIN);
         const uint64_t pages = i % 2 ? m->kv_pages : (uint64_t)m->slots * m->ring_pages;
         l->kv = rig_take(rig, pages * m->page_stride);
-        rig_fill(rig, l->kv, 0x3c, pages * m->page_stride);
+        rig_fill(rig, l->kv, 0, pages * m->page_stride);
     }
 }
 
@@ -218,10 +221,11 @@ static void send(struct rig *rig, struct rig_bucket b, uint32_t pos, uint64_t se
     step->fault = 0;
     for (uint32_t i = 0; i < step->rows_count; i++)
         step->rows[i] =
-            i < b.decode ? (struct nib_row){.token = 5,
+            i < b.decode ? (struct nib_row){.token = (i * 7919 + 5) % shape->vocab,
                                             .pos = pos,
                                             .slot = (uint16_t)i,
-                                            .flags = NIB_ROW_DECODE | NIB_ROW_LOGITS | NIB_ROW_FEEDBACK}
+                                            .flags = (uint16_t)(NIB_ROW_DECODE | NIB_ROW_LOGITS |
+                                                                (b.decode == 1 ? NIB_ROW_FEEDBACK : 0))}
                          : (struct nib_row){.token = (i * 7919) % shape->vocab, .pos = i - b.decode, .slot = SLOTS - 1};
     for (uint32_t i = 0; i < b.want; i++)
         step->want[i] = (uint16_t)i;
@@ -285,6 +289,50 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
     printf("  sum %.0f us\n", sum);
 }
 
+/* Experts that a layer's decode rows choose, on average. */
+static double experts_read(struct rig *rig, struct rig_bucket b)
+{
+    const struct nib_shape *s = shape;
+    const uint64_t bytes = rig->k->route_bytes(ROWS, s->experts);
+    uint8_t *route = malloc(bytes);
+    uint32_t count = 0;
+    if (!route)
+        rig_die("out of host memory");
+    for (uint32_t l = 0; l < s->layers; l++) {
+        bool chosen[NIB_MAX_EXPERTS] = {false};
+        (void)rig_launch(rig, NIB_GPU_ROUTE, l, b);
+        rig_down(rig, route, rig->m.route, bytes);
+        for (uint32_t i = 0; i < b.decode * s->experts_used; i++) {
+            struct nib_gpu_choice choice;
+            rig->k->forms.choice(&rig->m, route, i / s->experts_used, i % s->experts_used, &choice);
+            count += !chosen[choice.expert];
+            chosen[choice.expert] = true;
+        }
+    }
+    free(route);
+    return count / (double)s->layers;
+}
+
+/* What a step gets shorter by without an op, for each layer if it is one of a layer's. Without all of them BEGIN and SAMPLE are left. */
+static void bench_without(struct rig *rig, struct rig_bucket b)
+{
+    const double all = time_steps(rig, b, 1024, 10);
+    printf("  a step less an op:");
+    for (int op = NIB_GPU_EMBED; op <= NIB_GPU_SCAN; op++) {
+        struct nib_gpu_geometry g;
+        rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
+        if (g.grid[0] == 0)
+            continue;
+        rig->without = 1ull << op;
+        const double us = all - time_steps(rig, b, 1024, 10);
+        printf(" %s %.1f", nib_gpu_op_symbol((enum nib_gpu_op)op) + 8,
+               op >= NIB_GPU_QKV && op <= NIB_GPU_COMBINE ? us / rig->m.layers : us);
+    }
+    rig->without = ((1ull << NIB_GPU_SAMPLE) - 1) & ~((1ull << (NIB_GPU_BEGIN + 1)) - 1);
+    printf(", begin and sample %.1f us\n", time_steps(rig, b, 1024, 20));
+    rig->without = 0;
+}
+
 /* Blocks a multiprocessor, for the ops that stream. */
 static void bench_blocks(struct rig *rig)
 {
@@ -329,9 +377,14 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
     }
     bench_blocks(rig);
     (void)fflush(stdout);
-    for (uint32_t n = 8; n <= SLOTS; n *= 2) {
+    for (uint32_t n = 2; n <= SLOTS; n *= 2) {
         const double us = time_steps(rig, (struct rig_bucket){n, 0, n}, 1024, 20);
-        printf("decode, batch %u: %.0f us a step, %.0f tokens/s\n", n, us, n * 1e6 / us);
+        const double experts = experts_read(rig, (struct rig_bucket){n, 0, n});
+        printf("decode, batch %u: %.0f us a step, %.0f tokens/s; a layer reads %.1f experts\n", n, us, n * 1e6 / us,
+               experts);
+        bench_ops(rig, (struct rig_bucket){n, 0, n});
+        bench_without(rig, (struct rig_bucket){n, 0, n});
+        (void)fflush(stdout);
     }
     for (uint32_t n = 512; prompt && n <= ROWS; n *= 4) {
         const double us = time_steps(rig, (struct rig_bucket){0, n, 0}, 0, 5);

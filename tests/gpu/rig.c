@@ -258,7 +258,7 @@ bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct r
     const enum nib_gpu_op op = nib_gpu_op_in(plain, rig->dense);
     struct nib_gpu_geometry g;
     rig->k->geometry(op, &rig->m, bucket.decode, bucket.prompt, bucket.want, &g);
-    if (g.grid[0] == 0)
+    if (g.grid[0] == 0 || rig->without >> plain & 1)
         return false;
     if (rig->blocks[op])
         g.grid[0] = rig->blocks[op];

@@ -39,6 +39,7 @@ struct rig {
     enum nib_dense dense;              /* form of the models made from now on; ops are launched in it */
     bool apart;                        /* steps of one decode row op by op, too */
     bool overlap;                      /* launches may overlap where the geometry allows it */
+    uint64_t without;                  /* bit n: plain op n is not launched: for measurements */
     uint32_t blocks[NIB_GPU_OP_COUNT]; /* instead of the geometry's grid[0], unless 0: for measurements */
 };
 
