@@ -14,30 +14,40 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_BEGIN] = "nib_gpu_begin",
     [NIB_GPU_EMBED] = "nib_gpu_embed",
     [NIB_GPU_QKV] = "nib_gpu_qkv",
+    [NIB_GPU_QKV_BATCH] = "nib_gpu_qkv_batch",
     [NIB_GPU_QKV_PROMPT] = "nib_gpu_qkv_prompt",
     [NIB_GPU_ATTN] = "nib_gpu_attn",
+    [NIB_GPU_ATTN_BATCH] = "nib_gpu_attn_batch",
     [NIB_GPU_ATTN_PROMPT] = "nib_gpu_attn_prompt",
     [NIB_GPU_OUT] = "nib_gpu_out",
+    [NIB_GPU_OUT_BATCH] = "nib_gpu_out_batch",
     [NIB_GPU_OUT_PROMPT] = "nib_gpu_out_prompt",
     [NIB_GPU_ROUTE] = "nib_gpu_route",
     [NIB_GPU_UP] = "nib_gpu_up",
+    [NIB_GPU_UP_BATCH] = "nib_gpu_up_batch",
     [NIB_GPU_UP_PROMPT] = "nib_gpu_up_prompt",
     [NIB_GPU_DOWN] = "nib_gpu_down",
+    [NIB_GPU_DOWN_BATCH] = "nib_gpu_down_batch",
     [NIB_GPU_DOWN_PROMPT] = "nib_gpu_down_prompt",
     [NIB_GPU_COMBINE] = "nib_gpu_combine",
     [NIB_GPU_TOKEN] = "nib_gpu_token",
     [NIB_GPU_HEAD] = "nib_gpu_head",
+    [NIB_GPU_HEAD_BATCH] = "nib_gpu_head_batch",
     [NIB_GPU_SCAN] = "nib_gpu_scan",
     [NIB_GPU_SAMPLE] = "nib_gpu_sample",
     [NIB_GPU_QKV_MXFP8] = "nib_gpu_qkv_mxfp8",
+    [NIB_GPU_QKV_BATCH_MXFP8] = "nib_gpu_qkv_batch_mxfp8",
     [NIB_GPU_QKV_PROMPT_MXFP8] = "nib_gpu_qkv_prompt_mxfp8",
     [NIB_GPU_OUT_MXFP8] = "nib_gpu_out_mxfp8",
+    [NIB_GPU_OUT_BATCH_MXFP8] = "nib_gpu_out_batch_mxfp8",
     [NIB_GPU_OUT_PROMPT_MXFP8] = "nib_gpu_out_prompt_mxfp8",
     [NIB_GPU_HEAD_MXFP8] = "nib_gpu_head_mxfp8",
+    [NIB_GPU_HEAD_BATCH_MXFP8] = "nib_gpu_head_batch_mxfp8",
 };
 
 /* In the order of NIB_GPU_QKV_MXFP8 and on. */
-static const enum nib_gpu_op plain[] = {NIB_GPU_QKV, NIB_GPU_QKV_PROMPT, NIB_GPU_OUT, NIB_GPU_OUT_PROMPT, NIB_GPU_HEAD};
+static const enum nib_gpu_op plain[] = {NIB_GPU_QKV,       NIB_GPU_QKV_BATCH,  NIB_GPU_QKV_PROMPT, NIB_GPU_OUT,
+                                        NIB_GPU_OUT_BATCH, NIB_GPU_OUT_PROMPT, NIB_GPU_HEAD,       NIB_GPU_HEAD_BATCH};
 _Static_assert(sizeof plain / sizeof plain[0] == NIB_GPU_OP_COUNT - NIB_GPU_QKV_MXFP8, "ops of MXFP8");
 
 enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense)
@@ -51,6 +61,24 @@ enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense)
 enum nib_gpu_op nib_gpu_op_plain(enum nib_gpu_op op)
 {
     return op >= NIB_GPU_QKV_MXFP8 && op < NIB_GPU_OP_COUNT ? plain[op - NIB_GPU_QKV_MXFP8] : op;
+}
+
+enum nib_gpu_op nib_gpu_op_few(enum nib_gpu_op op)
+{
+    switch (op) {
+    case NIB_GPU_QKV_BATCH:
+    case NIB_GPU_ATTN_BATCH:
+    case NIB_GPU_OUT_BATCH:
+    case NIB_GPU_UP_BATCH:
+    case NIB_GPU_DOWN_BATCH:
+    case NIB_GPU_HEAD_BATCH:
+    case NIB_GPU_QKV_BATCH_MXFP8:
+    case NIB_GPU_OUT_BATCH_MXFP8:
+    case NIB_GPU_HEAD_BATCH_MXFP8:
+        return (enum nib_gpu_op)(op - 1); /* they follow each other */
+    default:
+        return op;
+    }
 }
 
 const char *nib_gpu_op_symbol(enum nib_gpu_op op)

@@ -25,7 +25,8 @@
 typedef uint64_t nib_gpu_ptr;
 
 /* In the order of a step: BEGIN, EMBED; a layer: QKV .. COMBINE, or TOKEN for all this; HEAD, SCAN, SAMPLE. An op with _PROMPT does for prompt
- * rows what the op before it does for decode rows. An op of which a bucket has no rows is not launched (grid 0). */
+ * rows what the op without it does for decode rows; one with _BATCH does the same for decode rows, with the same bits, in buckets of many: a
+ * row of the capability table may lack it (has). An op of which a bucket has no rows, or that is another's there, is not launched (grid 0). */
 enum nib_gpu_op {
     /* boot: canonical weights in `staging` to the row's layout; the repack block says what */
     NIB_GPU_REPACK_DENSE,
@@ -36,29 +37,38 @@ enum nib_gpu_op {
     NIB_GPU_BEGIN, /* mailbox -> step block, checked; page tables and sampling of new sequences; their seen forgotten */
     NIB_GPU_EMBED, /* tokens, rope, seen; x = embedding; acts = rmsnorm(x) of layer 0 */
     NIB_GPU_QKV,   /* acts -> q (rotated) and the KV pages (k rotated, v) */
+    NIB_GPU_QKV_BATCH,
     NIB_GPU_QKV_PROMPT,
     NIB_GPU_ATTN, /* q, KV, sinks -> acts; through partials of key splits, which the last block of a head merges */
+    NIB_GPU_ATTN_BATCH,
     NIB_GPU_ATTN_PROMPT,
     NIB_GPU_OUT, /* x += acts Wo^T + b */
+    NIB_GPU_OUT_BATCH,
     NIB_GPU_OUT_PROMPT,
     NIB_GPU_ROUTE, /* all rows: acts = rmsnorm(x), router, top-4, weights; groups assignments by expert (stable) */
     NIB_GPU_UP,    /* acts -> gated, one row an assignment */
+    NIB_GPU_UP_BATCH,
     NIB_GPU_UP_PROMPT,
     NIB_GPU_DOWN, /* gated -> down, one row an assignment */
+    NIB_GPU_DOWN_BATCH,
     NIB_GPU_DOWN_PROMPT,
     NIB_GPU_COMBINE, /* all rows: x += sum of weight * down over a row's assignments, in order of choice; then acts =
                         rmsnorm(x) by the next layer's attn_norm, after the last layer by final_norm */
     NIB_GPU_TOKEN, /* steps of one decode row, dense weights in bf16: EMBED to COMBINE of all layers in one launch, with the same bits in x and acts. A
-                        row's kernels may lack it (fused) */
+                        row's kernels may lack it (has) */
     NIB_GPU_HEAD,  /* logits of the rows that want them */
+    NIB_GPU_HEAD_BATCH,
     NIB_GPU_SCAN,  /* logits of ids with a bias get it; parts of the maximum and of the sums */
     NIB_GPU_SAMPLE, /* -> token, log-probabilities; last token and seen of the slot; outbox; next_serial */
     /* in place of those without the ending, when the dense matrices are NIB_DENSE_MXFP8 */
     NIB_GPU_QKV_MXFP8,
+    NIB_GPU_QKV_BATCH_MXFP8,
     NIB_GPU_QKV_PROMPT_MXFP8,
     NIB_GPU_OUT_MXFP8,
+    NIB_GPU_OUT_BATCH_MXFP8,
     NIB_GPU_OUT_PROMPT_MXFP8,
     NIB_GPU_HEAD_MXFP8,
+    NIB_GPU_HEAD_BATCH_MXFP8,
     NIB_GPU_OP_COUNT
 };
 
@@ -207,7 +217,8 @@ struct nib_gpu_kernels {
     void (*geometry)(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                      uint32_t want, struct nib_gpu_geometry *ret);
     struct nib_gpu_forms forms;
-    bool fused; /* has NIB_GPU_TOKEN */
+    /* Whether the row has the op's kernel: all have those of a step but TOKEN and _BATCH. The geometry never asks for one it lacks. */
+    bool (*has)(enum nib_gpu_op op);
 };
 
 /* Sets what of a machine follows from the model alone: shape, angles of the rotation. The rest stays as it is. */
@@ -216,6 +227,9 @@ void nib_gpu_machine_model(struct nib_gpu_machine *m, const struct nib_shape *sh
 /* The op that does `op`'s work when the dense matrices are of that form; and the op whose work one of them does. */
 enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense);
 enum nib_gpu_op nib_gpu_op_plain(enum nib_gpu_op op);
+
+/* The op that does an op's work for few decode rows: of one with _BATCH that without, of others the same. Forms stay. */
+enum nib_gpu_op nib_gpu_op_few(enum nib_gpu_op op);
 
 /* "nib_gpu_begin", ...: symbol of an op in every image. */
 const char *nib_gpu_op_symbol(enum nib_gpu_op op);

@@ -12,8 +12,8 @@ static enum nib_err find(struct nib_gpu *gpu, enum nib_gpu_op op, struct nib_msg
 {
     const char *symbol = nib_gpu_op_symbol(op);
     struct nib_msg why;
-    if (op == NIB_GPU_TOKEN && !gpu->kernels->fused)
-        return NIB_OK; /* geometry never has it */
+    if (!gpu->kernels->has(op))
+        return NIB_OK;
     enum nib_err err = NIB_CU(&gpu->cuda, &why, cuModuleGetFunction, &gpu->function[op], gpu->module, symbol);
     return err ? nib_fail(msg, err, "row %s, kernel %s: %s", gpu->kernels->name, symbol, why.text) : NIB_OK;
 }

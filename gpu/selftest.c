@@ -9,24 +9,18 @@
 
 /* The one list of kernels: how each is checked. Those of the boot but `sum` run while the weights are loaded. */
 static nib_trial_check *const checks[NIB_GPU_OP_COUNT] = {
-    [NIB_GPU_SUM] = nib_trial_sum,
-    [NIB_GPU_BEGIN] = nib_trial_begin,
-    [NIB_GPU_EMBED] = nib_trial_embed,
-    [NIB_GPU_QKV] = nib_trial_qkv,
-    [NIB_GPU_QKV_PROMPT] = nib_trial_qkv,
-    [NIB_GPU_ATTN] = nib_trial_attn,
-    [NIB_GPU_ATTN_PROMPT] = nib_trial_attn,
-    [NIB_GPU_OUT] = nib_trial_out,
-    [NIB_GPU_OUT_PROMPT] = nib_trial_out,
-    [NIB_GPU_ROUTE] = nib_trial_route,
-    [NIB_GPU_UP] = nib_trial_up,
-    [NIB_GPU_UP_PROMPT] = nib_trial_up,
-    [NIB_GPU_DOWN] = nib_trial_down,
-    [NIB_GPU_DOWN_PROMPT] = nib_trial_down,
-    [NIB_GPU_COMBINE] = nib_trial_combine,
-    [NIB_GPU_TOKEN] = nib_trial_token,
-    [NIB_GPU_HEAD] = nib_trial_head,
-    [NIB_GPU_SCAN] = nib_trial_scan,
+    [NIB_GPU_SUM] = nib_trial_sum,          [NIB_GPU_BEGIN] = nib_trial_begin,
+    [NIB_GPU_EMBED] = nib_trial_embed,      [NIB_GPU_QKV] = nib_trial_qkv,
+    [NIB_GPU_QKV_BATCH] = nib_trial_qkv,    [NIB_GPU_QKV_PROMPT] = nib_trial_qkv,
+    [NIB_GPU_ATTN] = nib_trial_attn,        [NIB_GPU_ATTN_BATCH] = nib_trial_attn,
+    [NIB_GPU_ATTN_PROMPT] = nib_trial_attn, [NIB_GPU_OUT] = nib_trial_out,
+    [NIB_GPU_OUT_BATCH] = nib_trial_out,    [NIB_GPU_OUT_PROMPT] = nib_trial_out,
+    [NIB_GPU_ROUTE] = nib_trial_route,      [NIB_GPU_UP] = nib_trial_up,
+    [NIB_GPU_UP_BATCH] = nib_trial_up,      [NIB_GPU_UP_PROMPT] = nib_trial_up,
+    [NIB_GPU_DOWN] = nib_trial_down,        [NIB_GPU_DOWN_BATCH] = nib_trial_down,
+    [NIB_GPU_DOWN_PROMPT] = nib_trial_down, [NIB_GPU_COMBINE] = nib_trial_combine,
+    [NIB_GPU_TOKEN] = nib_trial_token,      [NIB_GPU_HEAD] = nib_trial_head,
+    [NIB_GPU_HEAD_BATCH] = nib_trial_head,  [NIB_GPU_SCAN] = nib_trial_scan,
     [NIB_GPU_SAMPLE] = nib_trial_sample,
 };
 
@@ -40,8 +34,11 @@ static const enum nib_gpu_op mx_readers[] = {NIB_GPU_UP, NIB_GPU_UP_PROMPT, NIB_
 static void run(struct nib_trial *t, int first, int last)
 {
     for (int op = first; op <= last && !t->err; op++) {
+        const enum nib_gpu_op form = nib_gpu_op_in((enum nib_gpu_op)op, t->dense);
+        const bool other = op == NIB_GPU_TOKEN && t->dense != NIB_DENSE_BF16;
         nib_trial_forget(t);
-        checks[op](t, nib_gpu_op_in((enum nib_gpu_op)op, t->dense));
+        if (!other && nib_trial_due(t, form))
+            checks[op](t, form);
     }
 }
 
@@ -79,11 +76,12 @@ static void make_step(struct nib_trial *t, uint32_t decode, uint32_t prompt)
         nib_trial_fill(t, t->m.tables + (NIB_TRIAL_SLOTS - 1) * NIB_TRIAL_PAGES * 4, 0, NIB_TRIAL_PAGES * 4);
 }
 
-/* As a step runs, each op alone. */
-static void run_step(struct nib_trial *t, uint32_t decode, uint32_t prompt)
+/* As a step runs, each op alone, in a bucket of just so many rows, or of `many`. */
+static void run_step(struct nib_trial *t, uint32_t decode, uint32_t prompt, uint32_t many)
 {
     if (t->err)
         return;
+    t->many = many;
     make_step(t, decode, prompt);
     run(t, NIB_GPU_BEGIN, NIB_GPU_EMBED);
     for (t->layer = 0; t->layer < t->shape.layers; t->layer++)
@@ -113,9 +111,17 @@ static void judge_repack(struct nib_gpu_selftest *r, enum nib_gpu_op op, const e
  * is named as the router's. */
 static bool tested(const struct nib_trial *t, enum nib_gpu_op op)
 {
+    if (!t->k->has(op))
+        return false;
     if (op == NIB_GPU_REPACK_DENSE || op == NIB_GPU_REPACK_MXFP8)
         return (op == NIB_GPU_REPACK_MXFP8) == (t->dense == NIB_DENSE_MXFP8);
     return nib_gpu_op_in(nib_gpu_op_plain(op), t->dense) == op;
+}
+
+/* A kernel that a row may lack for such a model. */
+static bool optional(enum nib_gpu_op op)
+{
+    return op == NIB_GPU_TOKEN || nib_gpu_op_few(op) != op;
 }
 
 /* The first kernel that is off names the row's fault. */
@@ -129,7 +135,7 @@ static enum nib_err judge(const struct nib_trial *t, struct nib_msg *msg)
     judge_repack(r, NIB_GPU_REPACK_MX, mx_readers, sizeof mx_readers / sizeof mx_readers[0]);
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
         const struct nib_gpu_verdict *v = &r->op[op];
-        if (good(v) || v->absent || !tested(t, (enum nib_gpu_op)op))
+        if (good(v) || (!v->ran && optional((enum nib_gpu_op)op)) || !tested(t, (enum nib_gpu_op)op))
             continue;
         r->struck = true;
         if (v->bound > 0)
@@ -165,8 +171,9 @@ enum nib_err nib_gpu_selftest(struct nib_gpu *gpu, const struct nib_gpu_kernels 
     if (!t.err) {
         nib_trial_open(&t, profile, shape);
         run(&t, NIB_GPU_SUM, NIB_GPU_SUM);
-        run_step(&t, NIB_TRIAL_DECODE, NIB_TRIAL_PROMPT);
-        run_step(&t, 1, 0);
+        run_step(&t, NIB_TRIAL_DECODE, NIB_TRIAL_PROMPT, 0);
+        run_step(&t, 1, 0, 0);
+        run_step(&t, NIB_TRIAL_DECODE, 0, NIB_MAX_SLOTS);
         nib_trial_close(&t);
     }
     if (!t.err)

@@ -13,7 +13,6 @@
 struct nib_gpu_selftest {
     struct nib_gpu_verdict {
         bool ran;
-        bool absent;         /* the row has no such kernel for such a model */
         double error, bound; /* relative, of the worst comparison; an exact one counts what differs, bound 0 */
         const char *what;    /* that was compared there */
     } op[NIB_GPU_OP_COUNT];

@@ -80,13 +80,29 @@ void nib_trial_wait(struct nib_trial *t)
         blame(t, t->gpu->cuda.cuStreamQuery(t->stream), &why);
 }
 
+static bool samples(enum nib_gpu_op op)
+{
+    return op == NIB_GPU_SCAN || op == NIB_GPU_SAMPLE;
+}
+
+static struct nib_gpu_geometry geometry(const struct nib_trial *t, enum nib_gpu_op op)
+{
+    struct nib_gpu_geometry g = {0};
+    t->k->geometry(op, samples(op) ? &t->sampler : &t->m, t->many ? t->many : t->decode, t->prompt,
+                   t->many ? t->many : t->want, &g);
+    return g;
+}
+
+bool nib_trial_due(const struct nib_trial *t, enum nib_gpu_op op)
+{
+    return geometry(t, op).grid[0] != 0;
+}
+
 bool nib_trial_start(struct nib_trial *t, enum nib_gpu_op op)
 {
-    const bool sampler = op == NIB_GPU_SCAN || op == NIB_GPU_SAMPLE;
-    const struct nib_gpu_target target = {t->stream, sampler ? t->sampler_at : t->m_at, t->layer};
-    struct nib_gpu_geometry g = {0};
+    const struct nib_gpu_target target = {t->stream, samples(op) ? t->sampler_at : t->m_at, t->layer};
+    const struct nib_gpu_geometry g = geometry(t, op);
     struct nib_msg why;
-    t->k->geometry(op, sampler ? &t->sampler : &t->m, t->decode, t->prompt, t->want, &g);
     if (t->err || g.grid[0] == 0)
         return false;
     t->op = op;

@@ -93,6 +93,7 @@ struct nib_trial {
     /* the step at hand */
     const struct nib_gpu_step *step;
     uint32_t decode, prompt, want, layer;
+    uint32_t many; /* bound on decode rows that kernels are launched for, when more than there are; or 0 */
 };
 
 /* trial.c: memory and work. Close gives everything back, unless the device is lost. */
@@ -106,6 +107,8 @@ const void *nib_trial_fetch(struct nib_trial *t, nib_gpu_ptr from, uint64_t byte
 void *nib_trial_take(struct nib_trial *t, uint64_t bytes);
 void nib_trial_forget(struct nib_trial *t);
 void nib_trial_wait(struct nib_trial *t);
+/* Whether an op is launched for the step at hand. */
+bool nib_trial_due(const struct nib_trial *t, enum nib_gpu_op op);
 /* Launches an op for the step at hand, if it has rows in it. */
 bool nib_trial_start(struct nib_trial *t, enum nib_gpu_op op);
 /* Launches an op for the step at hand and waits for it. False: it failed, or has no rows in this step. */

@@ -39,7 +39,7 @@ void nib_trial_expect(struct nib_trial *t, enum nib_gpu_op op, const char *what,
 struct nib_trial_range nib_trial_rows(const struct nib_trial *t, enum nib_gpu_op op)
 {
     const uint32_t all = t->decode + t->prompt;
-    switch (nib_gpu_op_plain(op)) {
+    switch (nib_gpu_op_few(nib_gpu_op_plain(op))) {
     case NIB_GPU_QKV:
     case NIB_GPU_ATTN:
     case NIB_GPU_OUT:
@@ -311,13 +311,6 @@ void nib_trial_combine(struct nib_trial *t, enum nib_gpu_op op)
 void nib_trial_token(struct nib_trial *t, enum nib_gpu_op op)
 {
     const uint64_t x_bytes = t->shape.hidden * 4ull, acts = t->shape.hidden * 2ull;
-    struct nib_gpu_geometry g;
-    if (t->decode != 1 || t->prompt)
-        return;
-    t->k->geometry(op, &t->m, 1, 0, 1, &g);
-    t->report->op[op].absent = g.grid[0] == 0 || t->dense != NIB_DENSE_BF16;
-    if (t->report->op[op].absent)
-        return;
     const void *old_x = nib_trial_fetch(t, t->m.x, x_bytes), *old_acts = nib_trial_fetch(t, t->m.acts, acts);
     nib_trial_wait(t);
     nib_trial_fill(t, t->m.x, 0xff, x_bytes);

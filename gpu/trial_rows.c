@@ -105,7 +105,7 @@ void nib_trial_qkv(struct nib_trial *t, enum nib_gpu_op op)
     const struct nib_shape *s = &t->shape;
     const struct nib_trial_range rows = nib_trial_rows(t, op);
     /* a query, a key and a value head: those at the other end in the other form */
-    const bool decode = nib_gpu_op_plain(op) == NIB_GPU_QKV;
+    const bool decode = nib_gpu_op_few(nib_gpu_op_plain(op)) == NIB_GPU_QKV;
     const uint32_t q = decode ? 0 : s->heads - 1, kv = decode ? s->kv_heads - 1 : 0;
     const uint32_t heads[3] = {q, s->heads + kv, s->heads + s->kv_heads + kv};
     const void *acts = fetch_acts(t);
@@ -186,7 +186,7 @@ void nib_trial_attn(struct nib_trial *t, enum nib_gpu_op op)
     const struct nib_trial_range rows = nib_trial_rows(t, op);
     const uint32_t group = NIB_GQA_GROUP * NIB_HEAD_DIM, heads[2] = {0, t->shape.kv_heads - 1};
     const uint16_t *q = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t)), *kv = fetch_kv(t);
-    if (op == NIB_GPU_ATTN || t->decode == 0)
+    if (nib_gpu_op_few(op) == NIB_GPU_ATTN || t->decode == 0)
         nib_trial_fill(t, t->m.acts, 0xff, acts_bytes(t));
     if (!nib_trial_launch(t, op))
         return;
@@ -312,6 +312,12 @@ static void expect_experts(struct nib_trial *t, struct experts *x)
     }
 }
 
+static bool rows_are_decoded(enum nib_gpu_op op)
+{
+    const enum nib_gpu_op few = nib_gpu_op_few(op);
+    return few == NIB_GPU_UP || few == NIB_GPU_DOWN;
+}
+
 static void check_experts(struct nib_trial *t, enum nib_gpu_op op, bool up)
 {
     const uint32_t inner = t->shape.intermediate, h = t->shape.hidden, used = t->shape.experts_used;
@@ -319,7 +325,7 @@ static void check_experts(struct nib_trial *t, enum nib_gpu_op op, bool up)
     struct experts x = {.op = op, .up = up, .n = up ? 2 * inner : h, .k = up ? h : inner};
     x.in = up ? fetch_acts(t) : nib_trial_fetch(t, t->m.gated, gated);
     x.route = fetch_route(t);
-    if (op == NIB_GPU_UP || op == NIB_GPU_DOWN || t->decode == 0)
+    if (rows_are_decoded(op) || t->decode == 0)
         nib_trial_fill(t, up ? t->m.gated : t->m.down, 0xff, up ? gated : down);
     if (!nib_trial_launch(t, op))
         return;

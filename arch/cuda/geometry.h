@@ -169,6 +169,32 @@ static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
         products_geometry(op, mxfp8, m, rows, ret);
 }
 
+/* Decode rows of a bucket from which on the op's work is its _BATCH kernel's; 0: there is none. */
+static uint32_t batch_from(enum nib_gpu_op op)
+{
+    (void)op;
+    return 0;
+}
+
+static bool has(enum nib_gpu_op form)
+{
+    const enum nib_gpu_op op = nib_gpu_op_plain(form), few = nib_gpu_op_few(op);
+    return op == NIB_GPU_TOKEN ? NIB_SM >= 90 : op == few || batch_from(few) != 0;
+}
+
+/* Which of an op's two kernels for decode rows a bucket has. */
+static bool batched(enum nib_gpu_op op, uint32_t rows)
+{
+    return batch_from(op) != 0 && rows >= batch_from(op);
+}
+
+/* The _BATCH kernel that does the work of `op`. */
+static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
+                           struct nib_gpu_geometry *ret)
+{
+    (void)op, (void)mxfp8, (void)m, (void)rows, (void)ret;
+}
+
 /* Ops over all rows of the step. */
 static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                           struct nib_gpu_geometry *ret)
@@ -194,7 +220,7 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
         *ret = (struct nib_gpu_geometry){{want ? CU_SLICES : 1, want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (op == NIB_GPU_SCAN && want)
         *ret = (struct nib_gpu_geometry){{CU_SLICES, want, 1}, CU_SAMPLE_THREADS, 0, 0};
-    else if (want)
+    else if (want && !batched(NIB_GPU_HEAD, want))
         dense_launch(m, mxfp8, CU_GEMV_WARPS, m->vocab, m->hidden, want, ret);
 }
 
@@ -212,8 +238,9 @@ static void token_geometry(const struct nib_gpu_machine *m, uint32_t decode, uin
 static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                      uint32_t want, struct nib_gpu_geometry *ret)
 {
-    const enum nib_gpu_op op = nib_gpu_op_plain(form);
+    const enum nib_gpu_op op = nib_gpu_op_plain(form), few = nib_gpu_op_few(op);
     const bool mxfp8 = op != form;
+    const uint32_t rows = few == NIB_GPU_HEAD ? want : decode;
     *ret = (struct nib_gpu_geometry){{0, 1, 1}, 32, 0, 0};
     switch (op) {
     case NIB_GPU_REPACK_DENSE:
@@ -233,8 +260,17 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_OUT:
     case NIB_GPU_UP:
     case NIB_GPU_DOWN:
-        if (decode)
+        if (decode && !batched(op, decode))
             decode_geometry(op, mxfp8, m, decode, ret);
+        break;
+    case NIB_GPU_QKV_BATCH:
+    case NIB_GPU_ATTN_BATCH:
+    case NIB_GPU_OUT_BATCH:
+    case NIB_GPU_UP_BATCH:
+    case NIB_GPU_DOWN_BATCH:
+    case NIB_GPU_HEAD_BATCH:
+        if (batched(few, rows))
+            batch_geometry(few, mxfp8, m, rows, ret);
         break;
     case NIB_GPU_QKV_PROMPT:
     case NIB_GPU_ATTN_PROMPT:

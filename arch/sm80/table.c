@@ -3,4 +3,4 @@
 #define NIB_ROW sm80
 #include "arch/cuda/table.h"
 
-const struct nib_gpu_kernels nib_gpu_kernels_sm80 = {CU_KERNELS("sm80"), .geometry = geometry};
+const struct nib_gpu_kernels nib_gpu_kernels_sm80 = {CU_KERNELS("sm80"), .geometry = geometry, .has = has};

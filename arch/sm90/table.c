@@ -13,5 +13,11 @@ static void geometry_of_ops(enum nib_gpu_op op, const struct nib_gpu_machine *m,
         geometry(op, m, decode, prompt, want, ret);
 }
 
-const struct nib_gpu_kernels nib_gpu_kernels_sm90 = {CU_KERNELS("sm90"), .geometry = geometry, .fused = true};
-const struct nib_gpu_kernels nib_gpu_kernels_sm90_ops = {CU_KERNELS("sm90-ops"), .geometry = geometry_of_ops};
+static bool has_of_ops(enum nib_gpu_op op)
+{
+    return op != NIB_GPU_TOKEN && has(op);
+}
+
+const struct nib_gpu_kernels nib_gpu_kernels_sm90 = {CU_KERNELS("sm90"), .geometry = geometry, .has = has};
+const struct nib_gpu_kernels nib_gpu_kernels_sm90_ops = {CU_KERNELS("sm90-ops"), .geometry = geometry_of_ops,
+                                                         .has = has_of_ops};

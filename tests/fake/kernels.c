@@ -655,26 +655,35 @@ static const struct {
     [NIB_GPU_BEGIN] = {begin, ROWS_NONE},
     [NIB_GPU_EMBED] = {embed, ROWS_ALL},
     [NIB_GPU_QKV] = {qkv, ROWS_DECODE},
+    [NIB_GPU_QKV_BATCH] = {qkv, ROWS_DECODE},
     [NIB_GPU_QKV_PROMPT] = {qkv, ROWS_PROMPT},
     [NIB_GPU_ATTN] = {attn, ROWS_DECODE},
+    [NIB_GPU_ATTN_BATCH] = {attn, ROWS_DECODE},
     [NIB_GPU_ATTN_PROMPT] = {attn, ROWS_PROMPT},
     [NIB_GPU_OUT] = {attn_out, ROWS_DECODE},
+    [NIB_GPU_OUT_BATCH] = {attn_out, ROWS_DECODE},
     [NIB_GPU_OUT_PROMPT] = {attn_out, ROWS_PROMPT},
     [NIB_GPU_ROUTE] = {route, ROWS_ALL},
     [NIB_GPU_UP] = {up, ROWS_DECODE},
+    [NIB_GPU_UP_BATCH] = {up, ROWS_DECODE},
     [NIB_GPU_UP_PROMPT] = {up, ROWS_PROMPT},
     [NIB_GPU_DOWN] = {down, ROWS_DECODE},
+    [NIB_GPU_DOWN_BATCH] = {down, ROWS_DECODE},
     [NIB_GPU_DOWN_PROMPT] = {down, ROWS_PROMPT},
     [NIB_GPU_COMBINE] = {combine, ROWS_ALL},
     [NIB_GPU_TOKEN] = {token, ROWS_ALL},
     [NIB_GPU_HEAD] = {head, ROWS_NONE},
+    [NIB_GPU_HEAD_BATCH] = {head, ROWS_NONE},
     [NIB_GPU_SCAN] = {scan, ROWS_NONE},
     [NIB_GPU_SAMPLE] = {sample, ROWS_NONE},
     [NIB_GPU_QKV_MXFP8] = {qkv, ROWS_DECODE},
+    [NIB_GPU_QKV_BATCH_MXFP8] = {qkv, ROWS_DECODE},
     [NIB_GPU_QKV_PROMPT_MXFP8] = {qkv, ROWS_PROMPT},
     [NIB_GPU_OUT_MXFP8] = {attn_out, ROWS_DECODE},
+    [NIB_GPU_OUT_BATCH_MXFP8] = {attn_out, ROWS_DECODE},
     [NIB_GPU_OUT_PROMPT_MXFP8] = {attn_out, ROWS_PROMPT},
     [NIB_GPU_HEAD_MXFP8] = {head, ROWS_NONE},
+    [NIB_GPU_HEAD_BATCH_MXFP8] = {head, ROWS_NONE},
 };
 
 static void choose_rows(struct run *r, enum rows rows)
@@ -692,6 +701,8 @@ static void token(struct run *r)
         r->layer = layer;
         r->l = &r->m->layer[layer];
         for (int op = NIB_GPU_QKV; op <= NIB_GPU_COMBINE; op++) {
+            if (nib_gpu_op_few((enum nib_gpu_op)op) != (enum nib_gpu_op)op)
+                continue;
             choose_rows(r, ops[op].rows);
             ops[op].run(r);
         }
@@ -789,6 +800,6 @@ int fake_kernel(const struct fake_work *w)
     if (op <= NIB_GPU_BEGIN || op == NIB_GPU_SAMPLE || !r.step->fault)
         ops[op].run(&r);
     if (r.spoilt)
-        spoil(&r, nib_gpu_op_plain(op));
+        spoil(&r, nib_gpu_op_few(nib_gpu_op_plain(op)));
     return 0;
 }

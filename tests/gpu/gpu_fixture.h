@@ -17,6 +17,8 @@ struct gpu_fixture {
     struct nib_profile profile;
 };
 
+#define GPU_BATCH_FROM 4 /* decode rows from which on a bucket has the _BATCH ops */
+
 static char gpu_image[4096];
 static struct nib_gpu_kernels gpu_kernels;
 
@@ -53,21 +55,31 @@ static inline uint32_t gpu_splits_max(uint32_t ctx_tokens)
 static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                                 uint32_t want, struct nib_gpu_geometry *ret)
 {
-    const enum nib_gpu_op op = nib_gpu_op_plain(form);
+    const enum nib_gpu_op plain = nib_gpu_op_plain(form), op = nib_gpu_op_few(plain);
     bool none = false;
     (void)m;
-    (void)want;
     if (op == NIB_GPU_QKV || op == NIB_GPU_ATTN || op == NIB_GPU_OUT || op == NIB_GPU_UP || op == NIB_GPU_DOWN)
         none = decode == 0;
     if (op == NIB_GPU_QKV_PROMPT || op == NIB_GPU_ATTN_PROMPT || op == NIB_GPU_OUT_PROMPT || op == NIB_GPU_UP_PROMPT ||
         op == NIB_GPU_DOWN_PROMPT)
         none = prompt == 0;
+    if (plain != op)
+        none = (op == NIB_GPU_HEAD ? want : decode) < GPU_BATCH_FROM;
+    else if (op == NIB_GPU_HEAD)
+        none = want >= GPU_BATCH_FROM;
+    else if (op == NIB_GPU_QKV || op == NIB_GPU_ATTN || op == NIB_GPU_OUT || op == NIB_GPU_UP || op == NIB_GPU_DOWN)
+        none = none || decode >= GPU_BATCH_FROM;
     if (op == NIB_GPU_TOKEN)
         none = decode != 1 || prompt != 0;
     *ret = (struct nib_gpu_geometry){.grid = {none ? 0 : 1, 1, 1},
                                      .block = 128,
                                      .shared_bytes = op == NIB_GPU_UP ? 100000 : 0,
                                      .overlap = op % 2 || op == NIB_GPU_ATTN};
+}
+
+static inline bool gpu_has(enum nib_gpu_op op)
+{
+    return op < NIB_GPU_OP_COUNT;
 }
 
 static inline void gpu_make_kernels(void)
@@ -86,7 +98,7 @@ static inline void gpu_make_kernels(void)
                                            .scratch_bytes = gpu_scratch_bytes,
                                            .splits_max = gpu_splits_max,
                                            .geometry = gpu_geometry,
-                                           .fused = true,
+                                           .has = gpu_has,
                                            .forms = {cu_read_acts, cu_read_gated, cu_read_choice}};
 }
 

@@ -82,6 +82,7 @@ static uint32_t run_round(struct check *c, const struct matrix *w, uint32_t roun
     rig_up(c->rig, c->rig->m.acts, acts, (uint64_t)rows * wide * 2);
     rig_fill(c->rig, c->rig->m.x, 0, (uint64_t)rows * w->n * 4);
     (void)rig_launch(c->rig, NIB_GPU_OUT, 0, c->bucket);
+    (void)rig_launch(c->rig, NIB_GPU_OUT_BATCH, 0, c->bucket);
     (void)rig_launch(c->rig, NIB_GPU_OUT_PROMPT, 0, c->bucket);
     rig_down(c->rig, x, c->rig->m.x, (uint64_t)rows * w->n * 4);
     for (uint32_t r = 0; r < rows; r++)

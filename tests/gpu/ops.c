@@ -139,11 +139,11 @@ static void launch(struct check *c, enum nib_gpu_op op)
     rig_wait(c->rig);
 }
 
-/* The op, and its twin for prompt rows. */
+/* The op for the decode rows, in its form for few or for many, and its twin for prompt rows. */
 static void launch_both(struct check *c, enum nib_gpu_op op)
 {
-    launch(c, op);
-    launch(c, (enum nib_gpu_op)(op + 1));
+    for (int i = 0; i < 3; i++)
+        launch(c, (enum nib_gpu_op)((int)op + i));
 }
 
 /* Ranges of outputs to compare: up to three of 64. */
@@ -619,6 +619,7 @@ void check_head(struct check *c)
     uint16_t *acts = fetch(c, m->acts, rows * check_acts_wide(c) * 2);
     rig_fill(c->rig, m->logits, 0xff, (uint64_t)want * s->vocab * 4);
     launch(c, NIB_GPU_HEAD);
+    launch(c, NIB_GPU_HEAD_BATCH);
     float *logits = fetch(c, m->logits, (uint64_t)want * s->vocab * 4),
           *x = prepare(acts, check_acts_wide(c), rows, s->hidden, false);
     float *y = malloc((uint64_t)want * s->vocab * 4);

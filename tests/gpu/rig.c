@@ -64,7 +64,7 @@ bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k)
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
         struct CUfunc_st *f = NULL;
         int regs = 0, local = 0, fixed = 0;
-        if (op == NIB_GPU_TOKEN && !k->fused)
+        if (!k->has((enum nib_gpu_op)op))
             continue;
         RIG_CU(rig, cuModuleGetFunction, &f, rig->module, nib_gpu_op_symbol((enum nib_gpu_op)op));
         RIG_CU(rig, cuFuncGetAttribute, &regs, NIB_CU_FUNC_REGS, f);

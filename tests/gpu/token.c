@@ -67,7 +67,7 @@ static int test_shape(struct rig *rig, const char *shape)
 /* More blocks than the card holds at once wait for ones that cannot begin: all give up, and the step says so. The device works on. */
 int rig_test_stuck(struct rig *rig)
 {
-    if (!rig->k->fused)
+    if (!rig->k->has(NIB_GPU_TOKEN))
         return 0;
     struct model model;
     uint32_t ctx[SLOTS] = {CTX, CTX};
@@ -103,7 +103,7 @@ int rig_test_stuck(struct rig *rig)
 
 int rig_test_token(struct rig *rig)
 {
-    if (!rig->k->fused)
+    if (!rig->k->has(NIB_GPU_TOKEN))
         return 0;
     return test_shape(rig, "demo") + test_shape(rig, "20b-slice");
 }
