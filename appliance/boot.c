@@ -188,7 +188,8 @@ enum nib_err nib_boot_plan(struct nib_boot *b, struct nib_stepper *s, struct nib
                                             .queue_max = NIB_MAX_QUEUE, /* the front's jobs are the limit */
                                             .prefix_off = !c->prefix_reuse,
                                             .prefix_shared = c->prefix_share,
-                                            .draft_tokens = (uint32_t)c->draft_tokens},
+                                            .draft_tokens = (uint32_t)c->draft_tokens,
+                                            .kv = (enum nib_kv_form)c->kv},
                                     .self_test = b->self_test,
                                     .struck = b->struck,
                                     .struck_count = b->struck_count,

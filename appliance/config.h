@@ -36,6 +36,7 @@ struct nib_config {
     uint64_t device;                          /* enum nib_device of appliance/machine.h */
     char row[NIB_CONFIG_STRING_BYTES];        /* of the capability table; empty: the best */
     uint64_t threads, ctx_tokens, slots, step_rows, memory_mib;
+    uint64_t kv; /* enum nib_kv_form of core/model.h */
     bool memory_lock;
     char socket_path[NIB_CONFIG_STRING_BYTES];
     uint64_t socket_mode;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "appliance/config.h"
+#include "core/model.h"
 
 #define AT(field) offsetof(struct nib_config, field)
 #define MIB       1048576.0
@@ -34,6 +35,10 @@ static const struct nib_config_key keys[] = {
      "Tokens of one step. 0: the row's default."},
     {"memory.limit_mib", NIB_CFG_UINT, AT(memory_mib), 0, 16777216, "0", NULL,
      "Plan as if the memory were this small, in MiB; of a GPU the driver's part is in it. 0: what the machine has."},
+    {"memory.kv", NIB_CFG_CHOICE, AT(kv), 0, NIB_KV_FORMS - 1, "bf16", "bf16|fp8",
+     "How keys and values of the context are kept. fp8: E4M3 with a scale for every 32, nearly half the bytes, so "
+     "that\n"
+     "nearly twice the tokens fit; answers then differ a little. CPU rows only; a GPU row refuses it at boot."},
     {"memory.lock", NIB_CFG_BOOL, AT(memory_lock), 0, 1, "false", NULL,
      "Lock all memory at boot (mlockall), so that nothing of it is ever paged out."},
     {"socket.path", NIB_CFG_STRING, AT(socket_path), 1, 107, "/run/nibbled/nibbled.sock", NULL,

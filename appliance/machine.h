@@ -38,7 +38,7 @@ struct nib_machine_options {
     bool self_test;
     const struct nib_struck *struck; /* [struck_count] rows that failed in this process' earlier life: passed over */
     uint32_t struck_count;
-    struct nib_plan_request ask; /* ctx_tokens, slots, step_rows_max, threads, memory_limit_bytes, queue_max,
+    struct nib_plan_request ask; /* kv, ctx_tokens, slots, step_rows_max, threads, memory_limit_bytes, queue_max,
                                     prefill_rows_max; 0 = automatic (threads: one a CPU). The rest is filled in */
     /* GPU only: no image at all but weights of this shape from a source, for measurements */
     const struct nib_shape *made_up;

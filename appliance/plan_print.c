@@ -49,7 +49,8 @@ void nib_plan_print(FILE *out, const struct nib_plan *plan, const struct nib_pro
         (void)fprintf(out,
                       "  driver   %22" PRIu64 " bytes of the device: its context, kernels and graphs, and others\n",
                       plan->driver_bytes);
-    (void)fprintf(out, "\n  weights %.3f GiB, KV cache %.3f GiB\n", gib(plan->weight_bytes), gib(plan->kv_bytes));
+    (void)fprintf(out, "\n  weights %.3f GiB, KV cache %.3f GiB of %s\n", gib(plan->weight_bytes), gib(plan->kv_bytes),
+                  nib_kv_form_name(plan->kv));
     (void)fprintf(out, "  context %u tokens, %u slots, %u KV pages of %d tokens, %u rows a step, %u thread%s\n",
                   plan->dims.ctx_tokens, plan->dims.slots, plan->dims.kv_pages, NIB_KV_PAGE_TOKENS,
                   plan->dims.step_rows_max, plan->threads, plan->threads == 1 ? "" : "s");
@@ -80,13 +81,14 @@ json_t *nib_plan_json(const struct nib_plan *plan, const struct nib_profile *pro
         json_object_set_new(arenas, nib_space_name((enum nib_space)s),
                             json_pack("{s:I, s:I}", "bytes", (json_int_t)plan->arena_bytes[s], "budget_bytes",
                                       (json_int_t)plan->budget_bytes[s]));
-    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:b, s:i, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}",
-                     "shape", plan->shape->name, "profile", profile->name, "row", plan->row->name, "context_tokens",
-                     (int)plan->dims.ctx_tokens, "slots", (int)plan->dims.slots, "kv_pages", (int)plan->dims.kv_pages,
-                     "page_tokens", NIB_KV_PAGE_TOKENS, "step_rows", (int)plan->dims.step_rows_max, "embedding_spilled",
-                     plan->embed_spilled, "spilled_layers", (int)plan->spilled_layers, "driver_bytes",
-                     (json_int_t)plan->driver_bytes, "weight_bytes", (json_int_t)plan->weight_bytes, "kv_bytes",
-                     (json_int_t)plan->kv_bytes, "decode_bytes", (json_int_t)plan->decode_bytes, "decode_tokens_s",
-                     plan->decode_tokens_s, "batch_decode_tokens_s", plan->batch_decode_tokens_s, "prefill_tokens_s",
-                     plan->prefill_tokens_s, "arenas", arenas, "regions", regions);
+    return json_pack(
+        "{s:s, s:s, s:s, s:i, s:i, s:i, s:s, s:i, s:i, s:b, s:i, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o}", "shape",
+        plan->shape->name, "profile", profile->name, "row", plan->row->name, "context_tokens",
+        (int)plan->dims.ctx_tokens, "slots", (int)plan->dims.slots, "kv_pages", (int)plan->dims.kv_pages, "kv_form",
+        nib_kv_form_name(plan->kv), "page_tokens", NIB_KV_PAGE_TOKENS, "step_rows", (int)plan->dims.step_rows_max,
+        "embedding_spilled", plan->embed_spilled, "spilled_layers", (int)plan->spilled_layers, "driver_bytes",
+        (json_int_t)plan->driver_bytes, "weight_bytes", (json_int_t)plan->weight_bytes, "kv_bytes",
+        (json_int_t)plan->kv_bytes, "decode_bytes", (json_int_t)plan->decode_bytes, "decode_tokens_s",
+        plan->decode_tokens_s, "batch_decode_tokens_s", plan->batch_decode_tokens_s, "prefill_tokens_s",
+        plan->prefill_tokens_s, "arenas", arenas, "regions", regions);
 }

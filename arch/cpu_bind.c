@@ -78,7 +78,8 @@ static void bind_kv(struct nib_cpu *cpu, void *const *base)
     NIB_MUST(cpu->plan->ring_pages <= NIB_CPU_RING_PAGES);
     for (uint32_t i = 0; i < cpu->plan->ring_pages; i++)
         cpu->ring[i] = i;
-    cpu->page_bytes = cpu->k->kv_page_bytes(s->kv_heads);
+    cpu->page_bytes = nib_plan_page_bytes(cpu->plan->row, cpu->plan->kv, s->kv_heads);
+    cpu->kv_put = cpu->plan->kv == NIB_KV_FP8 ? cpu->k->kv8_put : cpu->k->kv_put;
     cpu->kv_full = whole(cpu, NIB_R_KV_FULL, base, (uint64_t)cpu->base.dims.kv_pages * full_layers * cpu->page_bytes);
     cpu->kv_window = whole(cpu, NIB_R_KV_WINDOW, base,
                            (uint64_t)cpu->base.dims.slots * window_layers * cpu->plan->ring_pages * cpu->page_bytes);

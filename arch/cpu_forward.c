@@ -96,7 +96,7 @@ static void rotate_row(struct nib_cpu *cpu, uint32_t layer, uint32_t row)
     cpu->k->rope(k, s->kv_heads, cos, sin);
     struct kv_place kv = find_kv(cpu, layer, at->slot);
     uint64_t page = kv.pages[at->pos / NIB_KV_PAGE_TOKENS % kv.pages_count];
-    cpu->k->kv_put(kv.first + page * kv.stride, s->kv_heads, at->pos % NIB_KV_PAGE_TOKENS, k, v);
+    cpu->kv_put(kv.first + page * kv.stride, s->kv_heads, at->pos % NIB_KV_PAGE_TOKENS, k, v);
 }
 
 static void rotate(struct nib_cpu *cpu, uint32_t layer)
@@ -134,7 +134,8 @@ static void attend(struct nib_cpu *cpu, uint32_t worker, uint32_t layer)
                                 .window = nib_layer_windowed(layer) ? s->window : 0,
                                 .kv_heads = s->kv_heads,
                                 .h0 = item % s->kv_heads,
-                                .h1 = item % s->kv_heads + 1};
+                                .h1 = item % s->kv_heads + 1,
+                                .form = cpu->plan->kv};
         cpu->k->attn(&attn);
     }
     nib_pool_barrier(&cpu->pool);

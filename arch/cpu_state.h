@@ -76,7 +76,9 @@ struct nib_cpu {
     uint8_t *kv_full;
     uint8_t *kv_window;
     uint64_t page_bytes; /* one page of one layer */
-    uint8_t *thread;     /* [threads][thread_bytes] matrix product and attention scratch */
+    void (*kv_put)(void *page, uint32_t kv_heads, uint32_t token, const float *k,
+                   const float *v); /* in the plan's form */
+    uint8_t *thread;                /* [threads][thread_bytes] matrix product and attention scratch */
     uint64_t thread_bytes;
     uint8_t *sample; /* [threads][sample_bytes] */
     uint64_t sample_bytes;

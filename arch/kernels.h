@@ -48,12 +48,12 @@ struct nib_attn {
     uint32_t pages_count;
     uint32_t rows, pos0, window;
     uint32_t kv_heads, h0, h1;
+    enum nib_kv_form form; /* of the pages */
 };
 
 struct nib_kernels {
-    const char *name;       /* of the capability-table row */
-    uint32_t tile_n;        /* output rows a weight tile holds; n is padded to it in memory */
-    uint32_t kv_elem_bytes; /* of one stored key or value element */
+    const char *name; /* of the capability-table row */
+    uint32_t tile_n;  /* output rows a weight tile holds; n is padded to it in memory */
 
     /* weights: bytes of an [n][k] matrix in this layout, and repacking of output rows [n0, n1) from canonical form */
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
@@ -84,9 +84,13 @@ struct nib_kernels {
     /* a[i] = gate' * sigmoid(1.702 gate') * (up' + 1), gate' = min(h[2i], 7), up' = clamp(h[2i+1], -7, 7); i < n */
     void (*swiglu)(float *a, const float *h /* [2n] */, uint32_t n);
 
-    /* KV pages: bytes of one page of one layer, and storing one token's keys and values of all KV heads */
+    /* KV pages: bytes of one page of one layer, and storing one token's keys and values of all KV heads; the same for pages in
+     * NIB_KV_FP8, whose codes and scales are those of nib_kv8_encode of each half head. A page is one piece in either form,
+     * scales included: whoever copies pages need not know the form */
     uint64_t (*kv_page_bytes)(uint32_t kv_heads);
     void (*kv_put)(void *page, uint32_t kv_heads, uint32_t token, const float *k, const float *v /* [kv_heads*64] */);
+    uint64_t (*kv8_page_bytes)(uint32_t kv_heads);
+    void (*kv8_put)(void *page, uint32_t kv_heads, uint32_t token, const float *k, const float *v);
     uint64_t (*attn_scratch_bytes)(uint32_t ctx_tokens); /* of one thread */
     void (*attn)(const struct nib_attn *a);
 };

@@ -33,6 +33,7 @@ static const struct {
     [NIB_CPU_ROPE] = {"rope", 1e-6},
     [NIB_CPU_SWIGLU] = {"swiglu", 2e-6},
     [NIB_CPU_ATTN] = {"attn", 5e-6},
+    [NIB_CPU_ATTN_FP8] = {"attn_fp8", 5e-6},
 };
 
 const char *nib_cpu_kernel_name(enum nib_cpu_kernel kernel)
@@ -160,19 +161,21 @@ static const float *small(struct work *w, enum nib_cpu_kernel kernel, uint64_t *
 }
 
 /* The last positions of a sequence, with and without a window, one after the other. */
-static const float *attention(struct work *w, uint64_t *ret_count)
+static const float *attention(struct work *w, enum nib_kv_form form, uint64_t *ret_count)
 {
     static const uint32_t order[PAGES] = {2, 0, 1};
     const uint32_t kv = KV_HEADS * NIB_HEAD_DIM, width = kv * NIB_GQA_GROUP, first = TOKENS - QUERIES;
-    const uint64_t stride = w->k->kv_page_bytes(KV_HEADS);
+    const bool fp8 = form == NIB_KV_FP8;
+    const uint64_t stride = (fp8 ? w->k->kv8_page_bytes : w->k->kv_page_bytes)(KV_HEADS);
     const float *keys = floats(w, TOKENS * kv), *values = floats(w, TOKENS * kv), *q = floats(w, QUERIES * width);
     const uint16_t *sinks = bf16s(w, KV_HEADS * NIB_GQA_GROUP);
     uint8_t *pages = take(w, PAGES * stride);
     float *out = take(w, 2ull * QUERIES * width * 4);
     void *scratch = take(w, w->k->attn_scratch_bytes(TOKENS));
     for (uint32_t t = 0; t < TOKENS; t++)
-        w->k->kv_put(pages + order[t / NIB_KV_PAGE_TOKENS] * stride, KV_HEADS, t % NIB_KV_PAGE_TOKENS,
-                     keys + (uint64_t)t * kv, values + (uint64_t)t * kv);
+        (fp8 ? w->k->kv8_put : w->k->kv_put)(pages + order[t / NIB_KV_PAGE_TOKENS] * stride, KV_HEADS,
+                                             t % NIB_KV_PAGE_TOKENS, keys + (uint64_t)t * kv,
+                                             values + (uint64_t)t * kv);
     for (uint32_t i = 0; i < 2; i++) {
         const struct nib_attn a = {.q = q,
                                    .out = out + (uint64_t)i * QUERIES * width,
@@ -188,7 +191,8 @@ static const float *attention(struct work *w, uint64_t *ret_count)
                                    .pos0 = first,
                                    .window = i ? WINDOW : 0,
                                    .kv_heads = KV_HEADS,
-                                   .h1 = KV_HEADS};
+                                   .h1 = KV_HEADS,
+                                   .form = form};
         w->k->attn(&a);
     }
     *ret_count = 2ull * QUERIES * width;
@@ -200,7 +204,9 @@ static const float *run(struct work *w, enum nib_cpu_kernel kernel, uint64_t *re
     w->seed = (uint64_t)kernel + 1;
     if (kernel <= NIB_CPU_MX_GEMM)
         return product(w, kernel, ret_count);
-    return kernel == NIB_CPU_ATTN ? attention(w, ret_count) : small(w, kernel, ret_count);
+    if (kernel == NIB_CPU_ATTN || kernel == NIB_CPU_ATTN_FP8)
+        return attention(w, kernel == NIB_CPU_ATTN ? NIB_KV_BF16 : NIB_KV_FP8, ret_count);
+    return small(w, kernel, ret_count);
 }
 
 /* ||out - ref|| / ||ref||; infinite when an output is no number */

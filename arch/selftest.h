@@ -17,7 +17,8 @@ enum nib_cpu_kernel {
     NIB_CPU_RMSNORM,
     NIB_CPU_ROPE,
     NIB_CPU_SWIGLU,
-    NIB_CPU_ATTN, /* with kv_put */
+    NIB_CPU_ATTN,     /* with kv_put */
+    NIB_CPU_ATTN_FP8, /* the same on pages of kv8_put */
     NIB_CPU_KERNEL_COUNT
 };
 const char *nib_cpu_kernel_name(enum nib_cpu_kernel kernel);

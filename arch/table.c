@@ -221,6 +221,7 @@ struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
             .acts_bytes = k->acts_bytes,
             .gemm_scratch_bytes = k->gemm_scratch_bytes,
             .kv_page_bytes = k->kv_page_bytes,
+            .kv8_page_bytes = k->kv8_page_bytes,
             .attn_scratch_bytes = k->attn_scratch_bytes,
         };
     facts.name = row->name;

@@ -1,4 +1,4 @@
-/* core/model.c: owns the table of shapes and the names of dense forms. Limits: see core/limits.h. Any thread. Cannot fail. */
+/* core/model.c: owns the table of shapes and the names of the forms of dense matrices and of KV pages. Limits: see core/limits.h. Any thread. Cannot fail. */
 #include "core/model.h"
 
 #include <string.h>
@@ -135,4 +135,10 @@ bool nib_dense_find(const char *name, enum nib_dense *ret_dense)
             return true;
         }
     return false;
+}
+
+const char *nib_kv_form_name(enum nib_kv_form kv)
+{
+    static const char *const names[NIB_KV_FORMS] = {[NIB_KV_BF16] = "bf16", [NIB_KV_FP8] = "fp8"};
+    return (unsigned)kv < NIB_KV_FORMS ? names[kv] : "unknown";
 }

@@ -37,6 +37,13 @@ enum nib_dense {
     NIB_DENSE_COUNT
 };
 
+/* The form in which KV pages keep keys and values; a page's layout is the row's own (arch/kernels.h). */
+enum nib_kv_form {
+    NIB_KV_BF16, /* arch/ref: fp32 */
+    NIB_KV_FP8,  /* E4M3 with one scale a token, KV head and 32 elements: nib_kv8_encode (core/mx.h) */
+    NIB_KV_FORMS
+};
+
 /* YaRN constants of every shape (arXiv:2309.00071; config.json "rope_scaling"). */
 #define NIB_ROPE_THETA     150000.0
 #define NIB_ROPE_FACTOR    32.0
@@ -75,6 +82,9 @@ const char *nib_dense_name(enum nib_dense dense);
 
 /* The form of that name; false when there is none. */
 bool nib_dense_find(const char *name, enum nib_dense *ret_dense);
+
+/* "bf16", "fp8" */
+const char *nib_kv_form_name(enum nib_kv_form kv);
 
 /* Even layers slide a window; odd layers attend to the whole context. */
 static inline bool nib_layer_windowed(uint32_t layer)

@@ -86,6 +86,23 @@ void nib_mxfp8_decode_bf16(uint8_t scale, const uint8_t codes[32], uint16_t ret_
         ret_x[i] = nib_bf16_encode(x[i]);
 }
 
+void nib_kv8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[32])
+{
+    const uint32_t max = nib_f32_bits(max_magnitude(x, NIB_MX_BLOCK));
+    if (max >= 0x7f800000u) {
+        *ret_scale = 255;
+        memset(ret_codes, 0x7f, NIB_MX_BLOCK);
+        return;
+    }
+    const int exponent = (int)((max + 0x1fffffu) >> 23); /* one more above 1.75 x 2^n */
+    int scale = exponent - E4M3_EMAX;
+    scale = scale < NIB_KV8_SCALE_MIN ? NIB_KV8_SCALE_MIN : scale > NIB_KV8_SCALE_MAX ? NIB_KV8_SCALE_MAX : scale;
+    const float inverse = nib_e8m0_decode((uint8_t)(254 - scale));
+    for (int i = 0; i < NIB_MX_BLOCK; i++)
+        ret_codes[i] = nib_e4m3_encode(x[i] * inverse);
+    *ret_scale = (uint8_t)scale;
+}
+
 float nib_nvfp4_tensor_scale(const float *x, size_t count)
 {
     float max = max_magnitude(x, count);

@@ -167,8 +167,12 @@ enum nib_err nib_plan_make(const struct nib_plan_request *r, struct nib_plan *re
         return err;
     if (r->dense == NIB_DENSE_MXFP8 && !r->row->mxfp8_bytes)
         return nib_fail(msg, NIB_E_UNSUPPORTED, "the row %s has no kernels for dense weights in MXFP8", r->row->name);
+    if (r->kv == NIB_KV_FP8 && !r->row->kv8_page_bytes)
+        return nib_fail(msg, NIB_E_UNSUPPORTED,
+                        "the row %s has no kernels for keys and values in FP8 (memory.kv: fp8); it runs with bf16",
+                        r->row->name);
     struct nib_plan plan = {
-        .shape = r->shape, .dense = r->dense, .row = r->row, .threads = r->row->gpu ? 1 : r->threads};
+        .shape = r->shape, .dense = r->dense, .kv = r->kv, .row = r->row, .threads = r->row->gpu ? 1 : r->threads};
     plan.dims.slots = r->slots ? r->slots : r->row->slots;
     plan.dims.step_rows_max = r->step_rows_max ? r->step_rows_max : r->row->step_rows_max;
     plan.dims.ctx_tokens = r->ctx_tokens ? r->ctx_tokens : r->shape->ctx_max;

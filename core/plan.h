@@ -106,6 +106,7 @@ struct nib_row_facts {
     uint64_t (*acts_bytes)(uint32_t k);
     uint64_t (*gemm_scratch_bytes)(uint32_t k);
     uint64_t (*kv_page_bytes)(uint32_t kv_heads);
+    uint64_t (*kv8_page_bytes)(uint32_t kv_heads); /* NULL: the row has no kernels for NIB_KV_FP8 */
     uint64_t (*attn_scratch_bytes)(uint32_t ctx_tokens);
     /* GPU rows only: see arch/gpu_abi.h */
     uint64_t (*route_bytes)(uint32_t rows, uint32_t experts);
@@ -120,6 +121,7 @@ struct nib_plan_request {
     const struct nib_row_facts *row;
     const struct nib_shape *shape;
     enum nib_dense dense;   /* of the image */
+    enum nib_kv_form kv;    /* of the KV pages */
     uint32_t ctx_tokens;    /* longest sequence; 0 = the largest that fits, up to the model's */
     uint32_t slots;         /* sequences at once; 0 = the row's default */
     uint32_t step_rows_max; /* 0 = the row's default */
@@ -139,6 +141,7 @@ struct nib_plan_request {
 struct nib_plan {
     const struct nib_shape *shape;
     enum nib_dense dense;
+    enum nib_kv_form kv;
     const struct nib_row_facts *row;
     struct nib_engine_dims dims;
     struct nib_sched_config sched; /* what nib_sched_init gets; its storage is NIB_R_SCHED */
@@ -160,13 +163,16 @@ struct nib_plan {
 };
 
 /* Makes the plan. NIB_E_ARG: a request value is out of range. NIB_E_LIMIT: it does not fit; the sentence holds the two
- * numbers that disagree. NIB_E_UNSUPPORTED: the row has no kernels for the image's dense matrices. *ret_plan is untouched on
- * failure. */
+ * numbers that disagree. NIB_E_UNSUPPORTED: the row has no kernels for the image's dense matrices, or for the KV pages.
+ * *ret_plan is untouched on failure. */
 enum nib_err nib_plan_make(const struct nib_plan_request *request, struct nib_plan *ret_plan,
                            struct nib_msg *msg) NIB_CHECKED;
 
 /* Bytes of a dense matrix [n][k] of an image of that form, in the row's layout. */
 uint64_t nib_plan_dense_bytes(const struct nib_row_facts *row, enum nib_dense dense, uint32_t n, uint32_t k);
+
+/* Bytes of one layer's page of keys and values, scales included. */
+uint64_t nib_plan_page_bytes(const struct nib_row_facts *row, enum nib_kv_form kv, uint32_t kv_heads);
 
 /* The region of that kind (and layer, for NIB_R_EXPERTS; else -1), or NULL when the plan has none. */
 const struct nib_region *nib_plan_region(const struct nib_plan *plan, enum nib_region_kind kind, int32_t layer);

@@ -99,6 +99,11 @@ uint64_t nib_plan_dense_bytes(const struct nib_row_facts *row, enum nib_dense de
     return dense == NIB_DENSE_MXFP8 ? row->mxfp8_bytes(n, k) : row->dense_bytes(n, k);
 }
 
+uint64_t nib_plan_page_bytes(const struct nib_row_facts *row, enum nib_kv_form kv, uint32_t kv_heads)
+{
+    return kv == NIB_KV_FP8 ? row->kv8_page_bytes(kv_heads) : row->kv_page_bytes(kv_heads);
+}
+
 static uint64_t expert_bytes(const struct nib_row_facts *row, const struct nib_shape *s)
 {
     return row->mx_bytes(2 * s->intermediate, s->hidden) + row->mx_bytes(s->hidden, s->intermediate);
@@ -129,7 +134,7 @@ static void add_kv(struct builder *b)
     const struct nib_shape *s = b->shape;
     const struct nib_engine_dims *d = &b->plan->dims;
     enum nib_space near = b->row->gpu ? NIB_SPACE_DEVICE : NIB_SPACE_HOST;
-    uint64_t page = b->row->kv_page_bytes(s->kv_heads);
+    uint64_t page = nib_plan_page_bytes(b->row, b->plan->kv, s->kv_heads);
     uint32_t full_layers = s->layers / 2;
     uint32_t window_layers = s->layers - full_layers;
     b->plan->ring_pages = nib_kv_ring_pages(s->window, d->step_rows_max);

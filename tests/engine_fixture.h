@@ -17,6 +17,7 @@ struct fixture_options {
     const char *shape;
     const struct nib_kernels *kernels;
     enum nib_dense dense;
+    enum nib_kv_form kv;
     uint64_t seed;
     uint32_t ctx_tokens, slots, step_rows_max, threads, draft_tokens;
     /* changes the image's tensors before the hashes are made; or NULL */
@@ -87,6 +88,7 @@ static inline void fixture_prepare(struct fixture *f, const struct fixture_optio
                                              .row = &f->facts,
                                              .shape = f->image.shape,
                                              .dense = f->image.dense,
+                                             .kv = o->kv,
                                              .ctx_tokens = o->ctx_tokens,
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,
@@ -148,7 +150,8 @@ static inline void fixture_poison(struct fixture *f, uint32_t slots_used)
         memset((uint8_t *)f->base[NIB_SPACE_HOST] + r->offset, 0xff, r->bytes);
     }
     const uint32_t pages = f->plan.dims.kv_pages;
-    const uint64_t page = f->facts.kv_page_bytes(f->image.shape->kv_heads) * (f->image.shape->layers / 2);
+    const uint64_t page =
+        nib_plan_page_bytes(&f->facts, f->plan.kv, f->image.shape->kv_heads) * (f->image.shape->layers / 2);
     uint8_t *pool = nib_plan_carve(&f->plan, NIB_R_KV_FULL, -1, f->base);
     bool *used = calloc(pages, sizeof *used);
     ck_assert_ptr_nonnull(used);

@@ -246,7 +246,7 @@ static double step_bytes(const struct bench *b)
 {
     const struct nib_plan *plan = &b->machine.plan;
     const struct nib_shape *s = plan->shape;
-    double token = (double)plan->row->kv_page_bytes(s->kv_heads) / NIB_KV_PAGE_TOKENS;
+    double token = (double)nib_plan_page_bytes(plan->row, plan->kv, s->kv_heads) / NIB_KV_PAGE_TOKENS;
     double context = b->options->prompt + b->options->tokens / 2.0;
     double window = context < s->window ? context : s->window;
     double full_layers = s->layers / 2.0;
@@ -333,6 +333,8 @@ static bool parse_option(int option, struct options *o)
         return parse_shape(optarg, o);
     case 'w':
         return nib_option_dense("nibble bench: --dense", optarg, &o->machine.made_up_dense);
+    case 'k':
+        return nib_option_kv("nibble bench: --kv", optarg, &ask->kv);
     case 't':
         return nib_option_count("nibble bench: --threads", optarg, NIB_MAX_THREADS, &ask->threads);
     case 'p':
@@ -352,13 +354,19 @@ static bool parse_option(int option, struct options *o)
 
 static bool parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {
-        {"format", required_argument, 0, 'f'},  {"mask", required_argument, 0, 'm'},
-        {"threads", required_argument, 0, 't'}, {"prompt", required_argument, 0, 'p'},
-        {"tokens", required_argument, 0, 'n'},  {"batch", required_argument, 0, 'b'},
-        {"rows", required_argument, 0, 'r'},    {"memory-limit", required_argument, 0, 'l'},
-        {"device", required_argument, 0, 'd'},  {"shape", required_argument, 0, 's'},
-        {"dense", required_argument, 0, 'w'},   {0}};
+    static const struct option longs[] = {{"format", required_argument, 0, 'f'},
+                                          {"mask", required_argument, 0, 'm'},
+                                          {"threads", required_argument, 0, 't'},
+                                          {"prompt", required_argument, 0, 'p'},
+                                          {"tokens", required_argument, 0, 'n'},
+                                          {"batch", required_argument, 0, 'b'},
+                                          {"rows", required_argument, 0, 'r'},
+                                          {"memory-limit", required_argument, 0, 'l'},
+                                          {"device", required_argument, 0, 'd'},
+                                          {"shape", required_argument, 0, 's'},
+                                          {"dense", required_argument, 0, 'w'},
+                                          {"kv", required_argument, 0, 'k'},
+                                          {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)

@@ -41,6 +41,7 @@ static enum nib_err configure(const struct nib_bench_daemon_options *o, const ch
     config.threads = o->threads;
     config.slots = o->slots;
     config.ctx_tokens = o->ctx_tokens;
+    config.kv = o->kv;
     config.memory_mib = o->memory_bytes >> 20;
     config.connections = NIB_MAX_CONNS;
     config.queue = NIB_MAX_QUEUE;

@@ -14,6 +14,7 @@ struct nib_bench_daemon_options {
     const char *image;                   /* NULL with a shape */
     const struct nib_shape *shape;       /* GPU only: weights of `nibble synth`, seed 1, made as they are loaded */
     enum nib_dense dense;                /* with a shape: form of its dense matrices */
+    enum nib_kv_form kv;                 /* of its KV pages */
     const char *vocab_path;              /* with a shape: o200k ranks; NULL: find them */
     uint32_t device;                     /* enum nib_device of appliance/machine.h */
     uint32_t threads, slots, ctx_tokens; /* 0: automatic */

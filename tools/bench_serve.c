@@ -127,6 +127,8 @@ static bool parse_option(int option, struct options *o)
         return nib_option_shape("nibble bench serve: --shape", optarg, &o->daemon.shape);
     case 'w':
         return nib_option_dense("nibble bench serve: --dense", optarg, &o->daemon.dense);
+    case 'k':
+        return nib_option_kv("nibble bench serve: --kv", optarg, &o->daemon.kv);
     case 'v':
         o->daemon.vocab_path = optarg;
         return true;
@@ -196,25 +198,17 @@ static bool check(struct options *o, const char *image)
 
 static bool parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {{"socket", required_argument, 0, 'S'},
-                                          {"shape", required_argument, 0, 's'},
-                                          {"clients", required_argument, 0, 'c'},
-                                          {"rates", required_argument, 0, 'r'},
-                                          {"requests", required_argument, 0, 'q'},
-                                          {"beside", required_argument, 0, 'b'},
-                                          {"prompt", required_argument, 0, 'p'},
-                                          {"tokens", required_argument, 0, 'n'},
-                                          {"temperature", required_argument, 0, 'T'},
-                                          {"seed", required_argument, 0, 'e'},
-                                          {"json", required_argument, 0, 'j'},
-                                          {"plot", required_argument, 0, 'P'},
-                                          {"dense", required_argument, 0, 'w'},
-                                          {"vocab", required_argument, 0, 'v'},
-                                          {"device", required_argument, 0, 'd'},
-                                          {"threads", required_argument, 0, 't'},
-                                          {"slots", required_argument, 0, 'l'},
-                                          {"memory-limit", required_argument, 0, 'm'},
-                                          {0}};
+    static const struct option longs[] = {
+        {"socket", required_argument, 0, 'S'},       {"shape", required_argument, 0, 's'},
+        {"clients", required_argument, 0, 'c'},      {"rates", required_argument, 0, 'r'},
+        {"requests", required_argument, 0, 'q'},     {"beside", required_argument, 0, 'b'},
+        {"prompt", required_argument, 0, 'p'},       {"tokens", required_argument, 0, 'n'},
+        {"temperature", required_argument, 0, 'T'},  {"seed", required_argument, 0, 'e'},
+        {"json", required_argument, 0, 'j'},         {"plot", required_argument, 0, 'P'},
+        {"dense", required_argument, 0, 'w'},        {"kv", required_argument, 0, 'k'},
+        {"vocab", required_argument, 0, 'v'},        {"device", required_argument, 0, 'd'},
+        {"threads", required_argument, 0, 't'},      {"slots", required_argument, 0, 'l'},
+        {"memory-limit", required_argument, 0, 'm'}, {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)

@@ -36,6 +36,7 @@ static const struct command commands[] = {
      "    --device DEVICE     of this machine: auto, cpu or gpu (default auto)\n"
      "    --all               a line each for 20b and 120b on every profile\n"
      "    --dense FORM        of the dense matrices: bf16 or mxfp8 (default bf16)\n"
+     "    --kv FORM           of keys and values: bf16 or fp8 (default bf16)\n"
      "    --context N         longest sequence, tokens (default: the largest that fits)\n"
      "    --slots N           sequences at once (default: the row's)\n"
      "    --threads N         CPU rows: worker threads (default: the CPUs of this process)\n"
@@ -66,6 +67,7 @@ static const struct command commands[] = {
      "    --device DEVICE     auto, cpu or gpu (default auto: the GPU when there is one)\n"
      "    --shape SHAPE       GPU only: no image but made-up weights of that shape\n"
      "    --dense FORM        of the dense matrices of --shape: bf16 or mxfp8 (default bf16)\n"
+     "    --kv FORM           of keys and values: bf16 or fp8 (default bf16)\n"
      "    --mask ROWS         pass over these rows of the capability table, e.g. amx,avx512\n"
      "    --memory-limit SIZE plan as if the memory were this small\n"
      "    --format FORMAT     text, json or csv\n",
@@ -75,6 +77,7 @@ static const struct command commands[] = {
      "    IMAGE               start a daemon of its own on this image\n"
      "    --shape SHAPE       GPU only: start one on made-up weights of that shape\n"
      "    --dense FORM        of the dense matrices of --shape: bf16 or mxfp8 (default bf16)\n"
+     "    --kv FORM           of keys and values: bf16 or fp8 (default bf16)\n"
      "    --socket PATH       a daemon that runs already\n"
      "    --clients LIST      so many clients, each asking again when its answer ends, e.g. 1,8,64 (default 1)\n"
      "    --rates LIST        so many requests a second, arriving at random (Poisson), e.g. 0.5,1,2\n"

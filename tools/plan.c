@@ -51,6 +51,8 @@ static bool parse_option(int option, struct options *o)
         return nib_option_count("nibble plan: --context", optarg, NIB_MAX_CTX_TOKENS, &o->request.ctx_tokens);
     case 'w':
         return nib_option_dense("nibble plan: --dense", optarg, &o->request.dense);
+    case 'k':
+        return nib_option_kv("nibble plan: --kv", optarg, &o->request.kv);
     case 's':
         return nib_option_count("nibble plan: --slots", optarg, NIB_MAX_SLOTS, &o->request.slots);
     case 't':
@@ -64,17 +66,13 @@ static bool parse_option(int option, struct options *o)
 
 static bool parse_args(int argc, char **argv, struct options *o)
 {
-    static const struct option longs[] = {{"profile", required_argument, 0, 'p'},
-                                          {"all", no_argument, 0, 'a'},
-                                          {"context", required_argument, 0, 'c'},
-                                          {"slots", required_argument, 0, 's'},
-                                          {"threads", required_argument, 0, 't'},
-                                          {"memory-limit", required_argument, 0, 'l'},
-                                          {"mask", required_argument, 0, 'm'},
-                                          {"device", required_argument, 0, 'd'},
-                                          {"json", no_argument, 0, 'j'},
-                                          {"dense", required_argument, 0, 'w'},
-                                          {0}};
+    static const struct option longs[] = {
+        {"profile", required_argument, 0, 'p'}, {"all", no_argument, 0, 'a'},
+        {"context", required_argument, 0, 'c'}, {"slots", required_argument, 0, 's'},
+        {"threads", required_argument, 0, 't'}, {"memory-limit", required_argument, 0, 'l'},
+        {"mask", required_argument, 0, 'm'},    {"device", required_argument, 0, 'd'},
+        {"json", no_argument, 0, 'j'},          {"dense", required_argument, 0, 'w'},
+        {"kv", required_argument, 0, 'k'},      {0}};
     int option;
     optind = 1;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1)

@@ -86,6 +86,18 @@ bool nib_option_dense(const char *what, const char *text, enum nib_dense *ret_de
     return true;
 }
 
+bool nib_option_kv(const char *what, const char *text, enum nib_kv_form *ret_kv)
+{
+    const char *names[NIB_KV_FORMS + 1] = {NULL};
+    uint32_t index;
+    for (unsigned i = 0; i < NIB_KV_FORMS; i++)
+        names[i] = nib_kv_form_name((enum nib_kv_form)i);
+    if (!nib_option_choice(what, text, names, &index))
+        return false;
+    *ret_kv = (enum nib_kv_form)index;
+    return true;
+}
+
 bool nib_option_shape(const char *what, const char *text, const struct nib_shape **ret_shape)
 {
     const struct nib_shape *shape = nib_shape_find(text);

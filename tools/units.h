@@ -22,6 +22,9 @@ bool nib_option_choice(const char *what, const char *text, const char *const nam
 /* A form of dense matrices: "bf16", "mxfp8". */
 bool nib_option_dense(const char *what, const char *text, enum nib_dense *ret_dense);
 
+/* A form of KV pages: "bf16", "fp8". */
+bool nib_option_kv(const char *what, const char *text, enum nib_kv_form *ret_kv);
+
 /* A model's shape by its name. */
 bool nib_option_shape(const char *what, const char *text, const struct nib_shape **ret_shape);
 

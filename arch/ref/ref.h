@@ -40,9 +40,12 @@ void nib_ref_mx_repack(void *dst, const uint8_t *blocks, const uint8_t *scales, 
 void nib_ref_mx_gemv(const struct nib_matmul *mm);
 void nib_ref_mx_gemm(const struct nib_matmul *mm, void *scratch);
 
-/* attn.c: a page is keys [kv_heads][64][64], then values [kv_heads][64][64], fp32 */
+/* attn.c: a page is keys [kv_heads][64][64], then values [kv_heads][64][64], fp32; or both as E4M3 codes, and behind them
+ * the scales of the keys [kv_heads][64][2], then of the values */
 uint64_t nib_ref_kv_page_bytes(uint32_t kv_heads);
 void nib_ref_kv_put(void *page, uint32_t kv_heads, uint32_t token, const float *k, const float *v);
+uint64_t nib_ref_kv8_page_bytes(uint32_t kv_heads);
+void nib_ref_kv8_put(void *page, uint32_t kv_heads, uint32_t token, const float *k, const float *v);
 uint64_t nib_ref_attn_scratch_bytes(uint32_t ctx_tokens);
 void nib_ref_attn(const struct nib_attn *a);
 

@@ -4,7 +4,6 @@
 const struct nib_kernels nib_kernels_ref = {
     .name = "ref",
     .tile_n = 1,
-    .kv_elem_bytes = sizeof(float),
     .dense_bytes = nib_ref_dense_bytes,
     .dense_repack = nib_ref_dense_repack,
     .mxfp8_repack = nib_ref_mxfp8_repack,
@@ -22,6 +21,8 @@ const struct nib_kernels nib_kernels_ref = {
     .swiglu = nib_ref_swiglu,
     .kv_page_bytes = nib_ref_kv_page_bytes,
     .kv_put = nib_ref_kv_put,
+    .kv8_page_bytes = nib_ref_kv8_page_bytes,
+    .kv8_put = nib_ref_kv8_put,
     .attn_scratch_bytes = nib_ref_attn_scratch_bytes,
     .attn = nib_ref_attn,
 };

@@ -8,8 +8,10 @@
  *
  * Tokens outside a query's range never enter a sum, whatever their memory holds (NaN of an earlier owner included).
  *
+ * A page in FP8 is first decoded to the same two matrices, once for the rows of a block.
+ *
  * Rows are taken NIB_ATTN_ROWS at a time and pages outside of rows, so a page is read from memory once for all of them.
- * Bytes moved a query block: 2 x 2 x 64 x kv_heads a token. Any thread, with its own scratch; cannot fail. */
+ * Bytes moved a query block: 2 x 2 x 64 x kv_heads a token (FP8: 2 x 66 x kv_heads). Any thread, with its own scratch; cannot fail. */
 #ifndef NIB_ARCH_X86_ATTN_BODY_H
 #define NIB_ARCH_X86_ATTN_BODY_H
 
@@ -37,6 +39,7 @@ struct nib_attn_state {
 struct nib_attn_scratch {
     struct nib_attn_state state[NIB_ATTN_ROWS];
     float p[NIB_HEADS][NIB_KV_PAGE_TOKENS]; /* scores, then probabilities, of one row and page */
+    uint8_t wide[2 * NIB_KV_HALF_BYTES];    /* a page of one head in FP8, as bf16 */
 };
 
 /* One pair of the inner dimension: sum[h] += a[h][2p] * even + a[h][2p+1] * odd. `keep` masks the pair. */
@@ -173,16 +176,49 @@ static void nib_attn_page(struct nib_attn_scratch *s, struct nib_attn_state *st,
     nib_attn_values(s, st, head + NIB_KV_HALF_BYTES, lo, hi, shrink, &next);
 }
 
+/* NIB_LANES pairs of codes to pairs of bf16; scales of the even and of the odd elements. */
+NIB_INLINE void nib_attn_widen(uint8_t *wide, const uint8_t *codes, NIB_VF even, NIB_VF odd)
+{
+    const NIB_VI pair = nib_v_load_e4m3(codes);
+    nib_v_store_pairs(wide, nib_v_mul(nib_v_e4m3_even(pair), even), nib_v_mul(nib_v_e4m3_odd(pair), odd));
+}
+
+/* A page of one head from FP8 to bf16, which holds every value; the page `next` (or NULL) is asked for meanwhile. */
+static void nib_attn_widen_page(uint8_t *wide, const uint8_t *head, const uint8_t *next)
+{
+    const uint8_t *scales = head + NIB_KV8_SCALES_AT;
+    for (uint32_t i = 0; next && i < NIB_KV8_HEAD_BYTES; i += 64)
+        _mm_prefetch((const char *)next + i, _MM_HINT_T0);
+    for (uint32_t c = 0; c < 2 * NIB_KV_PAGE_TOKENS; c += NIB_LANES) { /* half 0 of all tokens, then half 1 */
+        const NIB_VF scale = nib_v_load_scales(scales + c);
+        const uint32_t first = c / NIB_KV_PAGE_TOKENS * NIB_MX_BLOCK / 2, token = c % NIB_KV_PAGE_TOKENS;
+        for (uint32_t p = first; p < first + NIB_MX_BLOCK / 2; p++)
+            nib_attn_widen(wide + p * NIB_KV_LINE_BYTES + token * 4, head + p * NIB_KV8_LINE_BYTES + token * 2, scale,
+                           scale);
+    }
+    float scale[2 * NIB_KV_PAGE_TOKENS];
+    for (uint32_t i = 0; i < 2 * NIB_KV_PAGE_TOKENS; i += NIB_LANES)
+        nib_v_store(scale + i, nib_v_load_scales(scales + NIB_KV8_SCALES_BYTES + i));
+    for (uint32_t p = 0; p < NIB_KV_PAGE_TOKENS / 2; p++)
+        for (uint32_t d = 0; d < NIB_HEAD_DIM; d += NIB_LANES) {
+            const float *of = scale + d / NIB_MX_BLOCK * NIB_KV_PAGE_TOKENS + 2 * p;
+            nib_attn_widen(wide + NIB_KV_HALF_BYTES + p * NIB_KV_LINE_BYTES + d * 4,
+                           head + NIB_KV8_HALF_BYTES + p * NIB_KV8_LINE_BYTES + d * 2, nib_v_set1(of[0]),
+                           nib_v_set1(of[1]));
+        }
+}
+
 /* First position query `pos` sees. */
 NIB_INLINE uint32_t nib_attn_begin(const struct nib_attn *a, uint32_t pos)
 {
     return a->window > 0 && pos + 1 > a->window ? pos + 1 - a->window : 0;
 }
 
-/* Keys, then values of KV head g in the page that holds positions 64 page and up. */
+/* The piece of KV head g in the page that holds positions 64 page and up. */
 NIB_INLINE const uint8_t *nib_attn_head(const struct nib_attn *a, uint32_t page, uint32_t g)
 {
-    return a->kv + a->pages[page % a->pages_count] * a->page_stride + g * 2 * NIB_KV_HALF_BYTES;
+    const uint32_t bytes = a->form == NIB_KV_FP8 ? NIB_KV8_HEAD_BYTES : 2 * NIB_KV_HALF_BYTES;
+    return a->kv + a->pages[page % a->pages_count] * a->page_stride + g * bytes;
 }
 
 static void nib_attn_finish(const struct nib_attn_state *st, float *out)
@@ -207,6 +243,11 @@ static void nib_attn_rows(const struct nib_attn *a, uint32_t r0, uint32_t rows, 
         const uint32_t base = page * NIB_KV_PAGE_TOKENS;
         const uint8_t *head = nib_attn_head(a, page, g);
         const uint8_t *next = page < last / NIB_KV_PAGE_TOKENS ? nib_attn_head(a, page + 1, g) : NULL;
+        if (a->form == NIB_KV_FP8) {
+            nib_attn_widen_page(s->wide, head, next);
+            head = s->wide;
+            next = NULL;
+        }
         for (uint32_t r = 0; r < rows; r++) {
             const uint32_t begin = nib_attn_begin(a, first + r), end = first + r + 1;
             const uint32_t lo = begin > base ? begin - base : 0;

@@ -113,6 +113,36 @@ NIB_INLINE NIB_VF nib_v_odd(NIB_VI a)
 {
     return _mm512_castsi512_ps(nib_v_and_i(a, 0xffff0000u));
 }
+/* NIB_LANES pairs of E4M3 codes, one pair a lane; the even (low) and odd (high) element as floats of 2^-120 of its value: the
+ * exponent's bits stand where a float has its lowest four, and codes without an exponent are floats without one */
+NIB_INLINE NIB_VI nib_v_load_e4m3(const void *p)
+{
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+}
+NIB_INLINE NIB_VF nib_v_e4m3_even(NIB_VI a)
+{
+    const __m512i sign = nib_v_and_i(_mm512_slli_epi32(a, 24), 0x80000000u);
+    return _mm512_castsi512_ps(_mm512_or_si512(sign, _mm512_slli_epi32(nib_v_and_i(a, 0x7fu), 20)));
+}
+NIB_INLINE NIB_VF nib_v_e4m3_odd(NIB_VI a)
+{
+    const __m512i sign = nib_v_and_i(_mm512_slli_epi32(a, 16), 0x80000000u);
+    return _mm512_castsi512_ps(_mm512_or_si512(sign, _mm512_slli_epi32(nib_v_and_i(a, 0x7f00u), 12)));
+}
+/* 2^120 times the scales of NIB_LANES codes of E8M0 up to 134; NaN for those above */
+NIB_INLINE NIB_VF nib_v_load_scales(const uint8_t *p)
+{
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(code, _mm512_set1_epi32(120)), 23);
+    const __mmask16 bad = _mm512_cmpgt_epi32_mask(code, _mm512_set1_epi32(134));
+    return _mm512_castsi512_ps(_mm512_mask_blend_epi32(bad, power, _mm512_set1_epi32(0x7fc00000)));
+}
+/* floats that are bf16 numbers, stored as pairs */
+NIB_INLINE void nib_v_store_pairs(void *p, NIB_VF even, NIB_VF odd)
+{
+    const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+    _mm512_storeu_si512(p, _mm512_or_si512(low, nib_v_and_i(_mm512_castps_si512(odd), 0xffff0000u)));
+}
 /* NIB_LANES consecutive bf16 */
 NIB_INLINE NIB_VF nib_v_load_bf16(const uint16_t *p)
 {
@@ -257,6 +287,33 @@ NIB_INLINE NIB_VF nib_v_even(NIB_VI a)
 NIB_INLINE NIB_VF nib_v_odd(NIB_VI a)
 {
     return _mm256_castsi256_ps(nib_v_and_i(a, 0xffff0000u));
+}
+NIB_INLINE NIB_VI nib_v_load_e4m3(const void *p)
+{
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+NIB_INLINE NIB_VF nib_v_e4m3_even(NIB_VI a)
+{
+    const __m256i sign = nib_v_and_i(_mm256_slli_epi32(a, 24), 0x80000000u);
+    return _mm256_castsi256_ps(_mm256_or_si256(sign, _mm256_slli_epi32(nib_v_and_i(a, 0x7fu), 20)));
+}
+NIB_INLINE NIB_VF nib_v_e4m3_odd(NIB_VI a)
+{
+    const __m256i sign = nib_v_and_i(_mm256_slli_epi32(a, 16), 0x80000000u);
+    return _mm256_castsi256_ps(_mm256_or_si256(sign, _mm256_slli_epi32(nib_v_and_i(a, 0x7f00u), 12)));
+}
+NIB_INLINE NIB_VF nib_v_load_scales(const uint8_t *p)
+{
+    const __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(code, _mm256_set1_epi32(120)), 23);
+    const __m256i bad = _mm256_cmpgt_epi32(code, _mm256_set1_epi32(134));
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(power, _mm256_set1_epi32(0x7fc00000), bad));
+}
+NIB_INLINE void nib_v_store_pairs(void *p, NIB_VF even, NIB_VF odd)
+{
+    const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even), 16);
+    const __m256i pair = _mm256_or_si256(low, nib_v_and_i(_mm256_castps_si256(odd), 0xffff0000u));
+    _mm256_storeu_si256((__m256i *)p, pair);
 }
 NIB_INLINE NIB_VF nib_v_load_bf16(const uint16_t *p)
 {

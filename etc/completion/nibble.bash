@@ -4,11 +4,11 @@ _nibble_options() {
     case $1 in
     synth) echo "--seed --format --dense --vocab" ;;
     pack) echo "--dense --key --vocab" ;;
-    plan) echo "--profile --device --all --dense --context --slots --threads --memory-limit --mask --json" ;;
+    plan) echo "--profile --device --all --dense --kv --context --slots --threads --memory-limit --mask --json" ;;
     arch) echo "--profile --mask --device" ;;
     selftest) echo "--row --device --shape --all" ;;
-    bench) echo "--prompt --tokens --batch --rows --threads --device --shape --dense --mask --memory-limit --format" ;;
-    "bench serve") echo "--shape --dense --socket --clients --rates --requests --beside --prompt --tokens --temperature --seed --json --plot --device --threads --slots --memory-limit --vocab" ;;
+    bench) echo "--prompt --tokens --batch --rows --threads --device --shape --dense --kv --mask --memory-limit --format" ;;
+    "bench serve") echo "--shape --dense --kv --socket --clients --rates --requests --beside --prompt --tokens --temperature --seed --json --plot --device --threads --slots --memory-limit --vocab" ;;
     chat) echo "--demo --socket --effort --system --max-tokens --no-color --quiet" ;;
     info) echo "--json --tensors" ;;
     verify) echo "--key" ;;
@@ -47,6 +47,7 @@ _nibble() {
     --device) mapfile -t COMPREPLY < <(compgen -W "auto cpu gpu" -- "$word") && return ;;
     --shape) mapfile -t COMPREPLY < <(compgen -W "$shapes" -- "$word") && return ;;
     --dense) mapfile -t COMPREPLY < <(compgen -W "bf16 mxfp8" -- "$word") && return ;;
+    --kv) mapfile -t COMPREPLY < <(compgen -W "bf16 fp8" -- "$word") && return ;;
     --effort) mapfile -t COMPREPLY < <(compgen -W "low medium high" -- "$word") && return ;;
     --profile) mapfile -t COMPREPLY < <(compgen -W "$(_nibble_profiles)" -- "$word") && return ;;
     --key | --vocab | --socket | --plot) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;

@@ -354,6 +354,86 @@ START_TEST(a_block_with_nan_or_infinity_is_nan)
         ck_assert(isnan(y[0]) && isnan(y[31]));
         nib_mxfp8_encode(x, &scale, codes);
         ck_assert_uint_eq(scale, 255);
+        nib_kv8_encode(x, &scale, codes);
+        ck_assert_uint_eq(scale, 255);
+        nib_mxfp8_decode(scale, codes, y);
+        ck_assert(isnan(y[0]) && isnan(y[17]) && isnan(y[31]));
+    }
+}
+END_TEST
+
+/* Every finite code under every scale comes back to itself, and is exact as bf16. */
+START_TEST(kv8_keeps_what_it_can_hold)
+{
+    for (unsigned scale = NIB_KV8_SCALE_MIN; scale <= NIB_KV8_SCALE_MAX; scale++)
+        for (unsigned first = 0; first < 256; first += 31) {
+            float x[32], y[32];
+            uint8_t codes[32], got, back[32];
+            codes[0] = 0x7e; /* 448: this scale and no other */
+            for (unsigned i = 1; i < 32; i++)
+                codes[i] = (first + i - 1) % 128 == 127 ? 0 : (uint8_t)(first + i - 1);
+            nib_mxfp8_decode((uint8_t)scale, codes, x);
+            nib_kv8_encode(x, &got, back);
+            ck_assert_uint_eq(got, scale);
+            ck_assert_mem_eq(back, codes, sizeof codes);
+            nib_mxfp8_decode(got, back, y);
+            for (unsigned i = 0; i < 32; i++)
+                ck_assert(nib_f32_bits(nib_bf16_decode(nib_bf16_encode(y[i]))) == nib_f32_bits(x[i]));
+        }
+}
+END_TEST
+
+/* The smallest scale by which nothing is cut off, within its bounds. */
+START_TEST(kv8_scales_do_not_cut)
+{
+    static const struct {
+        float max;
+        uint8_t scale, code;
+    } cases[] = {{448.0f, 127, 0x7e},
+                 {449.0f, 128, 0x76},
+                 {224.0f, 126, 0x7e},
+                 {225.0f, 127, 0x76},
+                 {-1.75f, 119, 0xfe},
+                 {-1.99f, 120, 0xf8},
+                 {0, 7, 0},
+                 {-0.0f, 7, 0x80},
+                 {57344.0f, 134, 0x7e},
+                 {60000.0f, 134, 0x7e},
+                 {-0x1.fep127f, 134, 0xfe},
+                 {0x1p-149f, 7, 0},
+                 {0x1p-120f, 7, 0x38},
+                 {0x1p-129f, 7, 1},
+                 {0x1p-130f, 7, 0}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        float x[32] = {0};
+        uint8_t scale, codes[32];
+        x[i] = cases[i].max;
+        nib_kv8_encode(x, &scale, codes);
+        ck_assert_msg(scale == cases[i].scale && codes[i] == cases[i].code, "%a: scale %u, code %#x",
+                      (double)cases[i].max, scale, codes[i]);
+    }
+}
+END_TEST
+
+/* Half a unit of three binary places of each element, or of the block's smallest code. */
+START_TEST(kv8_rounds_to_nearest)
+{
+    uint64_t state = nib_test_seed();
+    for (int round = 0; round < 20000; round++) {
+        float x[32], y[32], max = 0;
+        uint8_t scale, codes[32];
+        const int exponent = (int)(nib_test_rand(&state) % 100) - 108;
+        for (int i = 0; i < 32; i++) {
+            x[i] = ldexpf((float)(int64_t)(nib_test_rand(&state) >> 40) - 0x1p23f,
+                          exponent - (int)(nib_test_rand(&state) % 12));
+            max = fmaxf(max, fabsf(x[i]));
+        }
+        nib_kv8_encode(x, &scale, codes);
+        nib_mxfp8_decode(scale, codes, y);
+        ck_assert(max <= 448 * nib_e8m0_decode(scale) &&
+                  (max > 224 * nib_e8m0_decode(scale) || scale == NIB_KV8_SCALE_MIN));
+        for (int i = 0; i < 32; i++)
+            ck_assert(fabsf(x[i] - y[i]) <= fmaxf(fabsf(x[i]) / 16, nib_e8m0_decode(scale) * 0x1p-10f));
     }
 }
 END_TEST
@@ -451,5 +531,6 @@ NIB_SUITE(mx, every_code_decodes_as_the_reference, encoding_rounds_as_the_refere
           nan_stays_nan_where_the_format_has_one, every_code_survives_a_round_trip, e2m1_is_ocps_and_not_eighths,
           mx_blocks_encode_as_the_reference, mxfp4_decodes_every_scale_and_code, mxfp8_decodes_every_scale_and_code,
           mxfp8_scales_follow_the_specification, mx_blocks_decode_what_they_encode, a_block_with_nan_or_infinity_is_nan,
+          kv8_keeps_what_it_can_hold, kv8_scales_do_not_cut, kv8_rounds_to_nearest,
           nvfp4_encodes_as_the_reference_and_decodes_back, nf4_encodes_as_the_reference, nf4_map_is_the_dynamic_map,
           q8_0_encodes_as_gguf)

@@ -1,5 +1,6 @@
 /* tests/core/plan_test.c: the plan of every profile is sound, fits, and says why when it does not. */
 #include "arch/table.h"
+#include "core/arith.h"
 #include "core/plan.h"
 #include "tests/harness.h"
 #include "tools/profiles.h"
@@ -351,7 +352,37 @@ START_TEST(mxfp8_is_counted)
 }
 END_TEST
 
-NIB_SUITE(plan, mxfp8_is_counted, every_profile_gets_a_sound_plan, a_big_card_holds_everything_and_a_small_one_spills,
-          a_limited_card_is_planned_as_a_small_one, a_memory_limit_shrinks_in_steps_until_it_refuses,
-          a_cpu_never_spills, values_asked_for_are_kept_or_refused, drafts_are_counted,
-          the_plan_is_a_function_of_its_arguments, sizes_are_parsed)
+/* Pages in FP8 have 33 of 64 bytes on a CPU row: so many more of them fit. A row without kernels for them is refused. */
+START_TEST(kv_in_fp8_is_counted)
+{
+    static struct nib_plan wide;
+    const struct nib_profile cpu = cpu_profile(20ull << 30), h200 = load("h200");
+    struct nib_row_facts facts;
+    struct nib_msg msg;
+    struct nib_plan_request r = request_for(&cpu, "20b", &facts);
+    ck_assert_msg(nib_plan_make(&r, &wide, &msg) == NIB_OK, "%s", msg.text);
+    ck_assert_int_eq(wide.kv, NIB_KV_BF16);
+    r.kv = NIB_KV_FP8;
+    ck_assert_msg(nib_plan_make(&r, &plan, &msg) == NIB_OK, "%s", msg.text);
+    assert_sound(&plan);
+    ck_assert_int_eq(plan.kv, NIB_KV_FP8);
+    ck_assert_uint_eq(plan.weight_bytes, wide.weight_bytes);
+    ck_assert(plan.dims.kv_pages > 1.8 * wide.dims.kv_pages);
+    const uint64_t page = nib_plan_page_bytes(&facts, NIB_KV_FP8, 8);
+    ck_assert_uint_lt(page, nib_plan_page_bytes(&facts, NIB_KV_BF16, 8) * 53 / 100);
+    ck_assert_uint_eq(nib_plan_region(&plan, NIB_R_KV_FULL, -1)->bytes,
+                      nib_round_up(plan.dims.kv_pages * 12 * page, 4096));
+
+    r = request_for(&h200, "20b", &facts);
+    facts.kv8_page_bytes = NULL;
+    ck_assert_msg(nib_plan_make(&r, &plan, &msg) == NIB_OK, "%s", msg.text);
+    r.kv = NIB_KV_FP8;
+    ck_assert_int_eq(nib_plan_make(&r, &plan, &msg), NIB_E_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(msg.text, " has no kernels for keys and values in FP8"));
+}
+END_TEST
+
+NIB_SUITE(plan, mxfp8_is_counted, kv_in_fp8_is_counted, every_profile_gets_a_sound_plan,
+          a_big_card_holds_everything_and_a_small_one_spills, a_limited_card_is_planned_as_a_small_one,
+          a_memory_limit_shrinks_in_steps_until_it_refuses, a_cpu_never_spills, values_asked_for_are_kept_or_refused,
+          drafts_are_counted, the_plan_is_a_function_of_its_arguments, sizes_are_parsed)

@@ -11,6 +11,7 @@ enum { PAGES_MAX = 24, PAD = 32 };
  * queries must not see, hold NaN. */
 struct sequence {
     const struct nib_kernels *row;
+    enum nib_kv_form form;
     uint32_t kv_heads, tokens, pages_count;
     uint32_t pages[PAGES_MAX];
     uint64_t stride;
@@ -22,13 +23,17 @@ struct inputs {
     struct kt_buf k, v, q, sinks; /* [tokens][kv_heads * 64], [tokens][kv_heads * 512], [kv_heads * 8] */
 };
 
-static float rounded(uint64_t *seed)
+/* For pages in bf16 a bf16 number, so that ref's fp32 pages hold the same; any number for FP8, which all rows encode alike:
+ * blocks of very different sizes, and some too large or too small for it. */
+static float stored(enum nib_kv_form form, uint64_t *seed)
 {
-    return nib_bf16_decode(kt_bf16(seed));
+    const uint64_t kind = nib_test_rand(seed) % 256;
+    if (form == NIB_KV_BF16)
+        return nib_bf16_decode(kt_bf16(seed));
+    return kt_normal(seed) * (kind == 0 ? 0.0f : kind == 1 ? 1e-5f : kind == 2 ? 20.0f : 1.0f);
 }
 
-/* Keys and values are bf16 numbers, so that ref's fp32 pages hold the same. */
-static struct inputs take_inputs(uint32_t kv_heads, uint32_t tokens, uint64_t *seed)
+static struct inputs take_inputs(enum nib_kv_form form, uint32_t kv_heads, uint32_t tokens, uint64_t *seed)
 {
     const size_t kv = (size_t)tokens * kv_heads * NIB_HEAD_DIM;
     struct inputs in = {.kv_heads = kv_heads,
@@ -38,8 +43,8 @@ static struct inputs take_inputs(uint32_t kv_heads, uint32_t tokens, uint64_t *s
                         .q = kt_take(kv * NIB_GQA_GROUP * sizeof(float)),
                         .sinks = kt_take(kv_heads * NIB_GQA_GROUP * sizeof(uint16_t))};
     for (size_t i = 0; i < kv; i++) {
-        ((float *)in.k.p)[i] = rounded(seed);
-        ((float *)in.v.p)[i] = rounded(seed);
+        ((float *)in.k.p)[i] = stored(form, seed);
+        ((float *)in.v.p)[i] = stored(form, seed);
     }
     for (size_t i = 0; i < kv * NIB_GQA_GROUP; i++)
         ((float *)in.q.p)[i] = kt_normal(seed) * 2;
@@ -57,12 +62,14 @@ static void free_inputs(struct inputs *in)
 }
 
 /* Stores positions 0 .. tokens-1 in random pages, `pages_count` of them used as a ring. */
-static struct sequence store(const struct nib_kernels *row, const struct inputs *in, uint32_t pages_count,
-                             uint64_t *seed)
+static struct sequence store(const struct nib_kernels *row, enum nib_kv_form form, const struct inputs *in,
+                             uint32_t pages_count, uint64_t *seed)
 {
-    struct sequence s = {.row = row, .kv_heads = in->kv_heads, .tokens = in->tokens, .pages_count = pages_count};
+    const bool fp8 = form == NIB_KV_FP8;
+    struct sequence s = {
+        .row = row, .form = form, .kv_heads = in->kv_heads, .tokens = in->tokens, .pages_count = pages_count};
     s.stride = nib_kernels_ref.kv_page_bytes(in->kv_heads) + 4096; /* any stride that is large enough */
-    ck_assert_uint_le(row->kv_page_bytes(in->kv_heads), s.stride);
+    ck_assert_uint_le((fp8 ? row->kv8_page_bytes : row->kv_page_bytes)(in->kv_heads), s.stride);
     s.memory = kt_take(PAGES_MAX * s.stride);
     uint32_t order[PAGES_MAX];
     for (uint32_t i = 0; i < PAGES_MAX; i++)
@@ -76,7 +83,8 @@ static struct sequence store(const struct nib_kernels *row, const struct inputs 
     for (uint32_t t = 0; t < in->tokens; t++) {
         uint8_t *page = (uint8_t *)s.memory.p + s.pages[t / NIB_KV_PAGE_TOKENS % pages_count] * s.stride;
         const size_t at = (size_t)t * in->kv_heads * NIB_HEAD_DIM;
-        row->kv_put(page, in->kv_heads, t % NIB_KV_PAGE_TOKENS, (float *)in->k.p + at, (float *)in->v.p + at);
+        (fp8 ? row->kv8_put : row->kv_put)(page, in->kv_heads, t % NIB_KV_PAGE_TOKENS, (float *)in->k.p + at,
+                                           (float *)in->v.p + at);
     }
     return s;
 }
@@ -102,7 +110,8 @@ static void attend(const struct sequence *s, const struct inputs *in, float *out
                                .window = window,
                                .kv_heads = in->kv_heads,
                                .h0 = h0,
-                               .h1 = h1};
+                               .h1 = h1,
+                               .form = s->form};
     s->row->attn(&a);
     kt_free(&scratch);
 }
@@ -114,20 +123,21 @@ static struct kt_buf take_out(const struct inputs *in, uint32_t rows)
 
 /* The last `rows` positions of the sequence: equal to ref; and the same bits query by query, in chunks, by head, and in
  * other pages. */
-static double check_attn(const struct nib_kernels *row, uint32_t kv_heads, uint32_t tokens, uint32_t rows,
-                         uint32_t window, uint32_t pages_count, uint64_t *seed)
+static double check_attn(const struct nib_kernels *row, enum nib_kv_form form, uint32_t kv_heads, uint32_t tokens,
+                         uint32_t rows, uint32_t window, uint32_t pages_count, uint64_t *seed)
 {
-    struct inputs in = take_inputs(kv_heads, tokens, seed);
-    struct sequence ref = store(kt_ref, &in, pages_count, seed), got = store(row, &in, pages_count, seed);
+    struct inputs in = take_inputs(form, kv_heads, tokens, seed);
+    struct sequence ref = store(kt_ref, form, &in, pages_count, seed), got = store(row, form, &in, pages_count, seed);
     const uint32_t pos0 = tokens - rows, width = kv_heads * NIB_GQA_GROUP * NIB_HEAD_DIM;
     const uint64_t ld = width + PAD;
     struct kt_buf want = take_out(&in, rows), have = take_out(&in, rows), cut = take_out(&in, rows);
     attend(&ref, &in, want.p, pos0, rows, window, 0, kv_heads);
     attend(&got, &in, have.p, pos0, rows, window, 0, kv_heads);
     const double error = kt_error(have.p, ld, want.p, ld, rows, width);
-    ck_assert_msg(error < 2e-6, "%s: %u tokens, %u rows, window %u: error %g", row->name, tokens, rows, window, error);
+    ck_assert_msg(error < 2e-6, "%s %s: %u tokens, %u rows, window %u: error %g", row->name, nib_kv_form_name(form),
+                  tokens, rows, window, error);
 
-    struct sequence other = store(row, &in, pages_count, seed);
+    struct sequence other = store(row, form, &in, pages_count, seed);
     for (uint32_t r = 0, step; r < rows; r += step) {
         step = 1 + (uint32_t)(nib_test_rand(seed) % (rows - r));
         for (uint32_t h = 0; h < kv_heads; h++)
@@ -148,7 +158,7 @@ static double check_attn(const struct nib_kernels *row, uint32_t kv_heads, uint3
     return error;
 }
 
-START_TEST(attention_equals_ref)
+static void try_attention_equals_ref(enum nib_kv_form form)
 {
     uint64_t seed = nib_test_seed();
     const uint32_t tokens[] = {1, 2, 3, 63, 64, 65, 127, 128, 129, 130, 191, 257, 300};
@@ -157,33 +167,39 @@ START_TEST(attention_equals_ref)
         for (size_t i = 0; i < sizeof tokens / sizeof tokens[0]; i++) {
             const uint32_t t = tokens[i];
             const uint32_t rows = 1 + (uint32_t)(nib_test_rand(&seed) % (t < 40 ? t : 40));
-            worst = fmax(worst, check_attn(kt_rows[r], 1 + i % 2, t, rows, 0, 6, &seed));
-            worst = fmax(worst, check_attn(kt_rows[r], 1 + i % 2, t, rows, 128, 6, &seed));
-            worst = fmax(worst, check_attn(kt_rows[r], 1, t, 1, 5, 6, &seed));
+            worst = fmax(worst, check_attn(kt_rows[r], form, 1 + i % 2, t, rows, 0, 6, &seed));
+            worst = fmax(worst, check_attn(kt_rows[r], form, 1 + i % 2, t, rows, 128, 6, &seed));
+            worst = fmax(worst, check_attn(kt_rows[r], form, 1, t, 1, 5, 6, &seed));
         }
         /* past the ring of a window layer: 3 or more pages hold window + rows - 1 positions */
-        worst = fmax(worst, check_attn(kt_rows[r], 1, 500, 30, 128, 4, &seed));
-        worst = fmax(worst, check_attn(kt_rows[r], 1, 705, 1, 128, 3, &seed));
-        worst = fmax(worst, check_attn(kt_rows[r], 2, 1217, 20, 0, 20, &seed));
-        printf("%s: largest error of attention %.2g\n", kt_rows[r]->name, worst);
+        worst = fmax(worst, check_attn(kt_rows[r], form, 1, 500, 30, 128, 4, &seed));
+        worst = fmax(worst, check_attn(kt_rows[r], form, 1, 705, 1, 128, 3, &seed));
+        worst = fmax(worst, check_attn(kt_rows[r], form, 2, 1217, 20, 0, 20, &seed));
+        printf("%s %s: largest error of attention %.2g\n", kt_rows[r]->name, nib_kv_form_name(form), worst);
     }
+}
+
+START_TEST(attention_equals_ref)
+{
+    for (enum nib_kv_form form = 0; form < NIB_KV_FORMS; form++)
+        try_attention_equals_ref(form);
 }
 END_TEST
 
 /* Tokens out of a query's range are NaN in memory: nothing of them may be seen. */
-START_TEST(unseen_tokens_do_not_matter)
+static void try_unseen_tokens_do_not_matter(enum nib_kv_form form)
 {
     uint64_t seed = nib_test_seed();
     const uint32_t tokens = 200, kv_heads = 1;
     for (size_t r = 0; r < kt_rows_count; r++) {
-        struct inputs in = take_inputs(kv_heads, tokens, &seed);
-        struct sequence clean = store(kt_rows[r], &in, 4, &seed);
+        struct inputs in = take_inputs(form, kv_heads, tokens, &seed);
+        struct sequence clean = store(kt_rows[r], form, &in, 4, &seed);
         struct kt_buf want = take_out(&in, 1), have = take_out(&in, 1);
         const size_t width = kv_heads * NIB_GQA_GROUP * NIB_HEAD_DIM;
         for (uint32_t pos = 0; pos < tokens; pos += 1 + (uint32_t)(nib_test_rand(&seed) % 9)) {
             const uint32_t window = pos % 3 == 0 ? 0 : pos % 3 == 1 ? 128 : 1 + pos % 7;
             const uint32_t begin = window > 0 && pos + 1 > window ? pos + 1 - window : 0;
-            struct inputs dirty_in = take_inputs(kv_heads, tokens, &seed); /* then the seen tokens of `in` */
+            struct inputs dirty_in = take_inputs(form, kv_heads, tokens, &seed); /* then the seen tokens of `in` */
             for (uint32_t t = 0; t < tokens; t++)
                 for (uint32_t d = 0; d < NIB_HEAD_DIM; d++) {
                     const size_t at = t * NIB_HEAD_DIM + d;
@@ -191,7 +207,7 @@ START_TEST(unseen_tokens_do_not_matter)
                     ((float *)dirty_in.k.p)[at] = seen ? ((float *)in.k.p)[at] : NAN;
                     ((float *)dirty_in.v.p)[at] = seen ? ((float *)in.v.p)[at] : NAN;
                 }
-            struct sequence dirty = store(kt_rows[r], &dirty_in, 4, &seed);
+            struct sequence dirty = store(kt_rows[r], form, &dirty_in, 4, &seed);
             attend(&clean, &in, want.p, pos, 1, window, 0, kv_heads);
             attend(&dirty, &in, have.p, pos, 1, window, 0, kv_heads);
             (void)kt_error(have.p, width, want.p, width, 1, (uint32_t)width); /* finite */
@@ -205,16 +221,26 @@ START_TEST(unseen_tokens_do_not_matter)
         free_inputs(&in);
     }
 }
+
+START_TEST(unseen_tokens_do_not_matter)
+{
+    for (enum nib_kv_form form = 0; form < NIB_KV_FORMS; form++)
+        try_unseen_tokens_do_not_matter(form);
+}
 END_TEST
 
 /* A page that was stored in another order of tokens is the same page, and each token's bytes are its own. */
-START_TEST(tokens_are_stored_apart)
+static void try_tokens_are_stored_apart(enum nib_kv_form form)
 {
     uint64_t seed = nib_test_seed();
     const uint32_t kv_heads = 3, width = kv_heads * NIB_HEAD_DIM;
     for (size_t r = 0; r < kt_rows_count; r++) {
         const struct nib_kernels *row = kt_rows[r];
-        struct kt_buf a = kt_take(row->kv_page_bytes(kv_heads)), b = kt_take(row->kv_page_bytes(kv_heads));
+        void (*put)(void *, uint32_t, uint32_t, const float *, const float *) =
+            form == NIB_KV_FP8 ? row->kv8_put : row->kv_put;
+        const uint64_t bytes = (form == NIB_KV_FP8 ? row->kv8_page_bytes : row->kv_page_bytes)(kv_heads);
+        struct kt_buf a = kt_take(bytes), b = kt_take(bytes);
+        memset(b.p, 0, bytes); /* every byte of a page is some token's */
         struct kt_buf kv = kt_take((size_t)2 * NIB_KV_PAGE_TOKENS * width * sizeof(float));
         float *k = kv.p, *v = k + NIB_KV_PAGE_TOKENS * width;
         for (uint32_t i = 0; i < NIB_KV_PAGE_TOKENS * width; i++) {
@@ -222,16 +248,22 @@ START_TEST(tokens_are_stored_apart)
             v[i] = kt_normal(&seed);
         }
         for (uint32_t t = 0; t < NIB_KV_PAGE_TOKENS; t++)
-            row->kv_put(a.p, kv_heads, t, k + t * width, v + t * width);
+            put(a.p, kv_heads, t, k + t * width, v + t * width);
         for (uint32_t i = 0; i < NIB_KV_PAGE_TOKENS; i++) {
             const uint32_t t = i * 37 % NIB_KV_PAGE_TOKENS;
-            row->kv_put(b.p, kv_heads, t, k + t * width, v + t * width);
+            put(b.p, kv_heads, t, k + t * width, v + t * width);
         }
         ck_assert(memcmp(a.p, b.p, a.bytes) == 0);
         kt_free(&a);
         kt_free(&b);
         kt_free(&kv);
     }
+}
+
+START_TEST(tokens_are_stored_apart)
+{
+    for (enum nib_kv_form form = 0; form < NIB_KV_FORMS; form++)
+        try_tokens_are_stored_apart(form);
 }
 END_TEST
 

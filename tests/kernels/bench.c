@@ -265,14 +265,16 @@ static void attn_work(void *arg, uint32_t thread)
 }
 
 /* `rows` queries at the end of `tokens` positions, over enough layers' pages to leave the caches. */
-static void bench_attn(const struct nib_kernels *row, uint32_t tokens, uint32_t rows)
+static void bench_attn(const struct nib_kernels *row, enum nib_kv_form form, uint32_t tokens, uint32_t rows)
 {
     uint64_t seed = 2;
     if (!wanted("attn"))
         return;
     struct attn_bench b = {.row = row};
     const uint32_t pages = (uint32_t)nib_div_up(tokens, NIB_KV_PAGE_TOKENS);
-    const uint64_t page_bytes = row->kv_page_bytes(KV_HEADS), width = HEADS * NIB_HEAD_DIM;
+    const bool fp8 = form == NIB_KV_FP8;
+    const uint64_t page_bytes = (fp8 ? row->kv8_page_bytes : row->kv_page_bytes)(KV_HEADS),
+                   width = HEADS * NIB_HEAD_DIM;
     b.layer_bytes = pages * page_bytes;
     b.layers = rows > 1 ? 1 : (uint32_t)(SWEEP_BYTES / b.layer_bytes) + 1;
     uint8_t *kv = take_huge(b.layers * b.layer_bytes);
@@ -280,7 +282,8 @@ static void bench_attn(const struct nib_kernels *row, uint32_t tokens, uint32_t 
     for (size_t i = 0; i < sizeof k / sizeof k[0]; i++)
         k[i] = kt_normal(&seed);
     for (uint32_t t = 0; t < b.layers * pages * NIB_KV_PAGE_TOKENS; t++)
-        row->kv_put(kv + t / NIB_KV_PAGE_TOKENS * page_bytes, KV_HEADS, t % NIB_KV_PAGE_TOKENS, k, k);
+        (fp8 ? row->kv8_put : row->kv_put)(kv + t / NIB_KV_PAGE_TOKENS * page_bytes, KV_HEADS, t % NIB_KV_PAGE_TOKENS,
+                                           k, k);
     struct kt_buf q = kt_take(rows * width * sizeof(float)), out = kt_take(rows * width * sizeof(float));
     for (size_t i = 0; i < rows * width; i++)
         ((float *)q.p)[i] = kt_normal(&seed);
@@ -301,10 +304,11 @@ static void bench_attn(const struct nib_kernels *row, uint32_t tokens, uint32_t 
                             .pages_count = pages,
                             .rows = rows,
                             .pos0 = tokens - rows,
-                            .kv_heads = KV_HEADS};
+                            .kv_heads = KV_HEADS,
+                            .form = form};
     const double seconds = time_s(attn_work, &b) / b.layers;
     char name[64];
-    (void)snprintf(name, sizeof name, "attn rows %u context %u", rows, tokens);
+    (void)snprintf(name, sizeof name, "attn%s rows %u context %u", fp8 ? " fp8" : "", rows, tokens);
     const double keys = rows * (tokens - (rows - 1) / 2.0);
     print_line(row->name, name, (double)b.layer_bytes, keys * HEADS * NIB_HEAD_DIM * 4, seconds, rows == 1);
     (void)munmap(kv, b.layers * b.layer_bytes);
@@ -364,10 +368,12 @@ static void bench_row(const struct nib_kernels *row)
     bench_product(row, false, false, decode, QKV, H);
     bench_product(row, true, true, expert, I2, H);
     bench_product(row, false, true, prompt, QKV, H);
-    bench_attn(row, 128, 1);
-    bench_attn(row, 4096, 1);
-    bench_attn(row, 256, 256);
-    bench_attn(row, 4096, 256);
+    for (enum nib_kv_form form = 0; form < NIB_KV_FORMS; form++) {
+        bench_attn(row, form, 128, 1);
+        bench_attn(row, form, 4096, 1);
+        bench_attn(row, form, 256, 256);
+        bench_attn(row, form, 4096, 256);
+    }
     bench_small(row);
 }
 

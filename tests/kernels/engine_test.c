@@ -26,7 +26,7 @@ static void expect_same(const float *a, const float *b)
                       (double)b[i]);
 }
 
-/* Runs a test with the kernels of each row. */
+/* Runs a test with the kernels of each row, in each form of KV pages. */
 static void on_every_row(void (*test)(const struct fixture_options *base))
 {
     struct nib_profile profile;
@@ -36,10 +36,13 @@ static void on_every_row(void (*test)(const struct fixture_options *base))
     for (size_t i = 0; i < count; i++) {
         if (!rows[i].kernels || nib_arch_refusal(&rows[i], &profile, 0))
             continue;
-        struct fixture_options base = nano;
-        base.kernels = rows[i].kernels;
-        printf("row %s\n", rows[i].name);
-        test(&base);
+        for (enum nib_kv_form kv = 0; kv < NIB_KV_FORMS; kv++) {
+            struct fixture_options base = nano;
+            base.kernels = rows[i].kernels;
+            base.kv = kv;
+            printf("row %s, %s\n", rows[i].name, nib_kv_form_name(kv));
+            test(&base);
+        }
         ran++;
     }
     ck_assert_uint_ge(ran, 1);

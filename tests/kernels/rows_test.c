@@ -34,10 +34,11 @@ static uint32_t number(const char *name, uint32_t otherwise, uint32_t most)
 }
 
 /* Logits of the prompt's last row and of each row of the answer: [answer + 1][vocab]. */
-static float *run(const struct nib_kernels *kernels, const struct plan_of_test *t)
+static float *run(const struct nib_kernels *kernels, enum nib_kv_form kv, const struct plan_of_test *t)
 {
     const struct fixture_options o = {.shape = t->shape,
                                       .kernels = kernels,
+                                      .kv = kv,
                                       .seed = 5,
                                       .ctx_tokens = t->prompt + t->answer + 64,
                                       .slots = 1,
@@ -88,7 +89,7 @@ static int ascending(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void expect_close(const char *shape, const char *row, struct distance *d)
+static void expect_close(const char *shape, const char *row, double error_max, double kl_max, struct distance *d)
 {
     qsort(d->error, d->rows, sizeof d->error[0], ascending);
     qsort(d->kl, d->rows, sizeof d->kl[0], ascending);
@@ -96,8 +97,19 @@ static void expect_close(const char *shape, const char *row, struct distance *d)
     const double error = d->error[d->rows / 2], kl = d->kl[d->rows / 2];
     printf("%s %s: relative error median %.2g largest %.2g, KL median %.2g largest %.2g, same argmax %u of %u\n", shape,
            row, error, d->error[last], kl, d->kl[last], d->same_top, d->rows);
-    ck_assert_msg(error < 1e-2 && kl < 1e-4, "%s: median relative error %g, KL %g", row, error, kl);
+    ck_assert_msg(error < error_max && kl < kl_max, "%s: median relative error %g, KL %g", row, error, kl);
     ck_assert_uint_ge(d->same_top * 10, d->rows * 8);
+}
+
+static void expect_rows(const struct plan_of_test *t, const float *have, const float *want, const char *row,
+                        double error_max, double kl_max)
+{
+    static struct distance d;
+    const uint32_t vocab = nib_shape_find(t->shape)->vocab;
+    d.rows = d.same_top = 0;
+    for (uint32_t r = 0; r <= t->answer; r++)
+        compare_row(have + (size_t)r * vocab, want + (size_t)r * vocab, vocab, &d);
+    expect_close(t->shape, row, error_max, kl_max, &d);
 }
 
 START_TEST(rows_equal_ref)
@@ -115,19 +127,21 @@ START_TEST(rows_equal_ref)
     ck_assert_int_eq(nib_arch_probe_cpu(&here, &msg), NIB_OK);
     size_t count;
     const struct nib_arch_row *rows = nib_arch_rows(&count);
-    float *want = run(&nib_kernels_ref, &t);
+    float *want = run(&nib_kernels_ref, NIB_KV_BF16, &t), *want_fp8 = run(&nib_kernels_ref, NIB_KV_FP8, &t);
+    expect_rows(&t, want_fp8, want, "ref with FP8 keys and values", 1e-1, 2e-2);
     for (size_t i = 0; i < count; i++) {
         if (!rows[i].kernels || rows[i].kernels == &nib_kernels_ref || nib_arch_refusal(&rows[i], &here, 0))
             continue;
-        float *have = run(rows[i].kernels, &t);
-        static struct distance d;
-        d.rows = d.same_top = 0;
-        for (uint32_t r = 0; r <= t.answer; r++)
-            compare_row(have + (size_t)r * shape->vocab, want + (size_t)r * shape->vocab, shape->vocab, &d);
-        expect_close(t.shape, rows[i].name, &d);
-        free(have);
+        for (enum nib_kv_form kv = 0; kv < NIB_KV_FORMS; kv++) {
+            float *have = run(rows[i].kernels, kv, &t);
+            char name[64];
+            (void)snprintf(name, sizeof name, "%s %s", rows[i].name, nib_kv_form_name(kv));
+            expect_rows(&t, have, kv == NIB_KV_FP8 ? want_fp8 : want, name, 1e-2, 1e-4);
+            free(have);
+        }
     }
     free(want);
+    free(want_fp8);
 }
 END_TEST
 

@@ -92,6 +92,14 @@ static void kv_put(void *page, uint32_t kv_heads, uint32_t token, const float *k
         ref->kv_put(page, kv_heads, token, v, k);
 }
 
+static void kv8_put(void *page, uint32_t kv_heads, uint32_t token, const float *k, const float *v)
+{
+    ref->kv8_put(page, kv_heads, token, k, v);
+    uint8_t *last = (uint8_t *)page + ref->kv8_page_bytes(kv_heads) - 1;
+    if (token == NIB_KV_PAGE_TOKENS - 1)
+        (*last)++; /* one scale twice as large */
+}
+
 static void acts_prep(void *dst, const float *x, uint64_t ldx, uint32_t m, uint32_t k)
 {
     ref->acts_prep(dst, x, ldx, m, k);
@@ -143,6 +151,7 @@ START_TEST(a_wrong_kernel_is_named)
     BREAK(attn, "attn");
     /* what has no output of its own shows in the first kernel that reads it */
     BREAK(kv_put, "attn");
+    BREAK(kv8_put, "attn_fp8");
     BREAK(acts_prep, "dense_gemv");
     BREAK(dense_repack, "dense_gemv");
     BREAK(mx_repack, "mx_gemv");

@@ -192,6 +192,16 @@ def test_options_change_the_plan():
         assert one == other
 
 
+def test_keys_and_values_in_fp8():
+    wide, narrow = (plan("20b", "--device", "cpu", "--threads", "1", "--context", "4096", "--slots", "2", "--kv", kv)
+                    for kv in ("bf16", "fp8"))
+    check_plan(narrow)
+    assert (wide["kv_form"], narrow["kv_form"]) == ("bf16", "fp8")
+    assert wide["kv_pages"] == narrow["kv_pages"] and 0.51 < narrow["kv_bytes"] / wide["kv_bytes"] < 0.52
+    done = nibble("plan", "20b", "--profile", "h200", "--kv", "fp8")
+    assert done.returncode == 1 and "has no kernels for keys and values in FP8" in done.stderr
+
+
 def test_profiles_from_another_folder(tmp_path):
     (tmp_path / "profiles").mkdir()
     mine = dict(PROFILES["l4"], name="My box")
@@ -228,9 +238,11 @@ def test_failures(args, sentence):
 
 WRONG_PLAN = [((), "name one shape, or --all"), (("20b", "120b"), "name one shape, or --all"),
               (("--all", "20b"), "name one shape, or --all"), (("20b", "--wat"), "unrecognized option '--wat'"),
-              (("20b", "--profile"), "option '--profile' requires an argument")]
+              (("20b", "--profile"), "option '--profile' requires an argument"),
+              (("20b", "--kv", "fp4"), '--kv is "fp4"; allowed are bf16 and fp8')]
 WRONG_BENCH = [((), "name one image, or a shape with --shape"), (("a", "b"), "name one image, or a shape with --shape"),
                (("a", "--wat"), "unrecognized option '--wat'"),
+               (("a", "--kv", ""), '--kv is ""; allowed are bf16 and fp8'),
                (("a", "--format", "xml"), '--format is "xml"; allowed are text, json and csv')]
 COUNTS = {"plan": {"--context": 131072, "--slots": 256, "--threads": 256},
           "bench": {"--prompt": 131072, "--tokens": 131072, "--batch": 256, "--rows": 2048, "--threads": 256}}
@@ -309,6 +321,11 @@ def test_bench_text(image):
 def test_bench_batch_has_no_roof(image):
     r = json.loads(nibble("bench", image, *SHORT, "--batch", "2", "--format", "json").stdout)
     assert r["batch"] == 2 and r["roof_tokens_s"] is None and r["share_of_roof"] is None
+
+
+def test_bench_with_keys_and_values_in_fp8(image):
+    r = json.loads(nibble("bench", image, *SHORT, "--kv", "fp8", "--format", "json").stdout)
+    assert r["decode_tokens_s"] > 0
 
 
 def test_bench_row_and_steps(image):

@@ -1,11 +1,12 @@
 /* tests/vectors/logits.c: runs a sequence through the CPU engine and writes what the model said. For comparisons.
  *
- *     logits IMAGE IDS OUT ROW EVERY COUNT THREADS
+ *     logits IMAGE IDS OUT ROW EVERY COUNT THREADS [KV]
  *
  * IDS holds the prompt as little-endian uint32. The prompt is fed in steps of EVERY prompt rows; the logits after each
  * step go to OUT as raw fp32 [steps][vocab]. Then COUNT tokens are answered greedily, one decode row at a time, and
  * their logits follow, [COUNT][vocab]. The answered ids (the first is from the last prompt row; COUNT + 1 of them) are
- * printed, one a line. ROW is a row of the capability table; exit code 3 when this machine cannot run it. */
+ * printed, one a line. ROW is a row of the capability table; exit code 3 when this machine cannot run it. KV is the form
+ * of keys and values: bf16, which it is when left out, or fp8. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,7 @@ static uint32_t *read_ids(const char *path, uint32_t *ret_count)
 }
 
 static struct nib_engine *open_engine(const char *path, const struct nib_arch_row *row, uint32_t ctx, uint32_t rows,
-                                      uint32_t threads)
+                                      uint32_t threads, enum nib_kv_form kv)
 {
     struct nib_image_file file;
     const uint8_t *base;
@@ -62,6 +63,7 @@ static struct nib_engine *open_engine(const char *path, const struct nib_arch_ro
                                              .row = &facts,
                                              .shape = image.shape,
                                              .dense = image.dense,
+                                             .kv = kv,
                                              .ctx_tokens = ctx,
                                              .slots = 1,
                                              .step_rows_max = rows,
@@ -89,15 +91,18 @@ static uint32_t run(struct nib_engine *engine, FILE *to, float *logits)
 
 int main(int argc, char **argv)
 {
-    if (argc != 8) {
-        fprintf(stderr, "usage: logits IMAGE IDS OUT ROW EVERY COUNT THREADS\n");
+    if (argc != 8 && argc != 9) {
+        fprintf(stderr, "usage: logits IMAGE IDS OUT ROW EVERY COUNT THREADS [KV]\n");
         return 2;
     }
     uint32_t prompt, every = (uint32_t)atoi(argv[5]), count = (uint32_t)atoi(argv[6]);
     const uint32_t *ids = read_ids(argv[2], &prompt);
     const struct nib_arch_row *row = nib_arch_find(argv[4]);
     need(row && row->kernels, argv[4]);
-    struct nib_engine *engine = open_engine(argv[1], row, prompt + count, every, (uint32_t)atoi(argv[7]));
+    enum nib_kv_form kv = NIB_KV_BF16;
+    while (argc == 9 && strcmp(argv[8], nib_kv_form_name(kv)) != 0)
+        need(++kv < NIB_KV_FORMS, argv[8]);
+    struct nib_engine *engine = open_engine(argv[1], row, prompt + count, every, (uint32_t)atoi(argv[7]), kv);
     FILE *to = fopen(argv[3], "wb");
     float *logits = malloc(engine->shape->vocab * sizeof(float));
     uint32_t *pages = malloc(plan.dims.kv_pages * sizeof(uint32_t));

@@ -34,6 +34,13 @@ def test_answers_are_those_of_the_reference(start):
 
 
 @needs_rows
+def test_a_gpu_row_refuses_keys_and_values_in_fp8(start):
+    gpu = start(env=H200, engine={"device": "gpu"}, memory={**SMALL, "kv": "fp8"}, wait=False)
+    assert gpu.process.wait(d.HANG_S) != 0
+    assert "the row sm90 has no kernels for keys and values in FP8" in gpu.log.read_text()
+
+
+@needs_rows
 def test_auto_takes_the_gpu_and_a_named_row_runs(start):
     gpu = start(env=H200, memory=SMALL)
     assert "row sm90" in gpu.log.read_text()

@@ -241,6 +241,8 @@ def test_exit_codes(tmp_path, image):
     code, text = of("limits:\n  queue: 257\n")
     assert code == 78 and "line 2" in text and "limits.queue" in text and "0 to 256" in text
     assert run(tmp_path, "limits:\n  queue: 256\n", "--check").returncode == 0
+    code, text = of("memory:\n  kv: fp4\n")
+    assert code == 78 and "memory.kv must be one of bf16|fp8" in text
     where = f"socket:\n  path: {tmp_path}/s.sock\n"
     code, text = of(where + "image:\n  path: /nowhere.nib\n")
     assert code == 66 and "/nowhere.nib" in text

@@ -31,6 +31,27 @@ def test_an_agent_s_turn_computes_what_is_new(start):
     cold.stop()
 
 
+def test_the_same_with_keys_and_values_in_fp8(start):
+    warm, cold = start(**config(memory={"kv": "fp8"})), start(**config(memory={"kv": "fp8"}, prefix={"reuse": "false"}))
+    total, fed = check_trace(warm, cold, trace()[:6])
+    assert fed < total
+    alone = ask(cold, trace()[2], temperature=1, seed=9, max_tokens=30)["choices"]
+    many = [None] * 4
+
+    def one(i):
+        many[i] = ask(warm, trace()[2 if i else 5], temperature=1, seed=9, max_tokens=30)["choices"]
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert many[1:] == [alone] * 3
+    warm.check_ledger()
+    warm.stop()
+    cold.stop()
+
+
 @needs_rows
 def test_the_same_on_the_gpu_s_stand_in(start):
     warm = start(env=H200, memory={"limit_mib": 1280}, **config(4096, engine={"device": "gpu"}))

@@ -37,13 +37,13 @@ def post(path, route, body):
 class Daemon:
     """nibbled on an image, with one current date (or none), in a folder of its own."""
 
-    def __init__(self, folder, image, date="", device="cpu", slots=16):
+    def __init__(self, folder, image, date="", device="cpu", slots=16, kv="bf16"):
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.socket = folder / "n.sock"
         config = folder / "nibbled.yaml"
         config.write_text(f"image:\n  path: {pathlib.Path(image).resolve()}\nengine:\n  device: {device}\n  ctx_tokens: 2048\n"
-                          f"  slots: {slots}\nsocket:\n  path: {self.socket}\nlimits:\n  queue: 64\n"
+                          f"  slots: {slots}\nmemory:\n  kv: {kv}\nsocket:\n  path: {self.socket}\nlimits:\n  queue: 64\n"
                           f'defaults:\n  date: "{date}"\nlog:\n  requests: false\n')
         self.log = open(folder / "log", "wb")
         self.process = subprocess.Popen([str(BUILD / "nibbled"), "--config", str(config)], stdout=self.log, stderr=self.log)

@@ -4,6 +4,8 @@
     eval.py daemon IMAGE [--device gpu] [--count N]       through nibbled's API, greedy
     eval.py transformers FOLDER [--count N]               through Hugging Face transformers, fp32, greedy
     eval.py formats FOLDER [--latent FOLDER] [--count N]  dense matrices in other formats: both, and the error of each
+    eval.py kv IMAGE [--device gpu] [--count N]           keys and values in FP8 beside bf16: exact match, and on the CPU row
+                                                          amx (or --row) perplexity and KL divergence
 
 FOLDER is a checkpoint that train.py exported. The formats are those of core/mx*.c, put through and back to bf16: every
 matrix outside the experts, also the router and the embedding, which an image always has in bf16. With --latent FOLDER (a
@@ -13,6 +15,7 @@ import argparse
 import concurrent.futures
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -39,7 +42,7 @@ def report(name, asked, right, extra=None):
     print(f"{name}: exact match {sum(right)}/{len(right)} = {sum(right) / len(right):.4f}{extra or ''}", flush=True)
 
 
-def ask_daemon(image, asked, device, folder, show=8, slots=16):
+def ask_daemon(image, asked, device, folder, show=8, slots=16, kv="bf16"):
     """One greedy answer a question, `slots` at a time. A daemon for each current date."""
     right, tokens = [False] * len(asked), 0
 
@@ -52,7 +55,7 @@ def ask_daemon(image, asked, device, folder, show=8, slots=16):
         return got, answer["usage"]["completion_tokens"]
 
     for date in sorted({c.date for c in asked}):
-        with api.Daemon(folder, image, date, device, slots) as daemon, concurrent.futures.ThreadPoolExecutor(slots) as pool:
+        with api.Daemon(folder, image, date, device, slots, kv) as daemon, concurrent.futures.ThreadPoolExecutor(slots) as pool:
             mine = [i for i, c in enumerate(asked) if c.date == date]
             for i, (got, used) in zip(mine, pool.map(lambda i: one(daemon.socket, asked[i]), mine)):
                 right[i] = got == wanted(asked[i])
@@ -200,15 +203,58 @@ def run_formats(o, asked):
                f"own, {mean:.2e} a weight")
 
 
+# --- keys and values ---
+
+
+def log_probabilities(o, row, kv):
+    """What tests/vectors/logits says of each position of a sequence, [tokens][vocab]."""
+    import numpy as np
+
+    ids, out = pathlib.Path(o.work) / "ids", pathlib.Path(o.work) / "logits"
+    np.array(row, np.uint32).tofile(ids)
+    subprocess.run([str(api.BUILD / "tests" / "vectors" / "logits"), o.path, str(ids), str(out), o.row, "1", "0",
+                    str(len(os.sched_getaffinity(0))), kv], check=True, stdout=subprocess.DEVNULL)
+    said = np.fromfile(out, np.float32).reshape(len(row), -1).astype(np.float64)
+    said -= said.max(axis=1, keepdims=True)
+    return said - np.log(np.exp(said).sum(axis=1, keepdims=True))
+
+
+def run_kv(o, asked):
+    """Exact match of all through nibbled; then every eighth conversation with its right answer, position by position."""
+    import numpy as np
+
+    tokenizer, loss, work = load_tokenizer("etc/demo"), {"bf16": [], "fp8": []}, pathlib.Path(o.work)
+    parts = {"questions": ([], []), "answers": ([], [])}
+    work.mkdir(parents=True, exist_ok=True)
+    for c in asked[::8]:
+        prompt = tokenizer.encode(data.prompt_text(c), add_special_tokens=False).ids
+        row = tokenizer.encode(data.prompt_text(c) + data.answer_text(c), add_special_tokens=False).ids
+        said = {kv: log_probabilities(o, row, kv) for kv in loss}
+        for kv, p in said.items():
+            loss[kv] += [-p[i - 1, row[i]] for i in range(len(prompt), len(row))]
+        far = (np.exp(said["bf16"]) * (said["bf16"] - said["fp8"])).sum(axis=1)
+        same = said["bf16"].argmax(axis=1) == said["fp8"].argmax(axis=1)
+        for (kl, top), cut in zip(parts.values(), (slice(0, len(prompt) - 1), slice(len(prompt) - 1, len(row) - 1))):
+            kl += list(far[cut])
+            top += list(same[cut])
+    for part, (kl, top) in parts.items():
+        print(f"row {o.row}, fp8 from bf16, {part}: mean KL {np.mean(kl):.2e}, median {np.median(kl):.2e}, largest "
+              f"{max(kl):.2e}, largest logit the same {sum(top)}/{len(top)}", flush=True)
+    for kv, nats in loss.items():
+        right, _ = ask_daemon(o.path, asked, o.device, work / "d", slots=o.slots, kv=kv)
+        report(f"keys and values {kv}", asked, right, f", perplexity {math.exp(np.mean(nats)):.5f} over {len(nats)} tokens")
+
+
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("what", choices=["daemon", "transformers", "formats"])
+    p.add_argument("what", choices=["daemon", "transformers", "formats", "kv"])
     p.add_argument("path")
     p.add_argument("--count", type=int, default=2250)
     p.add_argument("--device", default="cpu")
     p.add_argument("--slots", type=int, default=16)
     p.add_argument("--work", default="/tmp/nibbled-demo-eval")
     p.add_argument("--latent")
+    p.add_argument("--row", default="amx")
     o = p.parse_args()
     asked = questions(o.count)
     if o.what == "daemon":
@@ -217,6 +263,8 @@ def main():
     elif o.what == "transformers":
         right, value, count = ask_transformers(load_model(o.path), load_tokenizer(o.path), asked)
         report("transformers", asked, right, f", perplexity {value:.5f} over {count} tokens")
+    elif o.what == "kv":
+        run_kv(o, asked)
     else:
         run_formats(o, asked)
     return 0
