@@ -203,13 +203,17 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
     if (op == NIB_GPU_BEGIN) {
         *ret = (struct nib_gpu_geometry){{prompt ? CU_BEGIN_BLOCKS : 1, 1, 1}, CU_BEGIN_THREADS, 0, 0};
     } else if (op == NIB_GPU_ROUTE) {
-        /* few rows: the experts' tiles on blocks of their own */
+        /* few rows: the experts' tiles on blocks of their own. Rows of a block: few enough that the card holds all blocks at once */
         const uint32_t x = rows <= CU_ROUTE_SPREAD ? cu_tiles(m->experts) : 1;
-        *ret = (struct nib_gpu_geometry){{x, CU_DIV_UP(rows, CU_ROUTE_ROWS), 1}, CU_ROUTE_THREADS, 0, 0};
-        ret->shared_bytes = gemv_shared_bytes(CU_ROUTE_THREADS / 32, CU_ROUTE_RING * CU_DENSE_BYTES,
-                                              least(rows, CU_ROUTE_ROWS), m->hidden);
+        const uint32_t each = cu_route_rows(rows * x, m->sms * (x > 1 ? 2 : 1)),
+                       ring = x > 1 ? CU_ROUTE_RING : CU_ROUTE_RING_ALONE;
+        *ret = (struct nib_gpu_geometry){{x, CU_DIV_UP(rows, each), 1}, CU_ROUTE_THREADS, 0, 0};
+        ret->shared_bytes =
+            gemv_shared_bytes(CU_ROUTE_THREADS / 32, ring * CU_DENSE_BYTES, least(rows, each), m->hidden);
     } else {
-        *ret = (struct nib_gpu_geometry){{rows, 1, 1}, CU_ROW_THREADS, 0, 0};
+        const bool many =
+            op == NIB_GPU_COMBINE && rows >= CU_MANY_ROWS && m->hidden <= CU_MANY_THREADS * CU_MANY_PARTS * 4;
+        *ret = (struct nib_gpu_geometry){{rows, 1, 1}, many ? CU_MANY_THREADS : CU_ROW_THREADS, 0, 0};
     }
 }
 
@@ -217,9 +221,9 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
                           struct nib_gpu_geometry *ret)
 {
     if (op == NIB_GPU_SAMPLE)
-        *ret = (struct nib_gpu_geometry){{want ? CU_SLICES : 1, want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
+        *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (op == NIB_GPU_SCAN && want)
-        *ret = (struct nib_gpu_geometry){{CU_SLICES, want, 1}, CU_SAMPLE_THREADS, 0, 0};
+        *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (want && !batched(NIB_GPU_HEAD, want))
         dense_launch(m, mxfp8, CU_GEMV_WARPS, m->vocab, m->hidden, want, ret);
 }

@@ -67,9 +67,10 @@
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
 #endif
-#define CU_MX_SHARED  (110u * 1024) /* of a block with few rows: two fit */
-#define CU_MX_WIDE    (222u * 1024) /* of a block with more than 8 */
-#define CU_ROUTE_RING 12
+#define CU_MX_SHARED        (110u * 1024) /* of a block with few rows: two fit */
+#define CU_MX_WIDE          (222u * 1024) /* of a block with more than 8 */
+#define CU_ROUTE_RING       12
+#define CU_ROUTE_RING_ALONE 6
 #else
 #define CU_GEMV_ROWS 4
 #ifndef CU_DENSE_RING
@@ -87,9 +88,10 @@
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
 #endif
-#define CU_MX_SHARED  (98u * 1024)
-#define CU_MX_WIDE    (98u * 1024)
-#define CU_ROUTE_RING 4
+#define CU_MX_SHARED        (98u * 1024)
+#define CU_MX_WIDE          (98u * 1024)
+#define CU_ROUTE_RING       4
+#define CU_ROUTE_RING_ALONE 4
 #endif
 #ifndef CU_MX_SPAN
 #define CU_MX_SPAN 3 /* mx units of a stage of the ring: 2880 inputs are 15 */
@@ -102,9 +104,10 @@
 #ifndef CU_MX_BLOCKS
 #define CU_MX_BLOCKS 2 /* of a multiprocessor */
 #endif
-#define CU_MX_STATIC (6u * 1024) /* shared memory that a block declares: groups, barriers */
-#define CU_MX_SUMS   (2 * CU_MX_WARPS * 512)
-#define CU_MX_SPLIT  4 /* warps that share an item */
+#define CU_MX_STATIC   (6u * 1024) /* shared memory that a block declares: groups, barriers */
+#define CU_MX_SUMS     (2 * CU_MX_WARPS * 512)
+#define CU_MX_SPLIT    4  /* warps that share an item */
+#define CU_MX_ROWS_MAX 32 /* of activations that a block holds at a time */
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */
@@ -128,15 +131,18 @@
 #define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                                       /* struct attn_pages */
 
 #define CU_ROUTE_THREADS  256
-#define CU_ROUTE_ROWS     8   /* of a block */
+#define CU_ROUTE_ROWS     8   /* of a block, at most */
 #define CU_ROUTE_SPREAD   64  /* rows of a step up to which each tile of experts has its own block */
 #define CU_ROW_THREADS    768 /* embed, combine: a block a row */
 #define CU_ROW_PARTS      3   /* float4 a thread: NIB_MAX_HIDDEN / 4 / CU_ROW_THREADS, rounded up */
+#define CU_MANY_THREADS   256 /* combine of many rows */
+#define CU_MANY_PARTS     3
+#define CU_MANY_ROWS      160
 #define CU_BEGIN_THREADS  512
 #define CU_BEGIN_BLOCKS   32
 #define CU_REPACK_THREADS 256
 #define CU_SAMPLE_THREADS 512
-#define CU_SLICES         32 /* of the vocabulary, a block each */
+#define CU_SLICES         32 /* of the vocabulary, a block each: at most */
 
 #define CU_DIV_UP(a, b) (((a) + (b)-1) / (b))
 
@@ -201,6 +207,22 @@ NIB_BOTH struct cu_mx_room cu_mx_room(uint32_t rows, uint32_t k)
 NIB_BOTH uint32_t cu_mx_rows(uint32_t decode)
 {
     return decode == 1 ? 2 : NIB_SM >= 90 && decode <= 8 ? 8 : CU_GEMV_ROWS;
+}
+
+/* Rows of a block of the router when `groups` of them share `rows`: as few as do. */
+NIB_BOTH uint32_t cu_route_rows(uint32_t rows, uint32_t groups)
+{
+    uint32_t each = 1;
+    while (each < CU_ROUTE_ROWS && groups * each < rows)
+        each *= 2;
+    return each;
+}
+
+/* Slices of the vocabulary of each of `want` rows: two blocks a multiprocessor in all. */
+NIB_BOTH uint32_t cu_slices(uint32_t want, uint32_t sms)
+{
+    const uint32_t each = want ? 2 * sms / want : 1;
+    return each < 1 ? 1 : each < CU_SLICES ? each : CU_SLICES;
 }
 
 /* Keys of one split for a row at `pos`. */

@@ -1,5 +1,5 @@
-/* arch/cuda/route.cuh: the router. A block norms 8 rows (fp16 for the experts, bf16 for itself), computes their logits for a tile of
- * 16 experts, or for all; the last block to finish picks each row's experts where the others have not, and groups all
+/* arch/cuda/route.cuh: the router. A block norms up to 8 rows (fp16 for the experts, bf16 for itself), computes their logits for a
+ * tile of 16 experts, or for all; the last block to finish picks each row's experts where the others have not, and groups all
  * assignments by expert, rows in order, so that an expert's decode rows come first. */
 #pragma once
 #include "arch/cuda/gemv.cuh"
@@ -7,7 +7,8 @@
 #define ROUTE_WARPS (CU_ROUTE_THREADS / 32)
 
 #define ROUTE_AS_ROW (CU_ROW_THREADS / CU_ROUTE_THREADS)
-#define ROUTE_PARTS CU_DIV_UP(NIB_MAX_HIDDEN / 4, CU_ROUTE_THREADS) /* of a row, four numbers a thread each */
+#define ROUTE_PARTS  CU_DIV_UP(NIB_MAX_HIDDEN / 4, CU_ROUTE_THREADS) /* of a row, four numbers a thread each */
+#define ROUTE_FEW    3 /* parts of today's models' rows: of them several rows are on their way at once */
 
 /* This thread's norm weights: read before the op before this one ends. */
 __device__ __forceinline__ void route_weights(const struct nib_gpu_machine *m, uint32_t layer, uint2 w[ROUTE_PARTS])
@@ -20,55 +21,60 @@ __device__ __forceinline__ void route_weights(const struct nib_gpu_machine *m, u
     }
 }
 
-/* This thread's part of a row of x. */
-__device__ __forceinline__ void route_row(const struct nib_gpu_machine *m, uint32_t row, float4 v[ROUTE_PARTS])
-{
-    const float4 *x = at<const float4>(m->x, (uint64_t)row * m->hidden * 4);
-#pragma unroll
-    for (uint32_t p = 0; p < ROUTE_PARTS; p++) {
-        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
-        v[p] = i < m->hidden / 4 ? x[i] : make_float4(0, 0, 0, 0);
-    }
-}
-
-/* The sum of squares has the order of norm_row (arch/cuda/rows.cuh). Norms rows first .. first + count - 1; bf16 to shared memory, fp16 to acts by the block that `writes`. */
+/* Norms rows first .. first + count - 1, ROWS of them at a time, whose PARTS parts hold all of a row; bf16 to shared memory, fp16 to
+ * acts by the block that `writes`. The sum of squares has the order of norm_row (arch/cuda/rows.cuh). */
+template <uint32_t PARTS, uint32_t ROWS>
 __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint32_t first, uint32_t count, bool writes,
                                            const uint2 w[ROUTE_PARTS], const gemv_shared &sh)
 {
     __shared__ float sums[CU_ROUTE_ROWS][CU_ROW_THREADS / 32];
     const uint32_t hidden = m->hidden, lane = threadIdx.x % 32;
-    float4 v[ROUTE_PARTS];
-    for (uint32_t r = 0; r < count; r++) {
-        route_row(m, first + r, v);
-        float sum[ROUTE_AS_ROW] = {}; /* as so many threads of norm_row have them */
+    for (uint32_t r0 = 0; r0 < count; r0 += ROWS) {
+        float4 v[ROWS][PARTS];
 #pragma unroll
-        for (uint32_t p = 0; p < ROUTE_PARTS; p++)
-            sum[p % ROUTE_AS_ROW] = __fadd_rn(sum[p % ROUTE_AS_ROW], square4(v[p]));
+        for (uint32_t r = 0; r < ROWS; r++) {
+            const float4 *x = at<const float4>(m->x, (uint64_t)(first + r0 + r) * hidden * 4);
 #pragma unroll
-        for (uint32_t p = 0; p < ROUTE_AS_ROW; p++) {
-            const float of_warp = warp_sum(sum[p]);
-            if (lane == 0)
-                sums[r][p * ROUTE_WARPS + threadIdx.x / 32] = of_warp;
+            for (uint32_t p = 0; p < PARTS; p++) {
+                const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+                v[r][p] = r0 + r < count && i < hidden / 4 ? x[i] : make_float4(0, 0, 0, 0);
+            }
         }
-    }
-    __syncthreads();
-    for (uint32_t r = 0; r < count; r++) {
-        if (count > 1)
-            route_row(m, first + r, v);
-        uint2 *acts = (uint2 *)acts_row(m, first + r);
-        const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sums[r][lane] : 0);
-        const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
 #pragma unroll
-        for (uint32_t p = 0; p < ROUTE_PARTS; p++) {
-            const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
-            if (i >= hidden / 4)
+        for (uint32_t r = 0; r < ROWS; r++) {
+            float sum[ROUTE_AS_ROW] = {}; /* as so many threads of norm_row have them */
+#pragma unroll
+            for (uint32_t p = 0; p < PARTS; p++)
+                sum[p % ROUTE_AS_ROW] = __fadd_rn(sum[p % ROUTE_AS_ROW], square4(v[r][p]));
+            if (r0 + r >= count)
                 continue;
-            const float4 y = normed(v[p], scale, bf16_four(w[p]));
-            asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(sh.acts + r * sh.stride + i * 8), "r"(pack_bf16(y.x, y.y)),
-                         "r"(pack_bf16(y.z, y.w))
-                         : "memory");
-            if (writes)
-                acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+#pragma unroll
+            for (uint32_t p = 0; p < ROUTE_AS_ROW; p++) {
+                const float of_warp = warp_sum(sum[p]);
+                if (lane == 0)
+                    sums[r0 + r][p * ROUTE_WARPS + threadIdx.x / 32] = of_warp;
+            }
+        }
+        __syncthreads();
+#pragma unroll
+        for (uint32_t r = 0; r < ROWS; r++) {
+            if (r0 + r >= count)
+                continue;
+            uint2 *acts = (uint2 *)acts_row(m, first + r0 + r);
+            const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sums[r0 + r][lane] : 0);
+            const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+#pragma unroll
+            for (uint32_t p = 0; p < PARTS; p++) {
+                const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+                if (i >= hidden / 4)
+                    continue;
+                const float4 y = normed(v[r][p], scale, bf16_four(w[p]));
+                asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(sh.acts + (r0 + r) * sh.stride + i * 8),
+                             "r"(pack_bf16(y.x, y.y)), "r"(pack_bf16(y.z, y.w))
+                             : "memory");
+                if (writes)
+                    acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+            }
         }
     }
 }
@@ -118,15 +124,15 @@ __device__ __forceinline__ uint32_t route_choose(uint32_t experts, uint32_t used
     return mine;
 }
 
-/* The choices of a row whose logits are in `route`, to `route`. One warp. */
-__device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, uint32_t row)
+/* The choices of a row to `route`; logit(e) is that of expert e. One warp. */
+template <class Logit>
+__device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, uint32_t row, Logit logit)
 {
     const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used;
-    const float *logits = route_logits(m) + (uint64_t)row * experts;
     float value[NIB_MAX_EXPERTS / 32], weight;
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-        value[i] = lane + 32 * i < experts ? __ldcg(logits + lane + 32 * i) : 0;
+        value[i] = lane + 32 * i < experts ? logit(lane + 32 * i) : 0;
     const uint32_t mine = route_choose(experts, used, value, &weight);
     if (lane < used) {
         route_array(m, 0)[row * used + lane] = mine;
@@ -137,28 +143,20 @@ __device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, 
 
 struct route_counts {
     uint32_t warp[ROUTE_WARPS][NIB_MAX_EXPERTS]; /* of each warp's assignments; then the next place */
-    uint32_t all[NIB_MAX_EXPERTS], decode[NIB_MAX_EXPERTS], begin[NIB_MAX_EXPERTS + 1];
+    uint32_t decode[NIB_MAX_EXPERTS];
 };
 
-/* Walks this warp's assignments [first, end) in order and counts them up in `next` by expert; seen(i, the count before). */
-template <class Seen>
-__device__ __forceinline__ void route_walk(const uint32_t *expert, uint32_t first, uint32_t end, uint32_t experts,
-                                           uint32_t *next, Seen seen)
+/* What the last block works with, where the weights were: the expert of each assignment, and logits when it picks. */
+#define ROUTE_PICKED (CU_ROUTE_SPREAD * NIB_MAX_EXPERTS_USED) /* bytes: assignments of steps whose rows it picks */
+static_assert(ROUTE_PICKED + CU_ROUTE_SPREAD * NIB_MAX_EXPERTS * 4 <= ROUTE_WARPS * (CU_ROUTE_RING * CU_DENSE_BYTES + 1024),
+              "the logits of a step with CU_ROUTE_SPREAD rows fit in rings and sums");
+static_assert(NIB_MAX_STEP_ROWS *NIB_MAX_EXPERTS_USED <= ROUTE_WARPS * CU_ROUTE_RING_ALONE * CU_DENSE_BYTES &&
+                  NIB_MAX_EXPERTS <= 256,
+              "a byte an assignment");
+
+__device__ __forceinline__ uint8_t *route_experts()
 {
-    const uint32_t lane = threadIdx.x % 32;
-    for (uint32_t base = first; base < end; base += 32) {
-        const uint32_t i = base + lane;
-        const uint32_t e = i < end ? min(__ldcg(expert + i), experts - 1) : ~0u;
-        const uint32_t peers = __match_any_sync(~0u, e);
-        const uint32_t rank = __popc(peers & ((1u << lane) - 1));
-        const uint32_t before = i < end ? next[e] : 0;
-        __syncwarp();
-        if (i < end && rank == 0)
-            next[e] = before + __popc(peers);
-        __syncwarp();
-        if (i < end)
-            seen(i, before + rank);
-    }
+    return (uint8_t *)gemv_dynamic;
 }
 
 /* Lists of at most `size` assignments each. One thread an expert; `offset` its first list. */
@@ -170,22 +168,23 @@ __device__ __forceinline__ void route_lists(struct cu_group *to, uint32_t at_lis
             to[at_list] = {expert, place + i, min(size, count - i)};
 }
 
-/* Exclusive sum over the threads of the block, 128 of them used; all threads call it. */
-__device__ __forceinline__ uint32_t route_scan(uint32_t v, uint32_t *ret_total)
+#define ROUTE_FIELD 20 /* bits of a number of assignments or lists: three in a word */
+
+/* Exclusive sum over the threads of the block, of which those below NIB_MAX_EXPERTS have any; all threads call it, once. */
+__device__ __forceinline__ uint64_t route_scan(uint64_t v, uint64_t *ret_total)
 {
-    __shared__ uint32_t sums[NIB_MAX_EXPERTS / 32];
+    __shared__ uint64_t sums[NIB_MAX_EXPERTS / 32];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t sum = v;
+    uint64_t sum = v;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
-        const uint32_t other = __shfl_up_sync(~0u, sum, d);
+        const uint64_t other = __shfl_up_sync(~0u, sum, d);
         sum += (int)lane >= d ? other : 0;
     }
-    __syncthreads();
     if (lane == 31 && warp < NIB_MAX_EXPERTS / 32)
         sums[warp] = sum;
     __syncthreads();
-    uint32_t before = 0, total = 0;
+    uint64_t before = 0, total = 0;
 #pragma unroll
     for (uint32_t w = 0; w < NIB_MAX_EXPERTS / 32; w++) {
         before += w < warp ? sums[w] : 0;
@@ -195,60 +194,69 @@ __device__ __forceinline__ uint32_t route_scan(uint32_t v, uint32_t *ret_total)
     return before + sum - v;
 }
 
-/* A stable counting sort of the assignments by expert, by one block. */
-__device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, const struct nib_gpu_step *step)
+/* A stable counting sort of the assignments by expert, by one block: each warp has a part of them, in order. */
+__device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uint32_t all, uint32_t decode)
 {
     __shared__ struct route_counts n;
-    const uint32_t used = m->experts_used, experts = m->experts, warp = threadIdx.x / 32;
-    const uint32_t all = step->rows_count * used, decode = step->decode_count * used;
+    const uint32_t used = m->experts_used, experts = m->experts, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t per = CU_DIV_UP(CU_DIV_UP(all, ROUTE_WARPS), 32) * 32;
     const uint32_t first = min(warp * per, all), end = min(first + per, all);
-    const uint32_t *expert = route_array(m, 0);
-    uint32_t *place = route_array(m, 2), *rows = route_array(m, 3);
-    for (uint32_t i = threadIdx.x; i < ROUTE_WARPS * NIB_MAX_EXPERTS; i += CU_ROUTE_THREADS)
-        n.warp[i / NIB_MAX_EXPERTS][i % NIB_MAX_EXPERTS] = 0;
-    for (uint32_t i = threadIdx.x; i < NIB_MAX_EXPERTS; i += CU_ROUTE_THREADS)
-        n.decode[i] = 0;
+    const uint8_t *expert = route_experts();
+    for (uint32_t i = threadIdx.x; i < sizeof n / 4; i += CU_ROUTE_THREADS)
+        (&n.warp[0][0])[i] = 0; /* `decode` lies behind */
     __syncthreads();
-    route_walk(expert, first, end, experts, n.warp[warp], [](uint32_t, uint32_t) {});
-    for (uint32_t i = threadIdx.x; i < decode; i += CU_ROUTE_THREADS)
-        atomicAdd(&n.decode[min(__ldcg(expert + i), experts - 1)], 1u);
+    for (uint32_t i = first + lane; i < end; i += 32) {
+        atomicAdd(&n.warp[warp][expert[i]], 1u);
+        if (i < decode)
+            atomicAdd(&n.decode[expert[i]], 1u);
+    }
     __syncthreads();
     const uint32_t e = threadIdx.x;
-    uint32_t count = 0, of_decode = 0, total;
-    if (e < experts) {
-        for (uint32_t w = 0; w < ROUTE_WARPS; w++)
-            count += n.warp[w][e];
-        of_decode = n.decode[e];
+    uint32_t of_warp[ROUTE_WARPS], count = 0, of_decode = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < ROUTE_WARPS; w++) {
+        of_warp[w] = e < experts ? n.warp[w][e] : 0;
+        count += of_warp[w];
     }
-    const uint32_t begin = route_scan(e < NIB_MAX_EXPERTS ? count : 0, &total);
-    if (e < experts) {
-        uint32_t next = begin;
-        for (uint32_t w = 0; w < ROUTE_WARPS; w++) {
-            const uint32_t of_warp = n.warp[w][e];
+    if (e < experts)
+        of_decode = n.decode[e];
+    const uint32_t of_prompt = count - of_decode;
+    const uint32_t lists = CU_DIV_UP(of_decode, CU_GEMV_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
+    uint64_t total;
+    const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
+    const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
+    uint32_t next = begin;
+#pragma unroll
+    for (uint32_t w = 0; w < ROUTE_WARPS; w++) {
+        if (e < experts)
             n.warp[w][e] = next;
-            next += of_warp;
-        }
+        next += of_warp[w];
     }
     struct cu_route *head = route_head(m);
-    uint32_t lists = CU_DIV_UP(of_decode, CU_GEMV_ROWS);
-    uint32_t at_list = route_scan(lists, &total);
-    route_lists(head->group, at_list, CU_GROUPS_MAX, e, begin, of_decode, CU_GEMV_ROWS);
-    if (threadIdx.x == 0)
-        head->groups = min(total, (uint32_t)CU_GROUPS_MAX);
-    const uint32_t of_prompt = count - of_decode;
-    lists = CU_DIV_UP(of_prompt, CU_GEMM_M);
-    at_list = route_scan(lists, &total);
+    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, CU_GROUPS_MAX, e, begin, of_decode, CU_GEMV_ROWS);
     /* lists of an expert are of like length, in 32s */
-    const uint32_t length = lists ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists), 32) * 32 : CU_GEMM_M;
-    route_lists(head->group_prompt, at_list, CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt, length);
-    if (threadIdx.x == 0)
-        head->groups_prompt = min(total, (uint32_t)CU_GROUPS_PROMPT_MAX);
+    const uint32_t length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
+    route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt,
+                length);
+    if (threadIdx.x == 0) {
+        head->groups = min((uint32_t)(total >> ROUTE_FIELD) & mask, (uint32_t)CU_GROUPS_MAX);
+        head->groups_prompt = min((uint32_t)(total >> 2 * ROUTE_FIELD), (uint32_t)CU_GROUPS_PROMPT_MAX);
+    }
     __syncthreads();
-    route_walk(expert, first, end, experts, n.warp[warp], [&](uint32_t i, uint32_t to) {
-        place[i] = to;
-        rows[to] = i / used;
-    });
+    uint32_t *place = route_array(m, 2), *rows = route_array(m, 3), *counted = n.warp[warp];
+    for (uint32_t base = first; base < end; base += 32) {
+        const uint32_t i = base + lane, mine = i < end ? expert[i] : ~0u;
+        const uint32_t peers = __match_any_sync(~0u, mine), rank = __popc(peers & ((1u << lane) - 1));
+        const uint32_t to = i < end ? counted[mine] + rank : 0;
+        __syncwarp();
+        if (i < end && rank == 0)
+            counted[mine] = to + __popc(peers);
+        __syncwarp();
+        if (i < end) {
+            place[i] = to;
+            rows[to] = i / used;
+        }
+    }
 }
 
 /* The same for at most 32 assignments of at most CU_GEMV_ROWS rows, by one warp: lane i has the expert of assignment i. */
@@ -286,33 +294,14 @@ __device__ __forceinline__ void route_group_few(const struct nib_gpu_machine *m,
     }
 }
 
-/* Grid: x the tiles of experts, or 1 for all; y the groups of 8 rows. */
-KERNEL(route, CU_ROUTE_THREADS, 1)
+/* Logits of `rows` rows from `first` on, to `route`. */
+template <int RING>
+__device__ __forceinline__ void route_logits_of(const struct nib_gpu_machine *m, uint32_t layer, dense_stream<ROUTE_WARPS, RING> &s,
+                                                const gemv_shared &sh, uint32_t first, uint32_t rows)
 {
-    __shared__ uint32_t ticket, picked[32];
-    const struct nib_gpu_step *step = step_of(m);
-    const uint32_t k = m->hidden, units = k / CU_DENSE_UNIT, tiles = cu_tiles(m->experts);
-    gemv_shared sh = gemv_carve<ROUTE_WARPS>(k, CU_ROUTE_RING * CU_DENSE_BYTES);
-    dense_stream<ROUTE_WARPS, CU_ROUTE_RING> s;
-    overlap_next();
-    uint2 w[ROUTE_PARTS];
-    route_weights(m, layer, w);
-    prefetch(m->layer[layer].router_bias, m->experts * 2);
-    s.open(m->layer[layer].router, units, blockIdx.x, gridDim.x, tiles, sh.ring);
-    overlap_wait();
-    const uint32_t first = blockIdx.y * CU_ROUTE_ROWS, all = step->rows_count;
-    if (first >= all) {
-        copy_wait<0>();
-        if (all == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
-            route_head(m)->groups = route_head(m)->groups_prompt = 0;
-        return;
-    }
-    const uint32_t rows = min(all - first, (uint32_t)CU_ROUTE_ROWS);
-    gemv_rows<ROUTE_WARPS>(sh, rows, CU_ROUTE_RING * CU_DENSE_BYTES);
-    route_norm(m, first, rows, blockIdx.x == 0, w, sh);
-    __syncthreads();
-    dense_pass<1, ROUTE_WARPS, CU_ROUTE_RING>(
-        s, sh, units, blockIdx.x, gridDim.x, tiles, rows, [&](uint32_t tile, uint32_t, const float c[4]) {
+    dense_pass<1, ROUTE_WARPS, RING>(
+        s, sh, m->hidden / CU_DENSE_UNIT, blockIdx.x, gridDim.x, cu_tiles(m->experts), rows,
+        [&](uint32_t tile, uint32_t, const float c[4]) {
             const uint32_t lane = threadIdx.x % 32, row = lane % 4 * 2;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -323,31 +312,92 @@ KERNEL(route, CU_ROUTE_THREADS, 1)
             }
         });
     copy_wait<0>();
-    const bool alone = gridDim.x == 1; /* this block has all logits of its rows */
-    if (alone && threadIdx.x / 32 < rows)
-        route_pick(m, first + threadIdx.x / 32);
+}
+
+/* The last block: the experts of all rows' assignments to shared memory, picked here or by the blocks that have all logits of their rows. */
+__device__ __forceinline__ void route_gather(const struct nib_gpu_machine *m, uint32_t all, bool picked)
+{
+    uint8_t *expert = route_experts();
+    const uint32_t experts = m->experts, used = m->experts_used;
+    if (picked) { /* the last words of four may lie behind the last assignment */
+        const uint4 *from = (const uint4 *)route_array(m, 0);
+#pragma unroll 4
+        for (uint32_t i = threadIdx.x; i * 4 < all * used; i += CU_ROUTE_THREADS) {
+            const uint4 e = __ldcg(from + i);
+            const uint32_t most = experts - 1;
+            ((uint32_t *)expert)[i] = min(e.x, most) | min(e.y, most) << 8 | min(e.z, most) << 16 | min(e.w, most) << 24;
+        }
+        return;
+    }
+    float *logits = (float *)(expert + ROUTE_PICKED);
+    const float4 *from = (const float4 *)route_logits(m);
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i * 4 < all * experts; i += CU_ROUTE_THREADS)
+        ((float4 *)logits)[i] = __ldcg(from + i);
     __syncthreads();
-    const uint32_t blocks = gridDim.x * CU_DIV_UP(all, CU_ROUTE_ROWS);
+    for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS) {
+        const uint32_t mine = route_pick(m, r, [&](uint32_t e) { return logits[r * experts + e]; });
+        if (threadIdx.x % 32 < used)
+            expert[r * used + threadIdx.x % 32] = (uint8_t)min(mine, experts - 1);
+    }
+}
+
+template <int RING> __device__ __forceinline__ void route_rows(const struct nib_gpu_machine *m, uint32_t layer, bool alone)
+{
+    __shared__ uint32_t ticket;
+    const struct nib_gpu_step *step = step_of(m);
+    gemv_shared sh = gemv_carve<ROUTE_WARPS>(m->hidden, RING * CU_DENSE_BYTES);
+    dense_stream<ROUTE_WARPS, RING> s;
+    uint2 w[ROUTE_PARTS];
+    route_weights(m, layer, w);
+    prefetch(m->layer[layer].router_bias, m->experts * 2);
+    s.open(m->layer[layer].router, m->hidden / CU_DENSE_UNIT, blockIdx.x, gridDim.x, cu_tiles(m->experts), sh.ring);
+    overlap_wait();
+    const uint32_t all = step->rows_count, most = cu_route_rows(all, gridDim.y), first = blockIdx.y * most;
+    if (first >= all) {
+        copy_wait<0>();
+        if (all == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
+            route_head(m)->groups = route_head(m)->groups_prompt = 0;
+        return;
+    }
+    const uint32_t rows = min(all - first, most);
+    gemv_rows<ROUTE_WARPS>(sh, rows, RING * CU_DENSE_BYTES);
+    if (m->hidden > ROUTE_FEW * CU_ROUTE_THREADS * 4)
+        route_norm<ROUTE_PARTS, 1>(m, first, rows, blockIdx.x == 0, w, sh);
+    else
+        route_norm<ROUTE_FEW, CU_ROUTE_ROWS / 2>(m, first, rows, blockIdx.x == 0, w, sh);
+    __syncthreads();
+    route_logits_of<RING>(m, layer, s, sh, first, rows);
+    if (alone && threadIdx.x / 32 < rows) {
+        const uint32_t row = first + threadIdx.x / 32;
+        (void)route_pick(m, row, [&](uint32_t e) { return __ldcg(route_logits(m) + (uint64_t)row * m->experts + e); });
+    }
+    __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
         ticket = atomicAdd(&at<struct cu_scratch>(m->scratch)->routed, 1u);
         __threadfence();
     }
     __syncthreads();
-    if (ticket + 1 < blocks)
+    if (ticket + 1 < gridDim.x * CU_DIV_UP(all, most))
         return;
-    const bool few = !alone && all <= CU_GEMV_ROWS && all * m->experts_used <= 32;
-    if (!alone)
-        for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS) {
-            const uint32_t mine = route_pick(m, r), lane = threadIdx.x % 32;
-            if (few && lane < m->experts_used)
-                picked[r * m->experts_used + lane] = mine;
-        }
+    route_gather(m, all, alone);
     __syncthreads();
-    if (!few)
-        route_group(m, step);
+    const uint32_t used = m->experts_used;
+    if (all > CU_GEMV_ROWS || all * used > 32)
+        route_group(m, all * used, step->decode_count * used);
     else if (threadIdx.x < 32)
-        route_group_few(m, step, picked[threadIdx.x]);
+        route_group_few(m, step, threadIdx.x < all * used ? route_experts()[threadIdx.x] : ~0u);
     if (threadIdx.x == 0)
         at<struct cu_scratch>(m->scratch)->routed = 0;
+}
+
+/* Grid: x the tiles of experts, or 1 for all; y groups of rows: cu_route_rows. */
+KERNEL(route, CU_ROUTE_THREADS, 2)
+{
+    overlap_next();
+    if (gridDim.x == 1)
+        route_rows<CU_ROUTE_RING_ALONE>(m, layer, true);
+    else
+        route_rows<CU_ROUTE_RING>(m, layer, false);
 }

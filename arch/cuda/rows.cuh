@@ -2,28 +2,32 @@
 #pragma once
 #include "arch/cuda/base.cuh"
 
-/* acts = bf16(x / sqrt(mean(x^2) + 1e-5) * w); thread i of the block holds x[4 (i + CU_ROW_THREADS p) ..] in v[p]. The order
- * of the sum is the block's, the same for every row. */
-__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, nib_gpu_ptr w,
-                                         const float4 v[CU_ROW_PARTS])
+/* acts = bf16(x / sqrt(mean(x^2) + 1e-5) * w); thread i of the block's THREADS holds x[4 (i + THREADS p) ..] in v[p]. The order
+ * of the sum is that of a block of CU_ROW_THREADS, of which a thread here stands for some: the same for every row. */
+template <uint32_t THREADS, uint32_t PARTS>
+__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, nib_gpu_ptr w, const float4 v[PARTS])
 {
+    constexpr uint32_t STANDS = CU_ROW_THREADS / THREADS;
     __shared__ float sums[CU_ROW_THREADS / 32];
     const uint32_t hidden = m->hidden;
-    float sum = 0;
+    float sum[STANDS] = {};
 #pragma unroll
-    for (int p = 0; p < CU_ROW_PARTS; p++)
-        sum = __fadd_rn(sum, square4(v[p]));
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0)
-        sums[threadIdx.x / 32] = sum;
+    for (uint32_t p = 0; p < PARTS; p++)
+        sum[p % STANDS] = __fadd_rn(sum[p % STANDS], square4(v[p]));
+#pragma unroll
+    for (uint32_t p = 0; p < STANDS; p++) {
+        const float of_warp = warp_sum(sum[p]);
+        if (threadIdx.x % 32 == 0)
+            sums[p * (THREADS / 32) + threadIdx.x / 32] = of_warp;
+    }
     __syncthreads();
-    sum = warp_sum(threadIdx.x % 32 < CU_ROW_THREADS / 32 ? sums[threadIdx.x % 32] : 0);
-    const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+    const float all = warp_sum(threadIdx.x % 32 < CU_ROW_THREADS / 32 ? sums[threadIdx.x % 32] : 0);
+    const float scale = 1.0f / sqrtf(all / (float)hidden + NIB_RMS_EPS);
     uint2 *to = (uint2 *)acts_row(m, row);
     const uint2 *weight = at<const uint2>(w);
 #pragma unroll
-    for (int p = 0; p < CU_ROW_PARTS; p++) {
-        const uint32_t i = threadIdx.x + p * CU_ROW_THREADS;
+    for (uint32_t p = 0; p < PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * THREADS;
         if (i * 4 >= hidden)
             continue;
         const uint2 g = weight[i];
@@ -81,16 +85,13 @@ KERNEL(embed, CU_ROW_THREADS, 1)
         v[p] = bf16_four(from[i]);
         x[i] = v[p];
     }
-    norm_row(m, row, m->layer[0].attn_norm, v);
+    norm_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, row, m->layer[0].attn_norm, v);
 }
 
-KERNEL(combine, CU_ROW_THREADS, 1)
+/* A block of THREADS a row, which PARTS parts hold. */
+template <uint32_t THREADS, uint32_t PARTS>
+__device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib_gpu_ptr norm)
 {
-    const struct nib_gpu_step *step = step_of(m);
-    const nib_gpu_ptr norm = layer + 1 < m->layers ? m->layer[layer + 1].attn_norm : m->final_norm;
-    overlap_next();
-    prefetch(norm, m->hidden * 2);
-    overlap_wait();
     const uint32_t row = blockIdx.x, hidden = m->hidden, used = m->experts_used;
     float weight[NIB_MAX_EXPERTS_USED];
     const float4 *down[NIB_MAX_EXPERTS_USED];
@@ -100,14 +101,22 @@ KERNEL(combine, CU_ROW_THREADS, 1)
         weight[c] = __uint_as_float(route_array(m, 1)[i]);
         down[c] = at<const float4>(m->down, (uint64_t)route_array(m, 2)[i] * hidden * 4);
     }
-    if (row >= step->rows_count)
+    if (row >= step_of(m)->rows_count)
         return;
     float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
-    float4 v[CU_ROW_PARTS];
+    float4 v[PARTS], y[PARTS][NIB_MAX_EXPERTS_USED];
 #pragma unroll
-    for (int p = 0; p < CU_ROW_PARTS; p++) {
-        const uint32_t i = threadIdx.x + p * CU_ROW_THREADS;
-        v[p] = make_float4(0, 0, 0, 0);
+    for (uint32_t p = 0; p < PARTS; p++) { /* everything is loaded before anything is stored */
+        const uint32_t i = threadIdx.x + p * THREADS;
+        const bool there = i * 4 < hidden;
+        v[p] = there ? x[i] : make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
+            y[p][c] = there && c < used ? down[c][i] : make_float4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (uint32_t p = 0; p < PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * THREADS;
         if (i * 4 >= hidden)
             continue;
         float4 sum = make_float4(0, 0, 0, 0);
@@ -115,18 +124,29 @@ KERNEL(combine, CU_ROW_THREADS, 1)
         for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
             if (c >= used)
                 break;
-            const float4 y = down[c][i];
-            sum.x = __fmaf_rn(weight[c], y.x, sum.x);
-            sum.y = __fmaf_rn(weight[c], y.y, sum.y);
-            sum.z = __fmaf_rn(weight[c], y.z, sum.z);
-            sum.w = __fmaf_rn(weight[c], y.w, sum.w);
+            sum.x = __fmaf_rn(weight[c], y[p][c].x, sum.x);
+            sum.y = __fmaf_rn(weight[c], y[p][c].y, sum.y);
+            sum.z = __fmaf_rn(weight[c], y[p][c].z, sum.z);
+            sum.w = __fmaf_rn(weight[c], y[p][c].w, sum.w);
         }
-        v[p] = x[i];
         v[p].x += sum.x;
         v[p].y += sum.y;
         v[p].z += sum.z;
         v[p].w += sum.w;
         x[i] = v[p];
     }
-    norm_row(m, row, norm, v);
+    norm_row<THREADS, PARTS>(m, row, norm, v);
+}
+
+/* Many rows whose parts fit in CU_MANY_PARTS come in smaller blocks: more of them on a multiprocessor. */
+KERNEL(combine, CU_ROW_THREADS, 1)
+{
+    const nib_gpu_ptr norm = layer + 1 < m->layers ? m->layer[layer + 1].attn_norm : m->final_norm;
+    overlap_next();
+    prefetch(norm, m->hidden * 2);
+    overlap_wait();
+    if (blockDim.x == CU_ROW_THREADS)
+        combine_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, norm);
+    else
+        combine_row<CU_MANY_THREADS, CU_MANY_PARTS>(m, norm);
 }

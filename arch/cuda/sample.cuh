@@ -2,9 +2,9 @@
  * multiply-add, weights as integers, Gumbel-max in double. Whatever needs the order of the ids is an integer compare, so
  * that threads may meet them in any order.
  *
- * scan: a block a slice of the vocabulary: biases, the maximum before and after the penalties. sample: the same slices draw; a
+ * scan: a block a slice of the vocabulary: biases, the maximum before and after the penalties. sample: slices draw; a
  * row that truncates or reports log-probabilities is drawn by its first block alone. The last block of a row writes its
- * result, the last row hands the step to the host. */
+ * result, the last row hands the step to the host. Slices are as many as fill the card (cu_slices): no result depends on them. */
 #pragma once
 #include "arch/cuda/base.cuh"
 
@@ -51,6 +51,76 @@ __device__ __forceinline__ float draw_z(const draw_row &d, uint32_t id)
     const uint32_t banned = d.banned[id / 32];
     const float z = __fadd_rn(d.logits[id], 0.0f); /* read at once with `banned`, not after it */
     return banned >> id % 32 & 1 ? -INFINITY : z;
+}
+
+/* Four ids from a multiple of 4 on, on their way. */
+struct draw_four {
+    float4 logit;
+    uint32_t banned; /* bits of the four, and of others above */
+};
+
+/* Ids from `end` on, a multiple of 4 or the vocabulary's end, are -inf. */
+__device__ __forceinline__ draw_four draw_ask(const draw_row &d, uint32_t id, uint32_t end)
+{
+    draw_four v = {make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY), 0};
+    if (id >= end)
+        return v;
+    v.banned = d.banned[id / 32] >> id % 32;
+    if (d.vocab % 4 == 0) {
+        v.logit = __ldcg((const float4 *)(d.logits + id));
+        return v;
+    }
+    v.logit.x = __ldcg(d.logits + id);
+    if (id + 1 < end)
+        v.logit.y = __ldcg(d.logits + id + 1);
+    if (id + 2 < end)
+        v.logit.z = __ldcg(d.logits + id + 2);
+    if (id + 3 < end)
+        v.logit.w = __ldcg(d.logits + id + 3);
+    return v;
+}
+
+/* Their z of step 1. */
+__device__ __forceinline__ void draw_four_z(const draw_four &v, float z[4])
+{
+    z[0] = v.banned & 1 ? -INFINITY : __fadd_rn(v.logit.x, 0.0f);
+    z[1] = v.banned & 2 ? -INFINITY : __fadd_rn(v.logit.y, 0.0f);
+    z[2] = v.banned & 4 ? -INFINITY : __fadd_rn(v.logit.z, 0.0f);
+    z[3] = v.banned & 8 ? -INFINITY : __fadd_rn(v.logit.w, 0.0f);
+}
+
+#define AHEAD 4 /* fours of a thread on their way */
+
+/* The thread's first fours of ids [first, end). */
+__device__ __forceinline__ void draw_ask_ahead(const draw_row &d, uint32_t first, uint32_t end, draw_four v[AHEAD])
+{
+#pragma unroll
+    for (uint32_t u = 0; u < AHEAD; u++)
+        v[u] = draw_ask(d, first + (u * THREADS + threadIdx.x) * 4, end);
+}
+
+/* Calls take(id, z) for all fours of ids [first, end), z of step 1, by all threads; `v` are the first ones. */
+template <class Take>
+__device__ __forceinline__ void draw_walk_from(const draw_row &d, uint32_t first, uint32_t end, draw_four v[AHEAD], Take take)
+{
+    for (uint32_t base = first; base < end; base += AHEAD * THREADS * 4) {
+#pragma unroll
+        for (uint32_t u = 0; u < AHEAD; u++) {
+            const uint32_t id = base + (u * THREADS + threadIdx.x) * 4;
+            float z[4];
+            draw_four_z(v[u], z);
+            v[u] = draw_ask(d, id + AHEAD * THREADS * 4, end);
+            if (id < end)
+                take(id, z);
+        }
+    }
+}
+
+template <class Take> __device__ __forceinline__ void draw_walk(const draw_row &d, uint32_t first, uint32_t end, Take take)
+{
+    draw_four v[AHEAD];
+    draw_ask_ahead(d, first, end, v);
+    draw_walk_from(d, first, end, v, take);
 }
 
 /* z of step 3. */
@@ -196,11 +266,11 @@ __device__ __forceinline__ uint64_t draw_sum(uint64_t v)
     return v;
 }
 
-/* Ids [*first, *end) of slice i, multiples of 32 but the last. */
-__device__ __forceinline__ void slice_of(uint32_t vocab, uint32_t i, uint32_t *ret_first, uint32_t *ret_end)
+/* Ids [*first, *end) of this block's slice, multiples of 32 but the last. */
+__device__ __forceinline__ void slice_of(uint32_t vocab, uint32_t *ret_first, uint32_t *ret_end)
 {
-    const uint32_t per = CU_DIV_UP(CU_DIV_UP(vocab, CU_SLICES), 32) * 32;
-    *ret_first = min(i * per, vocab);
+    const uint32_t per = CU_DIV_UP(CU_DIV_UP(vocab, gridDim.x), 32) * 32;
+    *ret_first = min(blockIdx.x * per, vocab);
     *ret_end = min(*ret_first + per, vocab);
 }
 
@@ -224,33 +294,9 @@ __device__ __forceinline__ void scan_bias(const draw_row &d, uint32_t first, uin
     }
 }
 
-/* Grid: x slices, y rows that want a token. */
-KERNEL(scan, THREADS, 2)
+/* The parts of a warp's lanes put together, in every lane. */
+__device__ __forceinline__ struct cu_part part_reduce(struct cu_part p)
 {
-    __shared__ struct cu_part all[THREADS / 32];
-    overlap_next();
-    overlap_wait();
-    if (blockIdx.y >= step_of(m)->want_count)
-        return;
-    const draw_row d = draw_open(m, blockIdx.y);
-    uint32_t first, end;
-    slice_of(d.vocab, blockIdx.x, &first, &end);
-    if (d.sampling->bias_count) {
-        scan_bias(d, first, end);
-        __threadfence_block();
-        __syncthreads();
-    }
-    struct cu_part p = {-INFINITY, -INFINITY, ~0u, 0};
-#pragma unroll 4
-    for (uint32_t id = first + threadIdx.x; id < end; id += THREADS) {
-        const float z = draw_z(d, id), after = draw_penalised(d, id, z);
-        p.bad |= !(z < INFINITY) || !(after < INFINITY);
-        p.max = fmaxf(p.max, z);
-        if (after > p.best) {
-            p.best = after;
-            p.id = id;
-        }
-    }
 #pragma unroll
     for (int k = 16; k > 0; k /= 2) {
         const float best = __shfl_xor_sync(~0u, p.best, k);
@@ -262,20 +308,53 @@ KERNEL(scan, THREADS, 2)
             p.id = id;
         }
     }
-    if (threadIdx.x % 32 == 0)
+    return p;
+}
+
+/* Grid: x slices, at most CU_SLICES, y rows that want a token. */
+KERNEL(scan, THREADS, 2)
+{
+    static_assert(CU_SLICES == 32 && THREADS / 32 <= 32, "a lane a slice, and a warp");
+    __shared__ struct cu_part all[THREADS / 32];
+    overlap_next();
+    overlap_wait();
+    if (blockIdx.y >= step_of(m)->want_count)
+        return;
+    const draw_row d = draw_open(m, blockIdx.y);
+    uint32_t first, end;
+    slice_of(d.vocab, &first, &end);
+    if (d.sampling->bias_count) {
+        scan_bias(d, first, end);
+        __threadfence();
+        __syncthreads();
+    }
+    const struct cu_part none = {-INFINITY, -INFINITY, ~0u, 0};
+    struct cu_part p = none;
+    draw_walk(d, first, end, [&](uint32_t id, const float z[4]) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const float after = d.penalties && id + i < end ? draw_penalised(d, id + i, z[i]) : z[i];
+            p.bad |= !(z[i] < INFINITY) || !(after < INFINITY);
+            p.max = fmaxf(p.max, z[i]);
+            if (after > p.best) {
+                p.best = after;
+                p.id = id + i;
+            }
+        }
+    });
+    p = part_reduce(p);
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane == 0)
         all[threadIdx.x / 32] = p;
     __syncthreads();
-    if (threadIdx.x != 0)
+    if (threadIdx.x >= 32)
         return;
-    for (int w = 1; w < THREADS / 32; w++) {
-        p.max = fmaxf(p.max, all[w].max);
-        p.bad |= all[w].bad;
-        if (all[w].best > p.best || (all[w].best == p.best && all[w].id < p.id)) {
-            p.best = all[w].best;
-            p.id = all[w].id;
-        }
-    }
-    at<struct cu_scratch>(m->scratch)->part[d.index][blockIdx.x] = p;
+    struct cu_part *to = at<struct cu_scratch>(m->scratch)->part[d.index];
+    p = part_reduce(lane < THREADS / 32 ? all[lane] : none);
+    if (lane == 0)
+        to[blockIdx.x] = p;
+    if (blockIdx.x == 0 && lane >= gridDim.x) /* slices that there are not */
+        to[lane] = none;
 }
 
 /* What truncation keeps: keys above `key`, of that key ids up to `last`; and d >= least. */
@@ -293,11 +372,16 @@ __device__ __forceinline__ bool cut_keeps(const draw_row &d, const draw_cut &cut
 /* Calls seen(id, z) for the ids that `cut` keeps, of the whole row, by all threads. */
 template <class Seen> __device__ __forceinline__ void cut_walk(const draw_row &d, const draw_cut &cut, Seen seen)
 {
-    for (uint32_t id = threadIdx.x; id < d.vocab; id += THREADS) {
-        const float z = draw_penalised(d, id, draw_z(d, id));
-        if (cut_keeps(d, cut, id, z))
-            seen(id, z);
-    }
+    draw_walk(d, 0, d.vocab, [&](uint32_t id, const float z0[4]) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            if (id + i >= d.vocab)
+                continue;
+            const float z = draw_penalised(d, id + i, z0[i]);
+            if (cut_keeps(d, cut, id + i, z))
+                seen(id + i, z);
+        }
+    });
 }
 
 #define BUCKETS 2048
@@ -413,26 +497,27 @@ __device__ __forceinline__ draw_best draw_range(const draw_row &d, const draw_cu
 {
     draw_best best = start;
     const uint64_t seed = d.sampling->seed;
-    for (uint32_t id0 = first + threadIdx.x * 4; id0 < end; id0 += THREADS * 4) {
+    draw_walk(d, first, end, [&](uint32_t id0, const float z0[4]) {
         float z[4], most = -INFINITY;
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
-            z[i] = -INFINITY;
-            if (id0 + i < end)
-                z[i] = draw_penalised(d, id0 + i, draw_z(d, id0 + i));
+            z[i] = id0 + i < end ? draw_penalised(d, id0 + i, z0[i]) : -INFINITY;
             if (cut && !cut_keeps(d, *cut, id0 + i, z[i]))
                 z[i] = -INFINITY;
             most = fmaxf(most, z[i]);
         }
-        if (most == -INFINITY || draw_limit(draw_d(d, most), best.score) == 0)
-            continue;
+        if (most == -INFINITY)
+            return;
+        const uint64_t limit = draw_limit(draw_d(d, most), best.score); /* no word beyond it beats the score, at any of the four */
+        if (limit == 0)
+            return;
         uint32_t word[4];
         draw_noise(seed, d.pos, id0 / 4, word);
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++)
-            if (z[i] != -INFINITY && word[i] < draw_limit(draw_d(d, z[i]), best.score))
+            if (word[i] < limit && z[i] != -INFINITY && word[i] < draw_limit(draw_d(d, z[i]), best.score))
                 draw_better(best, draw_score(draw_d(d, z[i]), word[i]), id0 + i);
-    }
+    });
     return best;
 }
 
@@ -453,19 +538,24 @@ __device__ __noinline__ double draw_report(draw_row d, float max_z, uint32_t wan
     d.max = max_z;
     d.inv_t = 1.0f;
     uint64_t mass = 0;
-    for (uint32_t id = threadIdx.x; id < d.vocab; id += THREADS) /* as the definition: -inf has exp(-80) too, weight 0 */
-        mass += draw_weight(d, draw_z(d, id));
+    draw_walk(d, 0, d.vocab, [&](uint32_t, const float z[4]) { /* as the definition: -inf has exp(-80) too, weight 0 */
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            mass += draw_weight(d, z[i]);
+    });
     const double log_sum = (double)max_z + log((double)draw_sum(mass) / (double)MASS);
     unsigned long long bound = ~0ull; /* key, then the id from the end: below the one picked last */
     uint32_t count = 0;
     for (; count < want; count++) {
         unsigned long long best = 0;
-        for (uint32_t id = threadIdx.x; id < d.vocab; id += THREADS) {
-            const float z = draw_z(d, id);
-            const unsigned long long c = (unsigned long long)draw_key(z) << 32 | (0xffffffffu - id);
-            if (z != -INFINITY && c < bound && c > best)
-                best = c;
-        }
+        draw_walk(d, 0, d.vocab, [&](uint32_t id, const float z[4]) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                const unsigned long long c = (unsigned long long)draw_key(z[i]) << 32 | (0xffffffffu - id - i);
+                if (z[i] != -INFINITY && c < bound && c > best)
+                    best = c;
+            }
+        });
 #pragma unroll
         for (int k = 16; k > 0; k /= 2)
             best = max(best, __shfl_xor_sync(~0u, best, k));
@@ -488,16 +578,17 @@ __device__ __noinline__ double draw_report(draw_row d, float max_z, uint32_t wan
     return log_sum;
 }
 
-/* The step is done: what the host polls for. */
+/* The step is done: what the host polls for. Whatever the rows' threads wrote for the host before they were counted is seen before
+ * the serial is: the fence hands on what the counting handed over. */
 __device__ __forceinline__ void sample_hand_over(const struct nib_gpu_machine *m, struct nib_gpu_result *out)
 {
     const struct nib_gpu_step *step = step_of(m);
     const uint64_t serial = step->serial;
     out->count = step->want_count;
     out->fault = *(const volatile uint32_t *)&step->fault;
-    *at<uint64_t>(m->next_serial) = serial + 1;
     __threadfence_system();
     *(volatile uint64_t *)&out->serial = serial;
+    *at<uint64_t>(m->next_serial) = serial + 1;
 }
 
 /* One thread: the row's result and the slot's memory of it; the last row ends the step. */
@@ -512,35 +603,23 @@ __device__ __forceinline__ void sample_finish(const struct nib_gpu_machine *m, c
     to->logprob = failed ? 0 : logprob;
     if (failed || !reported)
         to->top_count = 0;
-    at<uint32_t>(m->last)[d.slot] = token;
-    if (!failed)
-        at<uint32_t>(m->seen)[(uint64_t)d.slot * d.vocab + token]++;
     struct cu_scratch *scratch = at<struct cu_scratch>(m->scratch);
-    __threadfence_system();
+    __threadfence();
     if (atomicAdd(&scratch->sampled, 1u) + 1 == step_of(m)->want_count) {
+        __threadfence();
         scratch->sampled = 0;
-        __threadfence_system();
         sample_hand_over(m, out);
     }
+    /* only later steps read these: they need not be there for the host */
+    at<uint32_t>(m->last)[d.slot] = token;
+    if (!failed)
+        atomicAdd(at<uint32_t>(m->seen) + (uint64_t)d.slot * d.vocab + token, 1u);
 }
 
 /* The slices' parts put together; each warp does it, a lane a slice. */
 __device__ __forceinline__ struct cu_part sample_parts(const struct nib_gpu_machine *m, uint32_t index)
 {
-    static_assert(CU_SLICES == 32, "a lane a slice");
-    struct cu_part p = at<const struct cu_scratch>(m->scratch)->part[index][threadIdx.x % 32];
-#pragma unroll
-    for (int k = 16; k > 0; k /= 2) {
-        const float best = __shfl_xor_sync(~0u, p.best, k);
-        const uint32_t id = __shfl_xor_sync(~0u, p.id, k);
-        p.max = fmaxf(p.max, __shfl_xor_sync(~0u, p.max, k));
-        p.bad |= __shfl_xor_sync(~0u, p.bad, k);
-        if (best > p.best || (best == p.best && id < p.id)) {
-            p.best = best;
-            p.id = id;
-        }
-    }
-    return p;
+    return part_reduce(at<const struct cu_scratch>(m->scratch)->part[index][threadIdx.x % 32]);
 }
 
 /* A row by one block: greedy, truncated, or with log-probabilities. */
@@ -594,21 +673,25 @@ KERNEL(sample, THREADS, 1)
         return;
     }
     uint32_t first, end;
-    slice_of(d.vocab, blockIdx.x, &first, &end);
+    slice_of(d.vocab, &first, &end);
     draw_best best = draw_reduce(draw_range(d, NULL, first, end, draw_start(d, p.id)));
     struct cu_scratch *scratch = at<struct cu_scratch>(m->scratch);
     if (threadIdx.x == 0) {
         scratch->draw[d.index][blockIdx.x] = {best.score, best.id, 0};
         __threadfence();
         last = atomicAdd(&scratch->drawn[d.index], 1u) + 1 == gridDim.x;
-        if (last) {
-            __threadfence();
-            scratch->drawn[d.index] = 0;
-            for (uint32_t i = 0; i < gridDim.x; i++) {
-                const struct cu_draw *other = &scratch->draw[d.index][i];
-                draw_better(best, __ldcg(&other->score), __ldcg(&other->id));
-            }
-            sample_finish(m, d, out, false, best.id, 0, false);
-        }
+        __threadfence();
+    }
+    __syncthreads();
+    if (!last)
+        return;
+    if (threadIdx.x < gridDim.x) {
+        const struct cu_draw *other = &scratch->draw[d.index][threadIdx.x];
+        best = {__ldcg(&other->score), __ldcg(&other->id)};
+    }
+    best = draw_reduce(best);
+    if (threadIdx.x == 0) {
+        scratch->drawn[d.index] = 0;
+        sample_finish(m, d, out, false, best.id, 0, false);
     }
 }
