@@ -100,8 +100,8 @@ static void fill_weights(struct rig *rig)
     m->final_norm = small;
     for (uint32_t i = 0; i < s->layers; i++) {
         struct nib_gpu_layer *l = &m->layer[i];
-        l->attn_norm = l->mlp_norm = l->qkv_bias = l->sinks = small;
-        l->out_bias = l->router_bias = l->up_bias = l->down_bias = zeros;
+        l->attn_norm = l->mlp_norm = l->sinks = small;
+        l->qkv_bias = l->out_bias = l->router_bias = l->up_bias = l->down_bias = zeros;
         l->qkv = dense(rig, words, scales, qkv, h, NIB_GPU_M_QKV);
         l->out = dense(rig, words, scales, h, q, NIB_GPU_M_PLAIN);
         l->router = dense(rig, words + i * 64 * 1024, 0, s->experts, h, NIB_GPU_M_PLAIN);
@@ -313,12 +313,33 @@ static double experts_read(struct rig *rig, struct rig_bucket b)
     return count / (double)s->layers;
 }
 
+/* BEGIN and SAMPLE of one step, again and again; and of a graph after another what is no kernel's. */
+static void bench_ends(struct rig *rig, struct rig_bucket b)
+{
+    uint64_t serial = 0;
+    rig_down(rig, &serial, rig->m.next_serial, 8);
+    send(rig, b, 1024, serial);
+    const double begin = time_op(rig, NIB_GPU_BEGIN, b), sample = time_op(rig, NIB_GPU_SAMPLE, b);
+    struct CUgraphExec_st *exec = capture(rig, NIB_GPU_EMBED, b);
+    float ms = 0;
+    RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
+    RIG_CU(rig, cuEventRecord, rig->event[0], rig->stream);
+    for (int i = 0; i < 20; i++)
+        RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
+    RIG_CU(rig, cuEventRecord, rig->event[1], rig->stream);
+    rig_wait(rig);
+    RIG_CU(rig, cuEventElapsedTime, &ms, rig->event[0], rig->event[1]);
+    RIG_CU(rig, cuGraphExecDestroy, exec);
+    const double one = time_op(rig, NIB_GPU_EMBED, b) * rig->m.layers;
+    printf("  begin %.2f, sample %.2f, between graphs %.2f us\n", begin, sample, (double)ms * 1e3 / 20 - one);
+}
+
 /* What a step gets shorter by without an op, for each layer if it is one of a layer's. Without all of them BEGIN and SAMPLE are left. */
 static void bench_without(struct rig *rig, struct rig_bucket b)
 {
     const double all = time_steps(rig, b, 1024, 10);
     printf("  a step less an op:");
-    for (int op = NIB_GPU_EMBED; op <= NIB_GPU_SCAN; op++) {
+    for (int op = NIB_GPU_QKV; op <= NIB_GPU_SCAN; op++) { /* without EMBED the rows become alike */
         struct nib_gpu_geometry g;
         rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
         if (g.grid[0] == 0)
@@ -383,6 +404,7 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
         printf("decode, batch %u: %.0f us a step, %.0f tokens/s; a layer reads %.1f experts\n", n, us, n * 1e6 / us,
                experts);
         bench_ops(rig, (struct rig_bucket){n, 0, n});
+        bench_ends(rig, (struct rig_bucket){n, 0, n});
         bench_without(rig, (struct rig_bucket){n, 0, n});
         (void)fflush(stdout);
     }
