@@ -65,6 +65,30 @@ __device__ __forceinline__ void copy_bulk(uint32_t dst, const void *src, uint32_
                  "l"(src), "r"(bytes), "r"(bar), "l"(policy)
                  : "memory");
 }
+
+/* The same without a policy: what is read again. */
+__device__ __forceinline__ void copy_bulk(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
+                 "r"(bytes), "r"(bar)
+                 : "memory");
+}
+
+/* One thread, before a barrier of the block: an mbarrier that one arrival and the bytes expected with it complete. */
+__device__ __forceinline__ void bulk_open(uint32_t bar)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bar) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void bulk_wait(uint32_t bar, uint32_t parity)
+{
+    asm volatile("{\n.reg .pred done;\n"
+                 "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n}" ::"r"(bar),
+                 "r"(parity)
+                 : "memory");
+}
 #endif
 
 __device__ __forceinline__ void copy4(uint32_t dst, const void *src)

@@ -17,6 +17,7 @@ struct gemv_shared {
     uint32_t stride; /* bytes of a row */
     float4 *sums;    /* [2][warps][NT][32], behind the rows */
     uint32_t ring;   /* this warp's */
+    uint32_t came;   /* sm_90: the mbarrier that rows come to */
 };
 
 extern __shared__ uint4 gemv_dynamic[];
@@ -146,16 +147,34 @@ template <int NT, int WARPS> __device__ __forceinline__ uint32_t gathered_row(ui
 }
 
 /* Copies rows first .. rows - 1 of activations (k 16-bit numbers each, k a multiple of 32) to shared memory: row i from from(i).
- * All threads. */
+ * All threads, then a barrier of the block, then the same of acts_wait. */
 template <class From>
 __device__ __forceinline__ void load_acts(const gemv_shared &sh, uint32_t first, uint32_t rows, uint32_t k, From from)
 {
+#if NIB_SM >= 90
+    if (threadIdx.x >= 32 || first >= rows)
+        return;
+    if (threadIdx.x == 0)
+        bulk_expect(sh.came, (rows - first) * k * 2);
+    for (uint32_t r = first + threadIdx.x; r < rows; r += 32)
+        copy_bulk(sh.acts + r * sh.stride, from(r), k * 2, sh.came);
+#else
     const uint32_t chunks = k / 8;
     for (uint32_t r = first; r < rows; r++) {
         const uint8_t *src = (const uint8_t *)from(r);
         for (uint32_t c = threadIdx.x; c < chunks; c += blockDim.x)
             sts16(sh.acts + r * sh.stride + c * 16, *(const uint4 *)(src + c * 16));
     }
+#endif
+}
+
+/* When rows are `coming`; `turn`: how often they were waited for before. */
+__device__ __forceinline__ void acts_wait(const gemv_shared &sh, bool coming, uint32_t &turn)
+{
+#if NIB_SM >= 90
+    if (coming)
+        bulk_wait(sh.came, turn++ & 1);
+#endif
 }
 
 /* Dynamic shared memory of a gemv block: rings, rows of activations, sums. */
@@ -226,7 +245,14 @@ template <int WARPS, class Form, class Count, class From, class Done>
 __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
 {
     constexpr uint32_t ring_bytes = Form::ring * Form::span * Form::unit_bytes;
+    __shared__ uint64_t came;
     gemv_shared sh = gemv_carve<WARPS>(k, ring_bytes);
+    sh.came = smem_at(&came);
+#if NIB_SM >= 90
+    if (threadIdx.x == 0)
+        bulk_open(sh.came);
+    __syncwarp();
+#endif
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
     dense_stream<WARPS, Form::ring, Form> s;
     overlap_next();
@@ -236,15 +262,17 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
     if (GEMV_AHEAD)
         row0.ask((const uint8_t *)from(0), k);
     const uint32_t all = count();
+    uint32_t turn = 0;
     for (uint32_t r0 = 0; r0 < all; r0 += CU_GEMV_ROWS) {
         const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = GEMV_AHEAD && r0 == 0;
         if (r0 > 0)
             s.open(w, units, first, step, tiles, sh.ring);
         gemv_rows<WARPS>(sh, rows, ring_bytes);
+        load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });
         if (known)
             row0.keep(sh.acts, k);
-        load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });
         __syncthreads();
+        acts_wait(sh, known < rows, turn);
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows, c); };
         if (CU_GEMV_ROWS <= 8 || rows <= 8)
             dense_pass<1>(s, sh, units, first, step, tiles, rows, place);

@@ -210,23 +210,40 @@ struct mx_guess {
     }
 };
 
-/* Activations of a group, k 16-bit numbers a row, and zeros up to a whole unit. */
-template <class From>
-__device__ __forceinline__ void mx_acts(uint32_t to, uint32_t stride, const struct cu_group &group, uint32_t k,
-                                        const mx_guess &guess, From from)
+/* Activations of `rows` rows from src[], k 16-bit numbers each, and zeros up to a whole unit; then a barrier of the block. On sm_90 they
+ * come to sh.came; returns whether any does. */
+__device__ __forceinline__ bool mx_acts(const gemv_shared &sh, const uint8_t *const *src, uint32_t rows, uint32_t k,
+                                        const mx_guess &guess)
 {
     const uint32_t chunks = cu_mx_units(k) * 8, there = k / 8;
-    for (uint32_t r = 0; r < group.count; r++) {
-        const uint8_t *src = (const uint8_t *)from(group.place + r);
+    for (uint32_t r = 0; r < rows; r++) {
+        const uint8_t *from = src[r];
+        const bool guessed = from == guess.row;
+        const uint32_t to = sh.acts + r * sh.stride;
         uint32_t c = threadIdx.x;
-        if (src == guess.row) {
+        if (guessed) {
             if (c < chunks)
-                sts16(to + r * stride + c * 16, guess.v);
+                sts16(to + c * 16, guess.v);
             c += CU_MX_THREADS;
         }
+        if (NIB_SM >= 90 && !guessed)
+            c = there + threadIdx.x;
         for (; c < chunks; c += CU_MX_THREADS)
-            sts16(to + r * stride + c * 16, c < there ? *(const uint4 *)(src + c * 16) : make_uint4(0, 0, 0, 0));
+            sts16(to + c * 16, c < there ? *(const uint4 *)(from + c * 16) : make_uint4(0, 0, 0, 0));
     }
+#if NIB_SM >= 90
+    static_assert(CU_MX_ROWS_MAX <= 32, "a lane a row");
+    const uint32_t lane = threadIdx.x % 32;
+    const bool mine = lane < rows && src[lane] != guess.row;
+    const uint32_t coming = __ballot_sync(~0u, mine);
+    if (threadIdx.x == 0 && coming)
+        bulk_expect(sh.came, __popc(coming) * k * 2);
+    if (threadIdx.x < 32 && mine)
+        copy_bulk(sh.acts + lane * sh.stride, src[lane], k * 2, sh.came);
+    return coming != 0;
+#else
+    return false;
+#endif
 }
 
 /* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. */
@@ -236,17 +253,23 @@ __device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared
                                           From from, const Done &done)
 {
     __shared__ uint4 zeros;
+    __shared__ const uint8_t *rows_from[CU_MX_ROWS_MAX]; /* of a phase */
     if (threadIdx.x == 0)
         zeros = make_uint4(0, 0, 0, 0);
-    const uint32_t room = (dynamic_shared_bytes() - (sh.acts - smem_at(gemv_dynamic))) / sh.stride;
-    uint32_t item = first + threadIdx.x / 32 / SPLIT, turn = 0;
+    const uint32_t room = min((dynamic_shared_bytes() - (sh.acts - smem_at(gemv_dynamic))) / sh.stride, (uint32_t)CU_MX_ROWS_MAX);
+    uint32_t item = first + threadIdx.x / 32 / SPLIT, turn = 0, phase = 0;
     for (uint32_t g0 = first / s.tiles; g0 * s.tiles < last;) {
         uint32_t g1 = g0, rows = 0;
-        do {
-            mx_acts(sh.acts + rows * sh.stride, sh.stride, groups[g1], k, guess, from);
-            rows += groups[g1++].count;
+        do { /* the threads below the group's count look where its rows lie */
+            const struct cu_group group = groups[g1++];
+            if (threadIdx.x < group.count)
+                rows_from[rows + threadIdx.x] = (const uint8_t *)from(group.place + threadIdx.x);
+            rows += group.count;
         } while (g1 * s.tiles < last && rows + groups[g1].count <= room);
         __syncthreads();
+        const bool coming = mx_acts(sh, rows_from, rows, k, guess);
+        __syncthreads();
+        acts_wait(sh, coming, phase);
         const uint32_t end = min(last, g1 * s.tiles);
         uint32_t at_group = g0, acts = sh.acts;
         for (; item < end; item += s.STEP) {
@@ -273,8 +296,13 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
                                          const uint8_t *likely, From from, const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
-    __shared__ uint64_t barriers[CU_MX_WARPS][CU_MX_RING];
+    __shared__ uint64_t barriers[CU_MX_WARPS][CU_MX_RING], came;
     gemv_shared sh;
+    sh.came = smem_at(&came);
+#if NIB_SM >= 90
+    if (threadIdx.x == 0)
+        bulk_open(sh.came);
+#endif
     sh.stride = cu_row_stride(cu_mx_units(k) * CU_MX_UNIT);
     struct cu_mx_room room = cu_mx_room(cu_mx_rows(1), k);
     if (dynamic_shared_bytes() != room.bytes)

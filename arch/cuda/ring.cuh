@@ -61,11 +61,7 @@ template <int RING, int STAGE> struct warp_ring {
     __device__ __forceinline__ uint32_t next()
     {
         const uint32_t now = stages + tail * STAGE;
-        asm volatile("{\n.reg .pred done;\n"
-                     "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                     "@!done bra again;\n}" ::"r"(full + tail * 8),
-                     "r"(parity)
-                     : "memory");
+        bulk_wait(full + tail * 8, parity);
         __syncwarp();
         tail = after(tail);
         parity ^= tail == 0;
