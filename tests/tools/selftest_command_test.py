@@ -35,7 +35,7 @@ def test_cpu_rows():
     assert all(state == "passed" for state in rows(out).values())
     assert "ref" not in rows(out)
     code, out, err = selftest("--device", "cpu", "--all", "--shape", "nano")
-    assert code == 0 and out.count(" right") == 9 * len(rows(out))
+    assert code == 0 and out.count(" right") == 10 * len(rows(out))
 
 
 @needs_rows
