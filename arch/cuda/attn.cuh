@@ -325,7 +325,7 @@ __device__ __forceinline__ float attn_alone(float most, float sum, float o, floa
  *
  * Keys are asked for before the op before this one has ended: all but the last were written by earlier steps. From layer 1 on
  * the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
-KERNEL(attn, CU_ATTN_THREADS, 1)
+KERNEL(attn, CU_ATTN_THREADS, 2)
 {
     extern __shared__ uint4 attn_dynamic[];
     attn_shared &sh = *(attn_shared *)attn_dynamic;
