@@ -38,7 +38,7 @@ static const struct nib_config_key keys[] = {
     {"memory.kv", NIB_CFG_CHOICE, AT(kv), 0, NIB_KV_FORMS - 1, "bf16", "bf16|fp8",
      "How keys and values of the context are kept. fp8: E4M3 with a scale for every 32, nearly half the bytes, so "
      "that\n"
-     "nearly twice the tokens fit; answers then differ a little. CPU rows only; a GPU row refuses it at boot."},
+     "nearly twice the tokens fit; answers then differ a little. On a GPU steps are somewhat slower."},
     {"memory.lock", NIB_CFG_BOOL, AT(memory_lock), 0, 1, "false", NULL,
      "Lock all memory at boot (mlockall), so that nothing of it is ever paged out."},
     {"socket.path", NIB_CFG_STRING, AT(socket_path), 1, 107, "/run/nibbled/nibbled.sock", NULL,

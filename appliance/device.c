@@ -43,7 +43,7 @@ static void strike(struct nib_machine *m, const struct nib_msg *why)
 }
 
 /* Tests the row of *m. *ret_struck: it failed by its own fault. */
-static enum nib_err test_row(struct nib_machine *m, bool *ret_struck, struct nib_msg *why)
+static enum nib_err test_row(struct nib_machine *m, enum nib_kv_form kv, bool *ret_struck, struct nib_msg *why)
 {
     struct nib_gpu_selftest gpu;
     struct nib_cpu_selftest cpu = {0};
@@ -51,7 +51,8 @@ static enum nib_err test_row(struct nib_machine *m, bool *ret_struck, struct nib
     enum nib_err err = NIB_OK;
     atomic_store(&m->testing, m->row);
     if (m->row->gpu) {
-        err = nib_gpu_selftest(&m->gpu, m->row->gpu_kernels, &m->profile, m->image.shape, m->image.dense, &gpu, why);
+        err =
+            nib_gpu_selftest(&m->gpu, m->row->gpu_kernels, &m->profile, m->image.shape, m->image.dense, kv, &gpu, why);
         *ret_struck = gpu.struck;
     } else if (m->row->kernels != &nib_kernels_ref) {
         err = nib_cpu_selftest(m->row->kernels, m->image.shape, &cpu, why);
@@ -75,7 +76,7 @@ static enum nib_err take_row(struct nib_machine *m, const struct nib_machine_opt
                             m->struck[m->struck_count - 1].row, m->struck[m->struck_count - 1].why.text);
         if (err)
             return nib_fail(msg, err, "%s", why.text);
-        err = o->self_test ? test_row(m, &struck, &why) : NIB_OK;
+        err = o->self_test ? test_row(m, o->ask.kv, &struck, &why) : NIB_OK;
         if (!err)
             return NIB_OK;
         if (struck)

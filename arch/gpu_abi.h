@@ -39,6 +39,10 @@ enum nib_gpu_op {
     NIB_GPU_QKV,   /* acts -> q (rotated) and the KV pages (k rotated, v) */
     NIB_GPU_QKV_BATCH,
     NIB_GPU_QKV_PROMPT,
+    /* where kv_new is set, and then in place of those without the ending; attention has no _BATCH there, TOKEN is not used */
+    NIB_GPU_KV_FP8, /* all rows: kv_new -> the KV pages */
+    NIB_GPU_ATTN_FP8,
+    NIB_GPU_ATTN_PROMPT_FP8,
     NIB_GPU_ATTN, /* q, KV, sinks -> acts; through partials of key splits, which the last block of a head merges */
     NIB_GPU_ATTN_BATCH,
     NIB_GPU_ATTN_PROMPT,
@@ -58,7 +62,7 @@ enum nib_gpu_op {
                         row's kernels may lack it (has) */
     NIB_GPU_HEAD,  /* logits of the rows that want them */
     NIB_GPU_HEAD_BATCH,
-    NIB_GPU_SCAN,  /* logits of ids with a bias get it; parts of the maximum and of the sums */
+    NIB_GPU_SCAN,   /* logits of ids with a bias get it; parts of the maximum and of the sums */
     NIB_GPU_SAMPLE, /* -> token, log-probabilities; last token and seen of the slot; outbox; next_serial */
     /* in place of those without the ending, when the dense matrices are NIB_DENSE_MXFP8 */
     NIB_GPU_QKV_MXFP8,
@@ -143,6 +147,9 @@ struct nib_gpu_machine {
      * page_stride, ids in tables[slot][pos / 64]. Window layers: id slot * ring_pages + (pos / 64) % ring_pages, the same
      * stride. */
     uint64_t page_stride;
+    /* Set: pages are in FP8 (nib_kv8_encode of core/mx.h): codes [K, V][kv_heads][64 tokens][64], then scale codes [K, V][kv_heads][64
+     * tokens][2], and QKV leaves keys, rotated, and values here for KV_FP8: bf16 [R][K, V][kv_heads][64]. 0: as above */
+    nib_gpu_ptr kv_new;
     nib_gpu_ptr tables; /* uint32_t [slots][ctx_pages] */
     /* step state, device */
     nib_gpu_ptr step;     /* struct nib_gpu_step */

@@ -29,6 +29,12 @@ static uint64_t gpu_kv_page_bytes(uint32_t kv_heads)
     return 2ull * kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
 }
 
+/* The form is all GPU rows' own; so are FP8 pages (arch/gpu_abi.h). */
+static uint64_t gpu_kv8_page_bytes(uint32_t kv_heads)
+{
+    return 2ull * kv_heads * NIB_KV_PAGE_TOKENS * (NIB_HEAD_DIM + NIB_HEAD_DIM / NIB_MX_BLOCK);
+}
+
 static uint64_t gpu_route_bytes(uint32_t rows, uint32_t experts)
 {
     return rows * (4ull * experts + 16 * NIB_MAX_EXPERTS_USED) + 8ull * (experts + 1);
@@ -56,6 +62,7 @@ static struct nib_row_facts gpu_facts(const struct nib_gpu_kernels *k)
         .mxfp8_bytes = k ? k->mxfp8_bytes : gpu_mxfp8_bytes,
         .mx_bytes = k ? k->mx_bytes : gpu_mx_bytes,
         .kv_page_bytes = gpu_kv_page_bytes,
+        .kv8_page_bytes = gpu_kv8_page_bytes,
         .route_bytes = k ? k->route_bytes : gpu_route_bytes,
         .scratch_bytes = k ? k->scratch_bytes : gpu_scratch_bytes,
         .splits_max = k ? k->splits_max : gpu_splits_max,

@@ -84,8 +84,8 @@ void nib_mxfp8_decode_bf16(uint8_t scale, const uint8_t codes[32], uint16_t ret_
 /* Keys and values in FP8 (NIB_KV_FP8): a block of 32 elements of E4M3 and one E8M0 scale, as MXFP8, which nib_mxfp8_decode
  * decodes; only the scale is chosen otherwise. It is the smallest power of two that max|x| / scale <= 448, so that the largest
  * element is not cut off as in MXFP8, and it is kept within 2^-120 and 2^7, so that every value is exact as bf16, a
- * product of two bf16 numbers: x above 57,344 saturates there. Encoded from fp32, on every row. A NaN or an infinity in the
- * block gives scale 255, which makes all of it NaN. */
+ * product of two bf16 numbers: x above 57,344 saturates there. Elements are rounded to bf16 first, on
+ * every row: kernels hand keys and values on so. A NaN or an infinity among them gives scale 255, which makes all of it NaN. */
 #define NIB_KV8_SCALE_MIN 7
 #define NIB_KV8_SCALE_MAX 134
 void nib_kv8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[32]);

@@ -88,7 +88,10 @@ void nib_mxfp8_decode_bf16(uint8_t scale, const uint8_t codes[32], uint16_t ret_
 
 void nib_kv8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[32])
 {
-    const uint32_t max = nib_f32_bits(max_magnitude(x, NIB_MX_BLOCK));
+    float narrow[NIB_MX_BLOCK];
+    for (int i = 0; i < NIB_MX_BLOCK; i++)
+        narrow[i] = nib_bf16_decode(nib_bf16_encode(x[i]));
+    const uint32_t max = nib_f32_bits(max_magnitude(narrow, NIB_MX_BLOCK));
     if (max >= 0x7f800000u) {
         *ret_scale = 255;
         memset(ret_codes, 0x7f, NIB_MX_BLOCK);
@@ -99,7 +102,7 @@ void nib_kv8_encode(const float x[32], uint8_t *ret_scale, uint8_t ret_codes[32]
     scale = scale < NIB_KV8_SCALE_MIN ? NIB_KV8_SCALE_MIN : scale > NIB_KV8_SCALE_MAX ? NIB_KV8_SCALE_MAX : scale;
     const float inverse = nib_e8m0_decode((uint8_t)(254 - scale));
     for (int i = 0; i < NIB_MX_BLOCK; i++)
-        ret_codes[i] = nib_e4m3_encode(x[i] * inverse);
+        ret_codes[i] = nib_e4m3_encode(narrow[i] * inverse);
     *ret_scale = (uint8_t)scale;
 }
 

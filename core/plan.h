@@ -47,6 +47,7 @@ enum nib_region_kind {
     NIB_R_NORMED, /* [R][H] fp32; none */
     NIB_R_ACTS,   /* prepared inputs of a product: the largest of [R][H], [R][q_dim], [A][I]; [R][max(H, q_dim)] bf16 */
     NIB_R_QKV_OUT,   /* [R][qkv_dim] fp32; [R][q_dim] bf16 */
+    NIB_R_KV_NEW,    /* GPU rows with KV pages in FP8: keys and values on their way to them, [R][2 kv_dim] bf16 */
     NIB_R_ATTN,      /* [R][q_dim] fp32; partial results of decode rows */
     NIB_R_ROUTE,     /* router logits [R][E] fp32, choices and weights, grouping by expert; the row's own form */
     NIB_R_UP,        /* [A][2I] fp32; none */

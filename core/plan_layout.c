@@ -197,6 +197,8 @@ static void add_gpu_activations(struct builder *b)
     add_scratch(b, NIB_R_ROPE, NIB_PHASE_QKV, NIB_PHASE_HEAD, rows * NIB_HEAD_DIM * 4);
     add_scratch(b, NIB_R_THREAD, NIB_PHASE_QKV, NIB_PHASE_HEAD, row->scratch_bytes(s, d->slots, d->step_rows_max));
     add_scratch(b, NIB_R_QKV_OUT, NIB_PHASE_QKV, NIB_PHASE_ATTN, rows * nib_q_dim(s) * 2);
+    if (b->plan->kv == NIB_KV_FP8)
+        add_scratch(b, NIB_R_KV_NEW, NIB_PHASE_QKV, NIB_PHASE_ATTN, rows * 2 * nib_kv_dim(s) * 2);
     add_scratch(b, NIB_R_ATTN, NIB_PHASE_ATTN, NIB_PHASE_ATTN, splits * (2 + NIB_HEAD_DIM) * 4);
     /* all phases: it holds a ticket that must find the zero it left */
     add_scratch(b, NIB_R_ROUTE, NIB_PHASE_QKV, NIB_PHASE_HEAD, row->route_bytes(d->step_rows_max, s->experts));
@@ -292,17 +294,38 @@ void nib_plan_layout(const struct nib_plan_request *request, struct nib_plan *pl
 const char *nib_region_name(enum nib_region_kind kind)
 {
     static const char *const names[NIB_R_KIND_COUNT] = {
-        [NIB_R_EMBED] = "embedding", [NIB_R_LM_HEAD] = "lm_head",        [NIB_R_SMALL] = "norms and biases",
-        [NIB_R_QKV] = "qkv",         [NIB_R_OUT] = "attention out",      [NIB_R_ROUTER] = "router",
-        [NIB_R_EXPERTS] = "experts", [NIB_R_KV_FULL] = "kv full",        [NIB_R_KV_WINDOW] = "kv window",
-        [NIB_R_X] = "residual",      [NIB_R_NORMED] = "normed",          [NIB_R_ACTS] = "matmul input",
-        [NIB_R_QKV_OUT] = "qkv out", [NIB_R_ATTN] = "attention",         [NIB_R_ROUTE] = "routing",
-        [NIB_R_UP] = "expert up",    [NIB_R_GATED] = "expert gated",     [NIB_R_DOWN] = "expert down",
-        [NIB_R_LOGITS] = "logits",   [NIB_R_SAMPLE] = "sampler scratch", [NIB_R_THREAD] = "thread scratch",
-        [NIB_R_ROPE] = "rope",       [NIB_R_STAGING] = "staging",        [NIB_R_READ_RING] = "read ring",
-        [NIB_R_STEP] = "step",       [NIB_R_MAILBOX] = "mailbox",        [NIB_R_SAMPLER_STATE] = "sampler",
-        [NIB_R_ENGINE] = "engine",   [NIB_R_SCHED] = "scheduler",        [NIB_R_TOKENIZER] = "tokenizer",
+        [NIB_R_EMBED] = "embedding",
+        [NIB_R_LM_HEAD] = "lm_head",
+        [NIB_R_SMALL] = "norms and biases",
+        [NIB_R_QKV] = "qkv",
+        [NIB_R_OUT] = "attention out",
+        [NIB_R_ROUTER] = "router",
+        [NIB_R_EXPERTS] = "experts",
+        [NIB_R_KV_FULL] = "kv full",
+        [NIB_R_KV_WINDOW] = "kv window",
+        [NIB_R_X] = "residual",
+        [NIB_R_NORMED] = "normed",
+        [NIB_R_ACTS] = "matmul input",
+        [NIB_R_QKV_OUT] = "qkv out",
+        [NIB_R_ATTN] = "attention",
+        [NIB_R_ROUTE] = "routing",
+        [NIB_R_UP] = "expert up",
+        [NIB_R_GATED] = "expert gated",
+        [NIB_R_DOWN] = "expert down",
+        [NIB_R_LOGITS] = "logits",
+        [NIB_R_SAMPLE] = "sampler scratch",
+        [NIB_R_THREAD] = "thread scratch",
+        [NIB_R_ROPE] = "rope",
+        [NIB_R_STAGING] = "staging",
+        [NIB_R_READ_RING] = "read ring",
+        [NIB_R_STEP] = "step",
+        [NIB_R_MAILBOX] = "mailbox",
+        [NIB_R_SAMPLER_STATE] = "sampler",
+        [NIB_R_ENGINE] = "engine",
+        [NIB_R_SCHED] = "scheduler",
+        [NIB_R_TOKENIZER] = "tokenizer",
         [NIB_R_FRONT] = "front",
+        [NIB_R_KV_NEW] = "new keys and values",
     };
     return (unsigned)kind < NIB_R_KIND_COUNT ? names[kind] : "unknown";
 }

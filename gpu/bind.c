@@ -97,7 +97,7 @@ static void bind_kv(struct nib_gpu_engine *e)
     const struct nib_shape *s = e->base.shape;
     const struct nib_engine_dims *d = &e->base.dims;
     struct nib_gpu_machine *m = &e->machine;
-    m->page_stride = e->plan->row->kv_page_bytes(s->kv_heads);
+    m->page_stride = nib_plan_page_bytes(e->plan->row, e->plan->kv, s->kv_heads);
     struct carver full = carver_of(e, NIB_R_KV_FULL, -1, 1), window = carver_of(e, NIB_R_KV_WINDOW, -1, 1);
     for (uint32_t l = 0; l < s->layers; l++)
         m->layer[l].kv = nib_layer_windowed(l) ? piece(&window, (uint64_t)d->slots * m->ring_pages * m->page_stride)
@@ -114,6 +114,8 @@ static void bind_activations(struct nib_gpu_engine *e)
     m->x = whole(e, NIB_R_X, rows * s->hidden * 4);
     m->acts = whole(e, NIB_R_ACTS, rows * widest * 2);
     m->q = whole(e, NIB_R_QKV_OUT, rows * nib_q_dim(s) * 2);
+    if (e->plan->kv == NIB_KV_FP8)
+        m->kv_new = whole(e, NIB_R_KV_NEW, rows * 2 * nib_kv_dim(s) * 2);
     m->partial = whole(e, NIB_R_ATTN, (uint64_t)d->slots * s->heads * m->splits_max * (2 + NIB_HEAD_DIM) * 4);
     m->rope = whole(e, NIB_R_ROPE, rows * NIB_HEAD_DIM * 4);
     m->route = whole(e, NIB_R_ROUTE, e->k->route_bytes(d->step_rows_max, s->experts));

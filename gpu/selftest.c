@@ -9,18 +9,33 @@
 
 /* The one list of kernels: how each is checked. Those of the boot but `sum` run while the weights are loaded. */
 static nib_trial_check *const checks[NIB_GPU_OP_COUNT] = {
-    [NIB_GPU_SUM] = nib_trial_sum,          [NIB_GPU_BEGIN] = nib_trial_begin,
-    [NIB_GPU_EMBED] = nib_trial_embed,      [NIB_GPU_QKV] = nib_trial_qkv,
-    [NIB_GPU_QKV_BATCH] = nib_trial_qkv,    [NIB_GPU_QKV_PROMPT] = nib_trial_qkv,
-    [NIB_GPU_ATTN] = nib_trial_attn,        [NIB_GPU_ATTN_BATCH] = nib_trial_attn,
-    [NIB_GPU_ATTN_PROMPT] = nib_trial_attn, [NIB_GPU_OUT] = nib_trial_out,
-    [NIB_GPU_OUT_BATCH] = nib_trial_out,    [NIB_GPU_OUT_PROMPT] = nib_trial_out,
-    [NIB_GPU_ROUTE] = nib_trial_route,      [NIB_GPU_UP] = nib_trial_up,
-    [NIB_GPU_UP_BATCH] = nib_trial_up,      [NIB_GPU_UP_PROMPT] = nib_trial_up,
-    [NIB_GPU_DOWN] = nib_trial_down,        [NIB_GPU_DOWN_BATCH] = nib_trial_down,
-    [NIB_GPU_DOWN_PROMPT] = nib_trial_down, [NIB_GPU_COMBINE] = nib_trial_combine,
-    [NIB_GPU_TOKEN] = nib_trial_token,      [NIB_GPU_HEAD] = nib_trial_head,
-    [NIB_GPU_HEAD_BATCH] = nib_trial_head,  [NIB_GPU_SCAN] = nib_trial_scan,
+    [NIB_GPU_SUM] = nib_trial_sum,
+    [NIB_GPU_BEGIN] = nib_trial_begin,
+    [NIB_GPU_EMBED] = nib_trial_embed,
+    [NIB_GPU_QKV] = nib_trial_qkv,
+    [NIB_GPU_QKV_BATCH] = nib_trial_qkv,
+    [NIB_GPU_QKV_PROMPT] = nib_trial_qkv,
+    [NIB_GPU_KV_FP8] = nib_trial_kv8,
+    [NIB_GPU_ATTN_FP8] = nib_trial_attn,
+    [NIB_GPU_ATTN_PROMPT_FP8] = nib_trial_attn,
+    [NIB_GPU_ATTN] = nib_trial_attn,
+    [NIB_GPU_ATTN_BATCH] = nib_trial_attn,
+    [NIB_GPU_ATTN_PROMPT] = nib_trial_attn,
+    [NIB_GPU_OUT] = nib_trial_out,
+    [NIB_GPU_OUT_BATCH] = nib_trial_out,
+    [NIB_GPU_OUT_PROMPT] = nib_trial_out,
+    [NIB_GPU_ROUTE] = nib_trial_route,
+    [NIB_GPU_UP] = nib_trial_up,
+    [NIB_GPU_UP_BATCH] = nib_trial_up,
+    [NIB_GPU_UP_PROMPT] = nib_trial_up,
+    [NIB_GPU_DOWN] = nib_trial_down,
+    [NIB_GPU_DOWN_BATCH] = nib_trial_down,
+    [NIB_GPU_DOWN_PROMPT] = nib_trial_down,
+    [NIB_GPU_COMBINE] = nib_trial_combine,
+    [NIB_GPU_TOKEN] = nib_trial_token,
+    [NIB_GPU_HEAD] = nib_trial_head,
+    [NIB_GPU_HEAD_BATCH] = nib_trial_head,
+    [NIB_GPU_SCAN] = nib_trial_scan,
     [NIB_GPU_SAMPLE] = nib_trial_sample,
 };
 
@@ -115,6 +130,10 @@ static bool tested(const struct nib_trial *t, enum nib_gpu_op op)
         return false;
     if (op == NIB_GPU_REPACK_DENSE || op == NIB_GPU_REPACK_MXFP8)
         return (op == NIB_GPU_REPACK_MXFP8) == (t->dense == NIB_DENSE_MXFP8);
+    if (op == NIB_GPU_KV_FP8 || op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8)
+        return t->kv == NIB_KV_FP8;
+    if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT)
+        return t->kv == NIB_KV_BF16;
     return nib_gpu_op_in(nib_gpu_op_plain(op), t->dense) == op;
 }
 
@@ -162,11 +181,11 @@ static enum nib_err load(struct nib_gpu *gpu, const struct nib_gpu_kernels *kern
 
 enum nib_err nib_gpu_selftest(struct nib_gpu *gpu, const struct nib_gpu_kernels *kernels,
                               const struct nib_profile *profile, const struct nib_shape *shape, enum nib_dense dense,
-                              struct nib_gpu_selftest *report, struct nib_msg *msg)
+                              enum nib_kv_form kv, struct nib_gpu_selftest *report, struct nib_msg *msg)
 {
     const uint64_t begin = nib_gpu_now_us();
     *report = (struct nib_gpu_selftest){0};
-    struct nib_trial t = {.gpu = gpu, .k = kernels, .dense = dense, .report = report, .msg = msg};
+    struct nib_trial t = {.gpu = gpu, .k = kernels, .dense = dense, .kv = kv, .report = report, .msg = msg};
     t.err = load(gpu, kernels, profile, report, msg);
     if (!t.err) {
         nib_trial_open(&t, profile, shape);

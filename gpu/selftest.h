@@ -20,7 +20,7 @@ struct nib_gpu_selftest {
     bool struck; /* the row is to blame: it cannot be loaded, or a kernel is wrong, stops the device or does not end */
 };
 
-/* Loads the row and tests its kernels for dense matrices of that form. *report is filled as far as it came, whatever is returned.
+/* Loads the row and tests its kernels for dense matrices and KV pages of these forms. *report is filled as far as it came, whatever is returned.
  *     NIB_OK             each of them is right
  *     NIB_E_UNSUPPORTED  report->struck; the context works, another row may be tried
  *     NIB_E_DEVICE       with gpu->lost the process must end, and report->struck tells whether the row did it, or the
@@ -28,6 +28,6 @@ struct nib_gpu_selftest {
  *     NIB_E_NOMEM        the memory for the test is not there; nothing is known of the row */
 enum nib_err nib_gpu_selftest(struct nib_gpu *gpu, const struct nib_gpu_kernels *kernels,
                               const struct nib_profile *profile, const struct nib_shape *shape, enum nib_dense dense,
-                              struct nib_gpu_selftest *report, struct nib_msg *msg) NIB_CHECKED;
+                              enum nib_kv_form kv, struct nib_gpu_selftest *report, struct nib_msg *msg) NIB_CHECKED;
 
 #endif

@@ -54,6 +54,7 @@ struct nib_trial {
     const struct nib_gpu_kernels *k;
     struct nib_shape shape; /* of the test's model */
     enum nib_dense dense;   /* of its QKV, attention output and LM head */
+    enum nib_kv_form kv;    /* of its pages */
     struct CUstream_st *stream;
     struct nib_gpu_selftest *report;
     enum nib_err err;
@@ -127,8 +128,8 @@ void nib_trial_mx_rows(const struct nib_trial *t, enum nib_trial_matrix matrix, 
 /* trial_checks.c and trial_rows.c: run an op and say how far it is off. */
 typedef void nib_trial_check(struct nib_trial *t, enum nib_gpu_op op);
 nib_trial_check nib_trial_sum, nib_trial_begin, nib_trial_embed, nib_trial_route, nib_trial_combine, nib_trial_token,
-    nib_trial_scan, nib_trial_sample, nib_trial_qkv, nib_trial_attn, nib_trial_out, nib_trial_up, nib_trial_down,
-    nib_trial_head;
+    nib_trial_scan, nib_trial_sample, nib_trial_qkv, nib_trial_kv8, nib_trial_attn, nib_trial_out, nib_trial_up,
+    nib_trial_down, nib_trial_head;
 
 /* ||out - ref||, ||ref||, and what differs although it must not. */
 struct nib_trial_error {

@@ -42,12 +42,14 @@ struct nib_trial_range nib_trial_rows(const struct nib_trial *t, enum nib_gpu_op
     switch (nib_gpu_op_few(nib_gpu_op_plain(op))) {
     case NIB_GPU_QKV:
     case NIB_GPU_ATTN:
+    case NIB_GPU_ATTN_FP8:
     case NIB_GPU_OUT:
     case NIB_GPU_UP:
     case NIB_GPU_DOWN:
         return (struct nib_trial_range){0, t->decode};
     case NIB_GPU_QKV_PROMPT:
     case NIB_GPU_ATTN_PROMPT:
+    case NIB_GPU_ATTN_PROMPT_FP8:
     case NIB_GPU_OUT_PROMPT:
     case NIB_GPU_UP_PROMPT:
     case NIB_GPU_DOWN_PROMPT:

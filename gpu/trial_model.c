@@ -113,6 +113,12 @@ static uint16_t *vector(struct nib_trial *t, uint64_t count, nib_gpu_ptr *ret_de
     return pinned(t, count * 2, NULL);
 }
 
+/* Of one layer's page. */
+static uint64_t page_elements(const struct nib_trial *t)
+{
+    return 2ull * nib_kv_dim(&t->shape) * NIB_KV_PAGE_TOKENS;
+}
+
 static void lay_out_shape(struct nib_trial *t)
 {
     const struct nib_shape *s = &t->shape;
@@ -124,7 +130,9 @@ static void lay_out_shape(struct nib_trial *t)
                                     .kv_pages = NIB_TRIAL_SLOTS * NIB_TRIAL_PAGES,
                                     .sms = t->m.sms};
     nib_gpu_machine_model(&t->m, s);
-    t->m.page_stride = 2ull * s->kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
+    t->m.page_stride = page_elements(t) * 2;
+    if (t->kv == NIB_KV_FP8)
+        t->m.page_stride = page_elements(t) + page_elements(t) / NIB_MX_BLOCK;
 }
 
 static uint64_t dense_bytes(const struct nib_trial *t, uint32_t n, uint32_t k)
@@ -174,6 +182,7 @@ static void lay_out_activations(struct nib_trial *t)
     m->x = device(t, rows * s->hidden * 4);
     m->acts = device(t, rows * widest * 2);
     m->q = device(t, rows * nib_q_dim(s) * 2);
+    m->kv_new = t->kv == NIB_KV_FP8 ? device(t, rows * 2 * nib_kv_dim(s) * 2) : 0;
     m->partial = device(t, NIB_TRIAL_SLOTS * s->heads * m->splits_max * (2 + NIB_HEAD_DIM) * 4ull);
     m->rope = device(t, rows * NIB_HEAD_DIM * 4);
     m->route = device(t, t->k->route_bytes(NIB_TRIAL_ROWS, s->experts));
@@ -331,6 +340,19 @@ static void load_matrix(struct nib_trial *t, enum nib_trial_matrix id, uint32_t 
     }
 }
 
+/* Keys and values that earlier steps left, about normal. */
+static void load_pages(struct nib_trial *t, uint32_t layer, uint32_t pages)
+{
+    const uint64_t count = page_elements(t), codes = t->kv == NIB_KV_FP8 ? count : 0;
+    if (!codes)
+        send_window(t, t->m.layer[layer].kv, t->acts, NIB_TRIAL_ACTS, 31 + layer, pages * count, 2);
+    for (uint32_t p = 0; p < pages && codes; p++) {
+        const nib_gpu_ptr to = t->m.layer[layer].kv + p * t->m.page_stride;
+        send_window(t, to, t->e4m3, NIB_TRIAL_WEIGHTS, 31 + layer + p * codes, codes, 1);
+        nib_trial_fill(t, to + codes, 127 - 6, codes / NIB_MX_BLOCK); /* see `e4m3` */
+    }
+}
+
 static void load_matrices(struct nib_trial *t)
 {
     const struct nib_shape *s = &t->shape;
@@ -346,9 +368,8 @@ static void load_matrices(struct nib_trial *t)
         load_matrix(t, NIB_TRIAL_DOWN, e, l->down + e * t->k->mx_bytes(h, inner), h, inner, NIB_GPU_M_PLAIN);
     }
     send_window(t, t->m.embed, t->acts, NIB_TRIAL_ACTS, salt_of(NIB_TRIAL_EMBED, 0), (uint64_t)s->vocab * h, 2);
-    const uint64_t pages[2] = {(uint64_t)NIB_TRIAL_SLOTS * t->m.ring_pages, t->m.kv_pages};
-    for (uint32_t i = 0; i < 2; i++)
-        send_window(t, t->m.layer[i].kv, t->acts, NIB_TRIAL_ACTS, 31 + i, pages[i] * t->m.page_stride / 2, 2);
+    load_pages(t, 0, NIB_TRIAL_SLOTS * t->m.ring_pages);
+    load_pages(t, 1, t->m.kv_pages);
 }
 
 /* How the slots sample: greedy with a bias; the plain draw; everything on; cuts alone. */

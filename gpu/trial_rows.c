@@ -81,20 +81,51 @@ static uint64_t page_of(const struct nib_trial *t, uint32_t slot, uint32_t pos)
                                         : t->host_tables[slot * NIB_TRIAL_PAGES + page];
 }
 
-static const uint16_t *fetch_kv(struct nib_trial *t)
+static uint64_t layer_pages(const struct nib_trial *t)
 {
-    const uint64_t pages = nib_layer_windowed(t->layer) ? (uint64_t)NIB_TRIAL_SLOTS * t->m.ring_pages : t->m.kv_pages;
-    return nib_trial_fetch(t, t->m.layer[t->layer].kv, pages * t->m.page_stride);
+    return nib_layer_windowed(t->layer) ? (uint64_t)NIB_TRIAL_SLOTS * t->m.ring_pages : t->m.kv_pages;
 }
 
-/* One head of one row: a query head from q, a key or value head from its page. */
+static uint64_t page_elements(const struct nib_trial *t)
+{
+    return 2ull * nib_kv_dim(&t->shape) * NIB_KV_PAGE_TOKENS;
+}
+
+static const uint8_t *fetch_kv(struct nib_trial *t)
+{
+    return nib_trial_fetch(t, t->m.layer[t->layer].kv, layer_pages(t) * t->m.page_stride);
+}
+
+/* After the wait: the pages in bf16; those in FP8 decoded, which bf16 can hold. */
+static const uint16_t *wide_kv(struct nib_trial *t, const uint8_t *pages)
+{
+    const uint64_t count = page_elements(t);
+    if (t->kv != NIB_KV_FP8)
+        return (const uint16_t *)(const void *)pages;
+    uint16_t *wide = nib_trial_take(t, layer_pages(t) * count * 2);
+    for (uint64_t p = 0; p < layer_pages(t); p++)
+        for (uint64_t b = 0; b < count / NIB_MX_BLOCK; b++) {
+            const uint8_t *page = pages + p * t->m.page_stride;
+            nib_mxfp8_decode_bf16(page[count + b], page + b * NIB_MX_BLOCK, wide + p * count + b * NIB_MX_BLOCK);
+        }
+    return wide;
+}
+
+static const uint16_t *fetch_kv_new(struct nib_trial *t)
+{
+    return nib_trial_fetch(t, t->m.kv_new, NIB_TRIAL_ROWS * 4ull * nib_kv_dim(&t->shape));
+}
+
+/* One head of one row: a query head from q, a key or value head from where QKV leaves it: its page, or kv_new. */
 static void expect_head(struct nib_trial *t, uint32_t r, uint32_t head, const float *y, const uint16_t *q,
                         const uint16_t *kv, struct nib_trial_error *e)
 {
     const struct nib_row *row = &t->step->rows[r];
     const uint16_t *out = q + (uint64_t)r * q_dim(t) + (uint64_t)head * NIB_HEAD_DIM;
-    if (head >= t->shape.heads)
-        out = kv + page_of(t, row->slot, row->pos) * t->m.page_stride / 2 +
+    if (head >= t->shape.heads && t->kv == NIB_KV_FP8)
+        out = kv + (uint64_t)r * 2 * nib_kv_dim(&t->shape) + (uint64_t)(head - t->shape.heads) * NIB_HEAD_DIM;
+    else if (head >= t->shape.heads)
+        out = kv + page_of(t, row->slot, row->pos) * page_elements(t) +
               ((uint64_t)(head - t->shape.heads) * NIB_KV_PAGE_TOKENS + row->pos % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
     for (uint32_t d = 0; d < NIB_HEAD_DIM; d++)
         nib_trial_add(e, (double)nib_bf16_decode(out[d]), (double)y[d]);
@@ -114,7 +145,8 @@ void nib_trial_qkv(struct nib_trial *t, enum nib_gpu_op op)
         nib_trial_fill(t, t->m.q, 0xff, NIB_TRIAL_ROWS * 2ull * q_dim(t));
     if (!nib_trial_launch(t, op))
         return;
-    const uint16_t *queries = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t)), *pages = fetch_kv(t);
+    const uint16_t *queries = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t));
+    const uint16_t *kv_out = t->kv == NIB_KV_FP8 ? fetch_kv_new(t) : (const uint16_t *)(const void *)fetch_kv(t);
     nib_trial_wait(t);
     struct nib_trial_error of_q = {0}, of_kv = {0};
     float *x = nib_trial_take(t, nib_ref_acts_bytes(s->hidden)), y[NIB_HEAD_DIM];
@@ -128,13 +160,41 @@ void nib_trial_qkv(struct nib_trial *t, enum nib_gpu_op op)
             multiply(&p, x, y);
             if (heads[i] < s->heads + s->kv_heads)
                 nib_ref_rope(y, 1, rope + r * 32, rope + (NIB_TRIAL_ROWS + r) * 32);
-            expect_head(t, r, heads[i], y, queries, pages, i < 1 ? &of_q : &of_kv);
+            expect_head(t, r, heads[i], y, queries, kv_out, i < 1 ? &of_q : &of_kv);
         }
     }
     for (uint64_t i = (uint64_t)rows.first * q_dim(t); i < (uint64_t)rows.end * q_dim(t) && !t->err; i++)
         of_q.bad += isfinite(nib_bf16_decode(queries[i])) ? 0 : 1;
     nib_trial_expect(t, op, "q", &of_q, 4e-3);
     nib_trial_expect(t, op, "k, v", &of_kv, 4e-3);
+}
+
+/* ---- keys and values to FP8 ---- */
+
+/* Every block of the step's keys and values as nib_kv8_encode has it. */
+void nib_trial_kv8(struct nib_trial *t, enum nib_gpu_op op)
+{
+    const uint32_t blocks = 2 * nib_kv_dim(&t->shape) / NIB_MX_BLOCK, halves = NIB_HEAD_DIM / NIB_MX_BLOCK;
+    const uint16_t *from = fetch_kv_new(t);
+    if (!nib_trial_launch(t, op))
+        return;
+    const uint8_t *pages = fetch_kv(t);
+    nib_trial_wait(t);
+    struct nib_trial_error e = {0};
+    for (uint32_t r = 0; r < t->decode + t->prompt && !t->err; r++)
+        for (uint32_t b = 0; b < blocks; b++) {
+            const struct nib_row *row = &t->step->rows[r];
+            const uint8_t *page = pages + page_of(t, row->slot, row->pos) * t->m.page_stride;
+            const uint64_t at =
+                ((uint64_t)(b / halves) * NIB_KV_PAGE_TOKENS + row->pos % NIB_KV_PAGE_TOKENS) * halves + b % halves;
+            float x[NIB_MX_BLOCK];
+            uint8_t scale, codes[NIB_MX_BLOCK];
+            for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
+                x[i] = nib_bf16_decode(from[((uint64_t)r * blocks + b) * NIB_MX_BLOCK + i]);
+            nib_kv8_encode(x, &scale, codes);
+            e.bad += scale != page[page_elements(t) + at] || memcmp(codes, page + at * NIB_MX_BLOCK, sizeof codes) != 0;
+        }
+    nib_trial_expect(t, op, "codes", &e, 0);
 }
 
 /* ---- attention ---- */
@@ -153,7 +213,7 @@ static void ref_attention(struct nib_trial *t, const uint16_t *kv, const uint16_
     void *scratch = nib_trial_take(t, nib_ref_attn_scratch_bytes(end));
     pages = nib_trial_take(t, NIB_TRIAL_PAGES * sizeof pages[0]);
     for (uint32_t p = first; p * NIB_KV_PAGE_TOKENS < end; p++) {
-        const uint16_t *from = kv + page_of(t, row->slot, p * NIB_KV_PAGE_TOKENS) * t->m.page_stride / 2;
+        const uint16_t *from = kv + page_of(t, row->slot, p * NIB_KV_PAGE_TOKENS) * page_elements(t);
         ids[p] = p;
         for (uint32_t i = 0; i < elements; i++) {
             pages[p][i] = nib_bf16_decode(from[head * elements + i]);
@@ -185,13 +245,15 @@ void nib_trial_attn(struct nib_trial *t, enum nib_gpu_op op)
 {
     const struct nib_trial_range rows = nib_trial_rows(t, op);
     const uint32_t group = NIB_GQA_GROUP * NIB_HEAD_DIM, heads[2] = {0, t->shape.kv_heads - 1};
-    const uint16_t *q = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t)), *kv = fetch_kv(t);
-    if (nib_gpu_op_few(op) == NIB_GPU_ATTN || t->decode == 0)
+    const uint16_t *q = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t));
+    const uint8_t *pages = fetch_kv(t);
+    if (nib_gpu_op_few(op) == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8 || t->decode == 0)
         nib_trial_fill(t, t->m.acts, 0xff, acts_bytes(t));
     if (!nib_trial_launch(t, op))
         return;
     const void *acts = fetch_acts(t);
     nib_trial_wait(t);
+    const uint16_t *kv = t->err ? NULL : wide_kv(t, pages);
     struct nib_trial_error e = {0};
     float *out = nib_trial_take(t, q_dim(t) * 4ull), want[NIB_GQA_GROUP * NIB_HEAD_DIM];
     for (uint32_t r = rows.first; r < rows.end && !t->err; r++) {

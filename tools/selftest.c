@@ -118,9 +118,13 @@ static enum outcome test_gpu(const struct options *o, const struct nib_arch_row 
     if (err == NIB_E_UNSUPPORTED && !asked)
         return NOT_HERE;
     double ms = 0;
-    for (int form = 0; form < NIB_DENSE_COUNT && !err; form++) {
+    static const struct {
+        enum nib_dense dense;
+        enum nib_kv_form kv;
+    } forms[] = {{NIB_DENSE_BF16, NIB_KV_BF16}, {NIB_DENSE_MXFP8, NIB_KV_BF16}, {NIB_DENSE_BF16, NIB_KV_FP8}};
+    for (size_t f = 0; f < sizeof forms / sizeof forms[0] && !err; f++) {
         static struct nib_gpu_selftest one;
-        err = nib_gpu_selftest(&gpu, row->gpu_kernels, &profile, o->shape, (enum nib_dense)form, &one, &msg);
+        err = nib_gpu_selftest(&gpu, row->gpu_kernels, &profile, o->shape, forms[f].dense, forms[f].kv, &one, &msg);
         ms += (double)one.us / 1e3;
         for (int i = 0; i < NIB_GPU_OP_COUNT; i++)
             if (!r.op[i].ran || one.op[i].error > r.op[i].error)

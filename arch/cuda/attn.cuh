@@ -2,7 +2,7 @@
  * heads of the first, g + 8 of the second. Scores are S = Q K^T, 8 keys an mma; probabilities go on as the operand of P V.
  * Softmax over the scores q.k / 8 and the head's sink, whose probability is dropped (gpt-oss model card); base 2 inside. */
 #pragma once
-#include "arch/cuda/base.cuh"
+#include "arch/cuda/kv8.cuh"
 
 #define ATTN_SCALE (0.125f * 1.44269504088896f)
 #define LOG2E      1.44269504088896f
@@ -130,11 +130,28 @@ struct attn_keys {
     uint4 key[4][2];
 };
 
+/* The same of a page in FP8: the lane's parts of keys and values. */
+struct attn_keys8 {
+    kv8_chunk key[4][2], value[8];
+};
+
 /* What of a layer's KV a block reads, and the positions [begin, end) that its row sees. */
 struct attn_span {
+    using asked = attn_keys;
     const struct nib_gpu_machine *m;
     nib_gpu_ptr kv;
     uint32_t layer, slot, begin, end;
+
+    __device__ __forceinline__ static uint64_t head_at(uint32_t kv_head)
+    {
+        return (uint64_t)kv_head * PAGE_HEAD_BYTES;
+    }
+
+    /* What was asked for, as bf16: it is. */
+    __device__ __forceinline__ const attn_keys &widen(const attn_keys &keys, uint32_t, uint4 *) const
+    {
+        return keys;
+    }
 
     __device__ __forceinline__ const uint8_t *at_key(uint32_t key0) const
     {
@@ -191,8 +208,73 @@ struct attn_span {
     }
 };
 
+/* The same of pages in FP8. Values go to shared memory when their keys are taken in. */
+struct attn_span8 {
+    using asked = attn_keys8;
+    const struct nib_gpu_machine *m;
+    nib_gpu_ptr kv; /* the layer's first page; the block's x is the KV head */
+    uint32_t layer, slot, begin, end;
+
+    __device__ __forceinline__ static uint64_t head_at(uint32_t)
+    {
+        return 0;
+    }
+
+    __device__ __forceinline__ const uint8_t *page(uint32_t key0) const
+    {
+        return at<const uint8_t>(kv, page_at(m, layer, slot, key0 / NIB_KV_PAGE_TOKENS, NIB_GPU_ATTN_FP8));
+    }
+
+    /* Keys and values of all 32 tokens, or of token `last` alone. */
+    __device__ __forceinline__ void ask_tokens(uint32_t key0, uint32_t last, attn_keys8 &to) const
+    {
+        const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token0 = key0 % NIB_KV_PAGE_TOKENS;
+        const uint8_t *from = page(key0);
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                if (last >= 32 || n * 8 + g == last)
+                    to.key[n][half].ask(from, m->kv_heads, blockIdx.x, token0 + n * 8 + g, half * 4 + t);
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++)
+            if (last >= 32 || i * 4 + lane / 8 == last)
+                to.value[i].ask(from, m->kv_heads, m->kv_heads + blockIdx.x, token0 + i * 4 + lane / 8, lane % 8);
+    }
+
+    __device__ __forceinline__ void ask(uint32_t key0, attn_keys8 &to, uint4 *) const
+    {
+        ask_tokens(key0, 32, to);
+    }
+
+    __device__ __forceinline__ void ask_last(uint32_t key0, attn_keys8 &to, uint4 *) const
+    {
+        if (end - 1 >= key0 && end - 1 - key0 < 32)
+            ask_tokens(key0, end - 1 - key0, to);
+    }
+
+    __device__ __forceinline__ attn_keys widen(const attn_keys8 &keys, uint32_t key0, uint4 *v) const
+    {
+        const uint32_t lane = threadIdx.x % 32;
+        attn_keys wide;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                wide.key[n][half] = keys.key[n][half].wide();
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            const uint32_t token = i * 4 + lane / 8;
+            const bool there = key0 + token < end && key0 + token >= begin;
+            v[token * 8 + (lane % 8 ^ token % 8)] = there ? keys.value[i].wide() : make_uint4(0, 0, 0, 0);
+        }
+        return wide;
+    }
+};
+
 /* Takes in keys key0 .. key0 + 31, which were asked for. */
-__device__ __forceinline__ void attn_step(const attn_span &span, const uint4 q[2][2], uint32_t key0, const attn_keys &keys,
+template <class Span>
+__device__ __forceinline__ void attn_step(const Span &span, const uint4 q[2][2], uint32_t key0, const attn_keys &keys,
                                           const uint4 *v, attn_state &st)
 {
     const uint32_t t = threadIdx.x % 4;
@@ -325,10 +407,9 @@ __device__ __forceinline__ float attn_alone(float most, float sum, float o, floa
  *
  * Keys are asked for before the op before this one has ended: all but the last were written by earlier steps. From layer 1 on
  * the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
-KERNEL(attn, CU_ATTN_THREADS, 2)
+template <class Span>
+__device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32_t layer, attn_shared &sh)
 {
-    extern __shared__ uint4 attn_dynamic[];
-    attn_shared &sh = *(attn_shared *)attn_dynamic;
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32;
     float sinks[ATTN_OUTPUTS]; /* of the thread's outputs */
@@ -345,8 +426,8 @@ KERNEL(attn, CU_ATTN_THREADS, 2)
     const uint32_t end = r.pos + 1, begin = windowed && end > m->window ? end - m->window : 0;
     const uint32_t keys = windowed ? ~0u : cu_split_keys(r.pos), splits = windowed ? 1 : r.pos / keys + 1;
     const bool mine = row < step->decode_count && blockIdx.y < splits;
-    attn_span span = {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, layer, r.slot, begin, end};
-    attn_keys ahead;
+    const Span span = {m, m->layer[layer].kv + Span::head_at(kv_head), layer, r.slot, begin, end};
+    typename Span::asked ahead;
     uint32_t base = windowed ? begin & ~31u : blockIdx.y * keys, key0 = attn_first_key(base);
     if (mine && key0 < end)
         span.ask(key0, ahead, sh.v[warp]);
@@ -370,7 +451,7 @@ KERNEL(attn, CU_ATTN_THREADS, 2)
         for (bool asked = split == blockIdx.y; key0 < last; key0 += CU_ATTN_KEYS, asked = false) {
             if (!asked)
                 span.ask(key0, ahead, sh.v[warp]);
-            attn_step(span, q, key0, ahead, sh.v[warp], st);
+            attn_step(span, q, key0, span.widen(ahead, key0, sh.v[warp]), sh.v[warp], st);
         }
         attn_put_state(sh, st);
         __syncthreads();
@@ -414,6 +495,74 @@ KERNEL(attn, CU_ATTN_THREADS, 2)
     if (threadIdx.x == 0)
         *arrived = 0;
 }
+
+KERNEL(attn, CU_ATTN_THREADS, 2)
+{
+    extern __shared__ uint4 attn_dynamic[];
+    attn_row<attn_span>(m, layer, *(attn_shared *)attn_dynamic);
+}
+
+KERNEL(attn_fp8, CU_ATTN_THREADS, 1)
+{
+    extern __shared__ uint4 attn_dynamic[];
+    attn_row<attn_span8>(m, layer, *(attn_shared *)attn_dynamic);
+}
+
+/* How a block copies pages to shared memory: chunk c % 8, of 8 dims, of token c / 8 of its head's keys or values. */
+struct attn_wide_page {
+    static constexpr enum nib_gpu_op op = NIB_GPU_ATTN_PROMPT;
+
+    /* Where the head's keys lie in the layer's first page, and how much further its values. */
+    __device__ __forceinline__ static nib_gpu_ptr keys(const struct nib_gpu_machine *m, uint32_t layer, uint32_t kv_head)
+    {
+        return m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES;
+    }
+    __device__ __forceinline__ static uint64_t values(const struct nib_gpu_machine *m)
+    {
+        return (uint64_t)m->kv_heads * PAGE_HEAD_BYTES;
+    }
+
+    __device__ __forceinline__ static void copy_keys(uint32_t to, const uint8_t *from, uint64_t, uint32_t c, bool there)
+    {
+        copy16(to, from + c * 16, there);
+    }
+    __device__ __forceinline__ static void copy_values(uint32_t to, const uint8_t *from, uint64_t values, uint32_t c, bool there)
+    {
+        copy16(to, from + values + c * 16, there);
+    }
+};
+
+struct attn_fp8_page {
+    static constexpr enum nib_gpu_op op = NIB_GPU_ATTN_PROMPT_FP8;
+
+    /* The layer's first page; the block's x is the part, that of values so many further. */
+    __device__ __forceinline__ static nib_gpu_ptr keys(const struct nib_gpu_machine *m, uint32_t layer, uint32_t)
+    {
+        return m->layer[layer].kv;
+    }
+    __device__ __forceinline__ static uint64_t values(const struct nib_gpu_machine *m)
+    {
+        return m->kv_heads;
+    }
+
+    __device__ __forceinline__ static void copy(uint32_t to, const uint8_t *page, uint32_t kv_heads, uint32_t part, uint32_t c,
+                                                bool there)
+    {
+        kv8_chunk from = {make_uint2(0, 0), KV8_SCALE_MIN};
+        if (there)
+            from.ask(page, kv_heads, part, c / 8, c % 8);
+        const uint4 v = from.wide();
+        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+    }
+    __device__ __forceinline__ static void copy_keys(uint32_t to, const uint8_t *page, uint64_t values, uint32_t c, bool there)
+    {
+        copy(to, page, (uint32_t)values, blockIdx.x, c, there);
+    }
+    __device__ __forceinline__ static void copy_values(uint32_t to, const uint8_t *page, uint64_t values, uint32_t c, bool there)
+    {
+        copy(to, page, (uint32_t)values, (uint32_t)values + blockIdx.x, c, there);
+    }
+};
 
 /* Each sequence that has some of the prompt rows of this block's tile, the step's rows first .. stop - 1: take(rows, tile, first, stop).
  * Grid: y tiles of 16 prompt rows, the last (which see the most keys) first. */

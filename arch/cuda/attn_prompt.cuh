@@ -12,15 +12,16 @@ struct attn_pages {
 
 /* Keys of a page: 16-byte chunks of odd tokens are swapped in halves (16-byte reads of a warp meet all banks); values: xor-ed
  * by token % 8 (ldmatrix reads 8 tokens). Positions from `end` on, which nobody has written, are zeros. */
-__device__ __forceinline__ void attn_load_page(attn_pages &sh, uint32_t to, const uint8_t *k, uint64_t values, uint32_t page,
+template <class Page>
+__device__ __forceinline__ void attn_load_page(attn_pages &sh, uint32_t to, const uint8_t *from, uint64_t values, uint32_t page,
                                                uint32_t end)
 {
 #pragma unroll
     for (int i = 0; i < NIB_KV_PAGE_TOKENS * 8 / CU_ATTN_THREADS; i++) {
         const uint32_t c = threadIdx.x + i * CU_ATTN_THREADS, token = c / 8, chunk = c % 8;
         const bool there = page * NIB_KV_PAGE_TOKENS + token < end;
-        copy16(smem_at(&sh.k[to][token * 8 + (chunk ^ (token & 1) << 2)]), k + c * 16, there);
-        copy16(smem_at(&sh.v[to][token * 8 + (chunk ^ token % 8)]), k + values + c * 16, there);
+        Page::copy_keys(smem_at(&sh.k[to][token * 8 + (chunk ^ (token & 1) << 2)]), from, values, c, there);
+        Page::copy_values(smem_at(&sh.v[to][token * 8 + (chunk ^ token % 8)]), from, values, c, there);
     }
 }
 
@@ -52,13 +53,14 @@ __device__ __forceinline__ void attn_page(attn_pages &sh, uint32_t buffer, uint3
 }
 
 /* Rows [first, end) of one sequence; positions ascend. All threads of the block. */
+template <class Page>
 __device__ __forceinline__ void attn_run(const struct nib_gpu_machine *m, uint32_t layer, const struct nib_row *rows,
                                          uint32_t tile, uint32_t first, uint32_t end, attn_pages &sh)
 {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.x;
     const uint32_t slot = rows[first].slot, window = layer % 2 == 0 ? m->window : ~0u;
-    const nib_gpu_ptr kv = m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES;
-    const uint64_t values = (uint64_t)m->kv_heads * PAGE_HEAD_BYTES;
+    const nib_gpu_ptr kv = Page::keys(m, layer, kv_head);
+    const uint64_t values = Page::values(m);
     uint32_t pos[2], from[2];
     bool mine[2];
     const __nv_bfloat16 *q_row[2];
@@ -82,8 +84,8 @@ __device__ __forceinline__ void attn_run(const struct nib_gpu_machine *m, uint32
     const uint32_t pages = min(last_pos / NIB_KV_PAGE_TOKENS + 1, m->ctx_pages);
     auto load = [&](uint32_t page) {
         if (page < pages)
-            attn_load_page(sh, page & 1, at<const uint8_t>(kv, page_at(m, layer, slot, page, NIB_GPU_ATTN_PROMPT)), values,
-                           page, last_pos + 1);
+            attn_load_page<Page>(sh, page & 1, at<const uint8_t>(kv, page_at(m, layer, slot, page, Page::op)), values, page,
+                                 last_pos + 1);
         copy_commit();
     };
     load(page0);
@@ -107,11 +109,22 @@ __device__ __forceinline__ void attn_run(const struct nib_gpu_machine *m, uint32
 }
 
 /* Grid: x KV heads, y tiles of 16 prompt rows, the last (which see the most keys) first. */
+template <class Page>
+__device__ __forceinline__ void attn_tile(const struct nib_gpu_machine *m, uint32_t layer, attn_pages &sh)
+{
+    attn_sequences(m, [&](const struct nib_row *rows, uint32_t tile, uint32_t first, uint32_t stop) {
+        attn_run<Page>(m, layer, rows, tile, first, stop, sh);
+    });
+}
+
 KERNEL(attn_prompt, CU_ATTN_THREADS, 2)
 {
     extern __shared__ uint4 attn_dynamic[];
-    attn_pages &sh = *(attn_pages *)attn_dynamic;
-    attn_sequences(m, [&](const struct nib_row *rows, uint32_t tile, uint32_t first, uint32_t stop) {
-        attn_run(m, layer, rows, tile, first, stop, sh);
-    });
+    attn_tile<attn_wide_page>(m, layer, *(attn_pages *)attn_dynamic);
+}
+
+KERNEL(attn_prompt_fp8, CU_ATTN_THREADS, 2)
+{
+    extern __shared__ uint4 attn_dynamic[];
+    attn_tile<attn_fp8_page>(m, layer, *(attn_pages *)attn_dynamic);
 }

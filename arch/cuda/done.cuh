@@ -27,6 +27,8 @@ struct done_qkv {
         __nv_bfloat16 *to;
         if (head < heads) {
             to = at<__nv_bfloat16>(m->q) + ((uint64_t)row * heads + head) * NIB_HEAD_DIM;
+        } else if (m->kv_new) {
+            to = at<__nv_bfloat16>(m->kv_new) + ((uint64_t)row * 2 * kv_heads + head - heads) * NIB_HEAD_DIM;
         } else {
             const struct nib_row r = rows[row];
             const uint64_t page = page_at(m, layer, r.slot, r.pos / NIB_KV_PAGE_TOKENS, NIB_GPU_QKV);

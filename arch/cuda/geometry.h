@@ -162,7 +162,7 @@ static void products_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_g
 static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
                             struct nib_gpu_geometry *ret)
 {
-    if (op == NIB_GPU_ATTN_PROMPT)
+    if (op == NIB_GPU_ATTN_PROMPT || op == NIB_GPU_ATTN_PROMPT_FP8)
         *ret = (struct nib_gpu_geometry){
             {m->kv_heads, CU_DIV_UP(rows, CU_ATTN_PROMPT_POS), 1}, CU_ATTN_THREADS, attn_shared_bytes, 0};
     else
@@ -232,11 +232,19 @@ static void token_geometry(const struct nib_gpu_machine *m, uint32_t decode, uin
                            struct nib_gpu_geometry *ret)
 {
 #if NIB_SM >= 90
-    if (decode == 1 && prompt == 0)
+    if (decode == 1 && prompt == 0 && !m->kv_new)
         *ret = (struct nib_gpu_geometry){{cu_token_blocks(m), 1, 1}, CU_TOKEN_THREADS, CU_TOKEN_SHARED, 0};
 #else
     (void)m, (void)decode, (void)prompt, (void)ret;
 #endif
+}
+
+/* Attention over pages of the form that the machine does not have. */
+static bool other_form(const struct nib_gpu_machine *m, enum nib_gpu_op op)
+{
+    const bool wide = op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_BATCH || op == NIB_GPU_ATTN_PROMPT;
+    const bool fp8 = op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8;
+    return m->kv_new ? wide : fp8;
 }
 
 static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
@@ -246,6 +254,8 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     const bool mxfp8 = op != form;
     const uint32_t rows = few == NIB_GPU_HEAD ? want : decode;
     *ret = (struct nib_gpu_geometry){{0, 1, 1}, 32, 0, 0};
+    if (other_form(m, op))
+        return;
     switch (op) {
     case NIB_GPU_REPACK_DENSE:
     case NIB_GPU_REPACK_MX:
@@ -259,8 +269,13 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_COMBINE:
         rows_geometry(op, m, decode, prompt, ret);
         break;
+    case NIB_GPU_KV_FP8:
+        if (m->kv_new)
+            *ret = (struct nib_gpu_geometry){{decode + prompt, 1, 1}, CU_KV8_THREADS, 0, 0};
+        break;
     case NIB_GPU_QKV:
     case NIB_GPU_ATTN:
+    case NIB_GPU_ATTN_FP8:
     case NIB_GPU_OUT:
     case NIB_GPU_UP:
     case NIB_GPU_DOWN:
@@ -278,6 +293,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
         break;
     case NIB_GPU_QKV_PROMPT:
     case NIB_GPU_ATTN_PROMPT:
+    case NIB_GPU_ATTN_PROMPT_FP8:
     case NIB_GPU_OUT_PROMPT:
     case NIB_GPU_UP_PROMPT:
     case NIB_GPU_DOWN_PROMPT:

@@ -124,8 +124,9 @@
 #define CU_ATTN_KEYS       160 /* keys a decode block takes at a time, 32 a warp: what a window of 128 touches */
 #define CU_ATTN_SPLITS     64  /* at most: beyond 64 x 160 keys the splits grow, by the row's own position */
 #define CU_ATTN_BLOCKS     256 /* of a decode launch, about */
-#define CU_ATTN_PART       66  /* floats of a partial: max, sum, values */
-#define CU_ATTN_PROMPT_POS 16  /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
+#define CU_KV8_THREADS     256
+#define CU_ATTN_PART       66 /* floats of a partial: max, sum, values */
+#define CU_ATTN_PROMPT_POS 16 /* rows of a prompt block: 2 a warp, with all 8 query heads of a KV head */
 
 #define CU_ATTN_SHARED        (CU_ATTN_KEYS / 32 * (4096 + 8 * (64 + 2) * 4) + 16) /* struct attn_shared */
 #define CU_ATTN_PROMPT_SHARED (4 * 64 * 128)                                       /* struct attn_pages */

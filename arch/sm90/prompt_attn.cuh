@@ -44,14 +44,15 @@ __device__ __forceinline__ void prompt_query(const __nv_bfloat16 *row0, const __
 }
 
 /* A page to shared memory, swizzled; positions from `end` on, which nobody has written, are zeros. */
-__device__ __forceinline__ void prompt_page(uint32_t to, const uint8_t *k, uint64_t values, uint32_t page, uint32_t end)
+template <class Page>
+__device__ __forceinline__ void prompt_page(uint32_t to, const uint8_t *from, uint64_t values, uint32_t page, uint32_t end)
 {
 #pragma unroll
     for (int i = 0; i < NIB_KV_PAGE_TOKENS * 8 / CU_ATTN_THREADS; i++) {
         const uint32_t c = threadIdx.x + i * CU_ATTN_THREADS, token = c / 8, at = token * 128 + (c % 8 ^ token % 8) * 16;
         const bool there = page * NIB_KV_PAGE_TOKENS + token < end;
-        copy16(to + at, k + c * 16, there);
-        copy16(to + ATTN_PAGE + at, k + values + c * 16, there);
+        Page::copy_keys(to + at, from, values, c, there);
+        Page::copy_values(to + ATTN_PAGE + at, from, values, c, there);
     }
 }
 
@@ -99,15 +100,15 @@ __device__ __forceinline__ void prompt_probabilities(float (&s)[32], prompt_soft
 }
 
 /* The pages that rows of one sequence see: where they are, and the ring. */
-struct prompt_pages {
+template <class Page> struct prompt_pages {
     const struct nib_gpu_machine *m;
-    nib_gpu_ptr kv; /* this head's part of the layer's first page */
+    nib_gpu_ptr kv; /* see the form of pages */
     uint64_t values, next; /* next: where the page after the last asked for lies */
     uint32_t layer, slot, asked, pages, end, ring;
 
     __device__ __forceinline__ uint64_t find(uint32_t page) const
     {
-        return page < pages ? page_at(m, layer, slot, page, NIB_GPU_ATTN_PROMPT) : 0;
+        return page < pages ? page_at(m, layer, slot, page, Page::op) : 0;
     }
 
     __device__ __forceinline__ uint32_t at(uint32_t page) const
@@ -118,15 +119,16 @@ struct prompt_pages {
     __device__ __forceinline__ void ask()
     {
         if (asked < pages)
-            prompt_page(at(asked), ::at<uint8_t>(kv, next), values, asked, end);
+            prompt_page<Page>(at(asked), ::at<uint8_t>(kv, next), values, asked, end);
         copy_commit();
         next = find(++asked);
     }
 };
 
 /* All pages, for this warpgroup's rows. All threads of the block. */
-__device__ __forceinline__ void prompt_attend(prompt_pages &from, uint32_t page0, const uint32_t q[4][4], const prompt_rows_seen &rows,
-                                              prompt_softmax &st)
+template <class Page>
+__device__ __forceinline__ void prompt_attend(prompt_pages<Page> &from, uint32_t page0, const uint32_t q[4][4],
+                                              const prompt_rows_seen &rows, prompt_softmax &st)
 {
     from.asked = page0;
     from.next = from.find(page0);
@@ -169,6 +171,7 @@ __device__ __forceinline__ void prompt_attend(prompt_pages &from, uint32_t page0
 }
 
 /* Rows [first, end) of one sequence; positions ascend. All threads of the block. */
+template <class Page>
 __device__ __forceinline__ void prompt_sequence(const struct nib_gpu_machine *m, uint32_t layer, const struct nib_row *rows,
                                                 uint32_t tile, uint32_t first, uint32_t end, uint32_t ring)
 {
@@ -189,8 +192,8 @@ __device__ __forceinline__ void prompt_sequence(const struct nib_gpu_machine *m,
     prompt_query(q_row[0], q_row[1], q);
     const float sink = bf16_at(m->layer[layer].sinks, head) * 8; /* as a score before its factor, 1/8 */
     prompt_softmax st = {{sink, sink}, {0, 0}, {}};
-    prompt_pages from = {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, (uint64_t)m->kv_heads * PAGE_HEAD_BYTES, 0,
-                         layer, rows[first].slot, 0, min(last_pos / NIB_KV_PAGE_TOKENS + 1, m->ctx_pages), last_pos + 1, ring};
+    prompt_pages<Page> from = {m, Page::keys(m, layer, kv_head), Page::values(m), 0, layer, rows[first].slot, 0,
+                               min(last_pos / NIB_KV_PAGE_TOKENS + 1, m->ctx_pages), last_pos + 1, ring};
     prompt_attend(from, (first_pos + 1 > window ? first_pos + 1 - window : 0) / NIB_KV_PAGE_TOKENS, q, seen, st);
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
@@ -205,11 +208,23 @@ __device__ __forceinline__ void prompt_sequence(const struct nib_gpu_machine *m,
 }
 
 /* Grid: x KV heads, y tiles of 16 prompt rows, the last (which see the most keys) first. */
+template <class Page>
+__device__ __forceinline__ void prompt_tile_rows(const struct nib_gpu_machine *m, uint32_t layer, const void *dynamic)
+{
+    const uint32_t ring = (smem_at(dynamic) + 1023) & ~1023u;
+    attn_sequences(m, [&](const struct nib_row *rows, uint32_t tile, uint32_t first, uint32_t stop) {
+        prompt_sequence<Page>(m, layer, rows, tile, first, stop, ring);
+    });
+}
+
 KERNEL(attn_prompt, CU_ATTN_THREADS, 2)
 {
     extern __shared__ uint4 prompt_dynamic[];
-    const uint32_t ring = (smem_at(prompt_dynamic) + 1023) & ~1023u;
-    attn_sequences(m, [&](const struct nib_row *rows, uint32_t tile, uint32_t first, uint32_t stop) {
-        prompt_sequence(m, layer, rows, tile, first, stop, ring);
-    });
+    prompt_tile_rows<attn_wide_page>(m, layer, prompt_dynamic);
+}
+
+KERNEL(attn_prompt_fp8, CU_ATTN_THREADS, 2)
+{
+    extern __shared__ uint4 prompt_dynamic[];
+    prompt_tile_rows<attn_fp8_page>(m, layer, prompt_dynamic);
 }

@@ -160,6 +160,8 @@ struct prompt_qkv_tile {
         const uint32_t heads = m->heads;
         if (head < heads)
             return m->q + ((uint64_t)row * heads + head) * NIB_HEAD_DIM * 2;
+        if (m->kv_new)
+            return m->kv_new + ((uint64_t)row * 2 * m->kv_heads + head - heads) * NIB_HEAD_DIM * 2;
         const struct nib_row r = rows[row];
         const uint64_t page = page_at(m, layer, r.slot, r.pos / NIB_KV_PAGE_TOKENS, NIB_GPU_QKV);
         return m->layer[layer].kv + page + (uint64_t)(head - heads) * PAGE_HEAD_BYTES +

@@ -383,6 +383,24 @@ START_TEST(kv8_keeps_what_it_can_hold)
 }
 END_TEST
 
+/* Elements are bf16 before they are anything else. */
+START_TEST(kv8_goes_by_bf16)
+{
+    uint64_t state = nib_test_seed();
+    for (int round = 0; round < 20000; round++) {
+        float x[32], narrow[32];
+        uint8_t scale, codes[32], want_scale, want[32];
+        for (int i = 0; i < 32; i++) {
+            x[i] = (float)(int64_t)(nib_test_rand(&state) >> 40) * 0x1p-23f - 1;
+            narrow[i] = nib_bf16_decode(nib_bf16_encode(x[i]));
+        }
+        nib_kv8_encode(x, &scale, codes);
+        nib_kv8_encode(narrow, &want_scale, want);
+        ck_assert(scale == want_scale && memcmp(codes, want, sizeof codes) == 0);
+    }
+}
+END_TEST
+
 /* The smallest scale by which nothing is cut off, within its bounds. */
 START_TEST(kv8_scales_do_not_cut)
 {
@@ -390,7 +408,7 @@ START_TEST(kv8_scales_do_not_cut)
         float max;
         uint8_t scale, code;
     } cases[] = {{448.0f, 127, 0x7e},
-                 {449.0f, 128, 0x76},
+                 {450.0f, 128, 0x76},
                  {224.0f, 126, 0x7e},
                  {225.0f, 127, 0x76},
                  {-1.75f, 119, 0xfe},
@@ -426,6 +444,7 @@ START_TEST(kv8_rounds_to_nearest)
         for (int i = 0; i < 32; i++) {
             x[i] = ldexpf((float)(int64_t)(nib_test_rand(&state) >> 40) - 0x1p23f,
                           exponent - (int)(nib_test_rand(&state) % 12));
+            x[i] = nib_bf16_decode(nib_bf16_encode(x[i]));
             max = fmaxf(max, fabsf(x[i]));
         }
         nib_kv8_encode(x, &scale, codes);
@@ -531,6 +550,6 @@ NIB_SUITE(mx, every_code_decodes_as_the_reference, encoding_rounds_as_the_refere
           nan_stays_nan_where_the_format_has_one, every_code_survives_a_round_trip, e2m1_is_ocps_and_not_eighths,
           mx_blocks_encode_as_the_reference, mxfp4_decodes_every_scale_and_code, mxfp8_decodes_every_scale_and_code,
           mxfp8_scales_follow_the_specification, mx_blocks_decode_what_they_encode, a_block_with_nan_or_infinity_is_nan,
-          kv8_keeps_what_it_can_hold, kv8_scales_do_not_cut, kv8_rounds_to_nearest,
+          kv8_keeps_what_it_can_hold, kv8_goes_by_bf16, kv8_scales_do_not_cut, kv8_rounds_to_nearest,
           nvfp4_encodes_as_the_reference_and_decodes_back, nf4_encodes_as_the_reference, nf4_map_is_the_dynamic_map,
           q8_0_encodes_as_gguf)

@@ -355,7 +355,15 @@ static uint16_t *page_at(struct run *r, uint32_t slot, uint32_t pos)
                        slot, m->kv_pages);
         longjmp(r->out, 1);
     }
-    return AT(r, uint16_t, r->l->kv + page * m->page_stride, 2 * m->kv_heads * HEAD_PAGE);
+    const uint64_t bytes = m->kv_new ? nib_ref_kv8_page_bytes(m->kv_heads) : 2 * m->kv_heads * HEAD_PAGE * 2;
+    return AT(r, uint16_t, r->l->kv + page * m->page_stride, bytes / 2);
+}
+
+/* Keys and values of a row as they wait for the page, [K, V][kv_heads][64]. */
+static uint16_t *kv_new(struct run *r, uint32_t row)
+{
+    const uint64_t count = 2ull * r->m->kv_heads * NIB_HEAD_DIM;
+    return AT(r, uint16_t, r->m->kv_new, r->m->step_rows_max * count) + row * count;
 }
 
 static void qkv(struct run *r)
@@ -373,10 +381,37 @@ static void qkv(struct run *r)
         nib_ref_rope(y, m->heads + m->kv_heads, rope + (uint64_t)i * NIB_ROPE_PAIRS,
                      rope + (uint64_t)(m->step_rows_max + i) * NIB_ROPE_PAIRS);
         round_row(q + (uint64_t)i * q_dim(r), y, q_dim(r));
-        uint16_t *keys = page_at(r, row->slot, row->pos) + (uint64_t)(row->pos % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
+        const bool fp8 = m->kv_new != 0;
+        uint16_t *keys =
+            fp8 ? kv_new(r, i)
+                : page_at(r, row->slot, row->pos) + (uint64_t)(row->pos % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
         for (uint32_t h = 0; h < 2 * m->kv_heads; h++)
-            round_row(keys + h * HEAD_PAGE, y + q_dim(r) + h * NIB_HEAD_DIM, NIB_HEAD_DIM);
+            round_row(keys + h * (fp8 ? NIB_HEAD_DIM : HEAD_PAGE), y + q_dim(r) + h * NIB_HEAD_DIM, NIB_HEAD_DIM);
     }
+}
+
+/* The page's form is that of arch/ref. */
+static void kv_fp8(struct run *r)
+{
+    const uint32_t count = r->m->kv_heads * NIB_HEAD_DIM;
+    float *kv = room(2 * count);
+    for (uint32_t i = r->first; i < r->end; i++) {
+        const struct nib_row *row = &r->step->rows[i];
+        const uint16_t *from = kv_new(r, i);
+        for (uint32_t d = 0; d < 2 * count; d++)
+            kv[d] = nib_bf16_decode(from[d]);
+        nib_ref_kv8_put(page_at(r, row->slot, row->pos), r->m->kv_heads, row->pos % NIB_KV_PAGE_TOKENS, kv, kv + count);
+    }
+}
+
+/* A page in FP8 as one in bf16, which holds every value. */
+static const uint16_t *widen_page(struct run *r, const uint16_t *page, uint16_t *room_of)
+{
+    const uint64_t count = 2 * r->m->kv_heads * HEAD_PAGE;
+    const uint8_t *codes = (const uint8_t *)page, *scales = codes + count;
+    for (uint64_t b = 0; b < count / NIB_MX_BLOCK; b++)
+        nib_mxfp8_decode_bf16(scales[b], codes + b * NIB_MX_BLOCK, room_of + b * NIB_MX_BLOCK);
+    return room_of;
 }
 
 static double dot64(const uint16_t *a, const uint16_t *b)
@@ -398,8 +433,11 @@ static void attend(struct run *r, const struct nib_row *row, uint32_t head, cons
     for (int pass = 0; pass < 2; pass++) {
         const uint16_t *keys = NULL;
         for (uint32_t j = first; j < end; j++) {
-            if (!keys || j % NIB_KV_PAGE_TOKENS == 0)
+            if (!keys || j % NIB_KV_PAGE_TOKENS == 0) {
                 keys = page_at(r, row->slot, j);
+                if (m->kv_new)
+                    keys = widen_page(r, keys, (uint16_t *)room(m->kv_heads * HEAD_PAGE));
+            }
             const uint16_t *key = keys + kv_head * HEAD_PAGE + (uint64_t)(j % NIB_KV_PAGE_TOKENS) * NIB_HEAD_DIM;
             double s = dot64(q, key) / 8.0;
             if (pass == 0) {
@@ -657,6 +695,9 @@ static const struct {
     [NIB_GPU_QKV] = {qkv, ROWS_DECODE},
     [NIB_GPU_QKV_BATCH] = {qkv, ROWS_DECODE},
     [NIB_GPU_QKV_PROMPT] = {qkv, ROWS_PROMPT},
+    [NIB_GPU_KV_FP8] = {kv_fp8, ROWS_ALL},
+    [NIB_GPU_ATTN_FP8] = {attn, ROWS_DECODE},
+    [NIB_GPU_ATTN_PROMPT_FP8] = {attn, ROWS_PROMPT},
     [NIB_GPU_ATTN] = {attn, ROWS_DECODE},
     [NIB_GPU_ATTN_BATCH] = {attn, ROWS_DECODE},
     [NIB_GPU_ATTN_PROMPT] = {attn, ROWS_PROMPT},
@@ -701,7 +742,8 @@ static void token(struct run *r)
         r->layer = layer;
         r->l = &r->m->layer[layer];
         for (int op = NIB_GPU_QKV; op <= NIB_GPU_COMBINE; op++) {
-            if (nib_gpu_op_few((enum nib_gpu_op)op) != (enum nib_gpu_op)op)
+            if (nib_gpu_op_few((enum nib_gpu_op)op) != (enum nib_gpu_op)op ||
+                (op >= NIB_GPU_KV_FP8 && op <= NIB_GPU_ATTN_PROMPT_FP8))
                 continue;
             choose_rows(r, ops[op].rows);
             ops[op].run(r);
@@ -719,7 +761,12 @@ static void spoil(struct run *r, enum nib_gpu_op op)
     if (op == NIB_GPU_QKV || op == NIB_GPU_QKV_PROMPT) {
         at = m->q + (uint64_t)r->first * q_dim(r) * 2;
         words = rows * q_dim(r) / 2;
-    } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT) {
+    } else if (op == NIB_GPU_KV_FP8) {
+        const struct nib_row *row = &r->step->rows[r->first];
+        ((uint8_t *)page_at(r, row->slot, row->pos))[row->pos % NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM] ^= 0x20;
+        return;
+    } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT || op == NIB_GPU_ATTN_FP8 ||
+               op == NIB_GPU_ATTN_PROMPT_FP8) {
         at = m->acts + (uint64_t)r->first * q_dim(r) * 2;
         words = rows * q_dim(r) / 2;
     } else if (op == NIB_GPU_ROUTE || op == NIB_GPU_TOKEN) {

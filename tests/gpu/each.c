@@ -96,5 +96,8 @@ int rig_test_each(struct rig *rig)
     for (rig->dense = 0; rig->dense < NIB_DENSE_COUNT; rig->dense++)
         failures += test_form(rig);
     rig->dense = NIB_DENSE_BF16;
+    rig->kv = NIB_KV_FP8;
+    failures += test_form(rig);
+    rig->kv = NIB_KV_BF16;
     return failures;
 }

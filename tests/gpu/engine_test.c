@@ -33,12 +33,14 @@ static float difference(const float *a, const float *b, uint32_t n)
 /* Prompt and answer, greedy, on the reference and on the GPU; the reference's token goes on in both. Logits have deviation
  * 3; what the GPU keeps in bf16 moves them by about 0.1, and by more where it moves a row to another expert: at most in one
  * step of ten. A token may differ only where the reference's own margin is below twice that step's difference. */
-static void compare(const char *shape, enum nib_dense dense, uint64_t seed, uint32_t prompt, uint32_t answer)
+static void compare(const char *shape, enum nib_dense dense, enum nib_kv_form kv, uint64_t seed, uint32_t prompt,
+                    uint32_t answer)
 {
     struct fixture_options o = nano;
     uint32_t same = 0, far = 0;
     o.shape = shape;
     o.dense = dense;
+    o.kv = kv;
     o.seed = seed;
     fake_env("h200", "");
     fixture_open(&ref, &o);
@@ -57,7 +59,8 @@ static void compare(const char *shape, enum nib_dense dense, uint64_t seed, uint
         fixture_decode(&ref, 1, p, token, want);
         fixture_decode(&g.f, 1, p, token, got);
     }
-    printf("%s, %s: %u of %u tokens the same, %u steps far\n", shape, nib_dense_name(dense), same, answer, far);
+    printf("%s, %s, keys and values in %s: %u of %u tokens the same, %u steps far\n", shape, nib_dense_name(dense),
+           nib_kv_form_name(kv), same, answer, far);
     ck_assert_uint_le(far * 10, answer);
     ck_assert_uint_ge(same * 10, answer * 9);
     gpu_fixture_close(&g);
@@ -68,10 +71,12 @@ static void compare(const char *shape, enum nib_dense dense, uint64_t seed, uint
 
 START_TEST(answers_are_the_reference_s)
 {
-    compare("nano", NIB_DENSE_BF16, 11, 200, 60);
-    compare("tiny", NIB_DENSE_BF16, 5, 150, 40);
-    compare("nano", NIB_DENSE_MXFP8, 11, 200, 60);
-    compare("tiny", NIB_DENSE_MXFP8, 5, 150, 40);
+    for (enum nib_kv_form kv = 0; kv < NIB_KV_FORMS; kv++) {
+        compare("nano", NIB_DENSE_BF16, kv, 11, 200, 60);
+        compare("tiny", NIB_DENSE_BF16, kv, 5, 150, 40);
+        compare("nano", NIB_DENSE_MXFP8, kv, 11, 200, 60);
+        compare("tiny", NIB_DENSE_MXFP8, kv, 5, 150, 40);
+    }
 }
 END_TEST
 

@@ -57,7 +57,6 @@ static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machi
 {
     const enum nib_gpu_op plain = nib_gpu_op_plain(form), op = nib_gpu_op_few(plain);
     bool none = false;
-    (void)m;
     if (op == NIB_GPU_QKV || op == NIB_GPU_ATTN || op == NIB_GPU_OUT || op == NIB_GPU_UP || op == NIB_GPU_DOWN)
         none = decode == 0;
     if (op == NIB_GPU_QKV_PROMPT || op == NIB_GPU_ATTN_PROMPT || op == NIB_GPU_OUT_PROMPT || op == NIB_GPU_UP_PROMPT ||
@@ -70,11 +69,17 @@ static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machi
     else if (op == NIB_GPU_QKV || op == NIB_GPU_ATTN || op == NIB_GPU_OUT || op == NIB_GPU_UP || op == NIB_GPU_DOWN)
         none = none || decode >= GPU_BATCH_FROM;
     if (op == NIB_GPU_TOKEN)
-        none = decode != 1 || prompt != 0;
+        none = decode != 1 || prompt != 0 || m->kv_new;
+    if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT) /* ATTN_BATCH too */
+        none = none || m->kv_new;
+    if (op == NIB_GPU_KV_FP8)
+        none = !m->kv_new;
+    if (op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8)
+        none = !m->kv_new || (op == NIB_GPU_ATTN_FP8 ? decode : prompt) == 0;
     *ret = (struct nib_gpu_geometry){.grid = {none ? 0 : 1, 1, 1},
                                      .block = 128,
                                      .shared_bytes = op == NIB_GPU_UP ? 100000 : 0,
-                                     .overlap = op % 2 || op == NIB_GPU_ATTN};
+                                     .overlap = op % 2 || op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8};
 }
 
 static inline bool gpu_has(enum nib_gpu_op op)
@@ -130,6 +135,7 @@ static inline enum nib_err gpu_fixture_plan(struct gpu_fixture *g, const struct 
                                              .row = &g->f.facts,
                                              .shape = g->f.image.shape,
                                              .dense = g->f.image.dense,
+                                             .kv = o->kv,
                                              .ctx_tokens = o->ctx_tokens,
                                              .slots = o->slots,
                                              .step_rows_max = o->step_rows_max,

@@ -18,12 +18,11 @@ static int test_row(struct rig *rig, const char *only)
         const char *name;
         int (*run)(struct rig *rig);
     } tests[] = {
-        {"each", rig_test_each},         {"ops", rig_test_ops},
-        {"mxfp8", rig_test_mxfp8},       {"sizes", rig_test_sizes},
-        {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
-        {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
-        {"token", rig_test_token},       {"stuck", rig_test_stuck},
-        {"sampler", rig_test_sampler},   {"faults", rig_test_faults},
+        {"each", rig_test_each},       {"ops", rig_test_ops},           {"mxfp8", rig_test_mxfp8},
+        {"sizes", rig_test_sizes},     {"kv8", rig_test_kv8},           {"contexts", rig_test_contexts},
+        {"routing", rig_test_routing}, {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
+        {"token", rig_test_token},     {"stuck", rig_test_stuck},       {"sampler", rig_test_sampler},
+        {"faults", rig_test_faults},
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
@@ -42,7 +41,7 @@ int main(int argc, char **argv)
 {
     const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
     const char *row = NULL, *only = NULL, *bench = NULL;
-    bool prompt = true, mxfp8 = false;
+    bool prompt = true, mxfp8 = false, kv8 = false;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--no-prompt") == 0) {
@@ -53,13 +52,18 @@ int main(int argc, char **argv)
             mxfp8 = true;
             continue;
         }
+        if (strcmp(argv[i], "--kv8") == 0) {
+            kv8 = true;
+            continue;
+        }
         const char **to = strcmp(argv[i], "--row") == 0     ? &row
                           : strcmp(argv[i], "--only") == 0  ? &only
                           : strcmp(argv[i], "--bench") == 0 ? &bench
                                                             : NULL;
         if (!to || !value) {
-            fprintf(stderr,
-                    "usage: kernels_gpu_test [--row NAME] [--only TEST] [--bench SHAPE] [--no-prompt] [--mxfp8]\n");
+            fprintf(
+                stderr,
+                "usage: kernels_gpu_test [--row NAME] [--only TEST] [--bench SHAPE] [--no-prompt] [--mxfp8] [--kv8]\n");
             return 2;
         }
         *to = value;
@@ -73,6 +77,7 @@ int main(int argc, char **argv)
         if ((row && strcmp(row, rows[i]->name) != 0) || !rig_load(&rig, rows[i]))
             continue;
         rig.dense = bench && mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
+        rig.kv = bench && kv8 ? NIB_KV_FP8 : NIB_KV_BF16;
         if (bench)
             rig_bench(&rig, bench, prompt);
         else

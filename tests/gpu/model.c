@@ -197,17 +197,35 @@ static void send_layer(struct rig *rig, const struct model *model, nib_cu_ptr st
     rig->m.layer[1] = *to;
 }
 
+/* A page's elements as codes and scales, which may lie on them or before: no element is read after its bytes are written. */
+static void encode_page(const struct nib_gpu_machine *m, const uint16_t *from, uint8_t *to)
+{
+    const uint64_t count = 2ull * m->kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM, blocks = count / NIB_MX_BLOCK;
+    uint8_t *scales = take(blocks);
+    for (uint64_t b = 0; b < blocks; b++) {
+        float x[NIB_MX_BLOCK];
+        for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
+            x[i] = nib_bf16_decode(from[b * NIB_MX_BLOCK + i]);
+        nib_kv8_encode(x, scales + b, to + b * NIB_MX_BLOCK);
+    }
+    memcpy(to + count, scales, blocks);
+    free(scales);
+}
+
 /* Random keys and values in every page of both layers. */
 static void fill_kv(struct rig *rig, struct model *model)
 {
     struct nib_gpu_machine *m = &rig->m;
     const uint64_t pages[2] = {(uint64_t)m->slots * m->ring_pages, m->kv_pages};
-    uint16_t *kv = random_bf16(m->page_stride / 2 * 7, 0, 1.0f, &model->seed); /* seven pages, repeated */
+    const uint64_t count = 2ull * m->kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM;
+    uint16_t *kv = random_bf16(count * 7, 0, 1.0f, &model->seed); /* seven pages, repeated */
+    for (uint64_t p = 0; p < 7 && m->kv_new; p++)
+        encode_page(m, kv + p * count, (uint8_t *)kv + p * m->page_stride);
     for (int l = 0; l < 2; l++) {
         m->layer[l].kv = rig_take(rig, pages[l] * m->page_stride);
         for (uint64_t p = 0; p < pages[l]; p += 7) {
-            const uint64_t count = pages[l] - p < 7 ? pages[l] - p : 7;
-            rig_up(rig, m->layer[l].kv + p * m->page_stride, kv, count * m->page_stride);
+            const uint64_t some = pages[l] - p < 7 ? pages[l] - p : 7;
+            rig_up(rig, m->layer[l].kv + p * m->page_stride, kv, some * m->page_stride);
         }
     }
     free(kv);

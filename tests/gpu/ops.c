@@ -204,10 +204,61 @@ static uint64_t page_of(const struct check *c, uint32_t slot, uint32_t pos)
                                         : c->rig->host_tables[slot * m->ctx_pages + page];
 }
 
+static uint64_t page_elements(const struct check *c)
+{
+    return 2ull * c->rig->m.kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM;
+}
+
 static uint64_t layer_pages(const struct check *c)
 {
     const struct nib_gpu_machine *m = &c->rig->m;
     return nib_layer_windowed(c->layer) ? (uint64_t)m->slots * m->ring_pages : m->kv_pages;
+}
+
+/* The layer's pages, in bf16: [K, V][kv_heads][64][64]; those in FP8 decoded, which bf16 can hold. */
+static uint16_t *fetch_pages(const struct check *c)
+{
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint64_t pages = layer_pages(c), count = page_elements(c);
+    uint8_t *from = fetch(c, m->layer[c->layer].kv, pages * m->page_stride);
+    if (!m->kv_new)
+        return (uint16_t *)(void *)from;
+    uint16_t *to = malloc(pages * count * 2);
+    if (!to)
+        rig_die("out of host memory");
+    for (uint64_t p = 0; p < pages; p++)
+        for (uint64_t b = 0; b < count / NIB_MX_BLOCK; b++) {
+            const uint8_t *page = from + p * m->page_stride;
+            nib_mxfp8_decode_bf16(page[count + b], page + b * NIB_MX_BLOCK, to + p * count + b * NIB_MX_BLOCK);
+        }
+    free(from);
+    return to;
+}
+
+/* FP8 pages hold what QKV left, each block as nib_kv8_encode has it. */
+static void check_kv8(struct check *c)
+{
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t rows = check_rows(c), parts = 2 * m->kv_heads;
+    uint8_t *pages = fetch(c, m->layer[c->layer].kv, layer_pages(c) * m->page_stride);
+    uint16_t *from = fetch(c, m->kv_new, (uint64_t)rows * parts * NIB_HEAD_DIM * 2);
+    struct error e = {.norm = 1};
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t b = 0; b < 2 * parts; b++) { /* half heads */
+            const struct nib_row *row = &c->step->rows[r];
+            const uint8_t *page = pages + page_of(c, row->slot, row->pos) * m->page_stride;
+            const uint64_t at = ((uint64_t)(b / 2) * NIB_KV_PAGE_TOKENS + row->pos % NIB_KV_PAGE_TOKENS) * 2 + b % 2;
+            float x[NIB_MX_BLOCK];
+            uint8_t scale, codes[NIB_MX_BLOCK];
+            for (uint32_t i = 0; i < NIB_MX_BLOCK; i++)
+                x[i] = nib_bf16_decode(from[((uint64_t)r * parts * 2 + b) * NIB_MX_BLOCK + i]);
+            nib_kv8_encode(x, &scale, codes);
+            e.bad += scale != page[page_elements(c) + at];
+            e.bad += memcmp(codes, page + at * NIB_MX_BLOCK, sizeof codes) != 0;
+        }
+    expect(c, "kv_fp8", "codes", &e, 0);
+    free(pages);
+    free(from);
 }
 
 void check_qkv(struct check *c)
@@ -218,8 +269,9 @@ void check_qkv(struct check *c)
     uint16_t *acts = fetch(c, m->acts, rows * check_acts_wide(c) * 2);
     rig_fill(c->rig, m->q, 0xff, (uint64_t)rows * q_dim * 2);
     launch_both(c, NIB_GPU_QKV);
+    launch(c, NIB_GPU_KV_FP8);
     uint16_t *q = fetch(c, m->q, (uint64_t)rows * q_dim * 2);
-    uint16_t *kv = fetch(c, m->layer[c->layer].kv, layer_pages(c) * m->page_stride);
+    uint16_t *kv = fetch_pages(c);
     float *x = prepare(acts, check_acts_wide(c), rows, s->hidden, false), *y = malloc((uint64_t)rows * n * 4);
     float *rope = fetch(c, m->rope, m->step_rows_max * 256ull);
     struct error e[2] = {{.bad = 0}, {.bad = 0}}, of_kv = {0};
@@ -244,7 +296,7 @@ void check_qkv(struct check *c)
                 nib_ref_rope(v, 1, rope + r * 32, rope + (m->step_rows_max + r) * 32);
             const uint16_t *out = q + (uint64_t)r * q_dim + heads[i] * 64;
             if (i > 0)
-                out = kv + page_of(c, row->slot, row->pos) * m->page_stride / 2 +
+                out = kv + page_of(c, row->slot, row->pos) * page_elements(c) +
                       ((uint64_t)(i - 1) * kv_dim + (s->kv_heads - 1) * 64) * NIB_KV_PAGE_TOKENS +
                       row->pos % NIB_KV_PAGE_TOKENS * 64;
             for (uint32_t d = 0; d < 64; d++)
@@ -255,7 +307,9 @@ void check_qkv(struct check *c)
         of_kv.bad += !isfinite(nib_bf16_decode(q[i])) ? 1 : 0;
     expect(c, "qkv", "decode", &e[0], 3e-3);
     expect(c, "qkv", "prompt", &e[1], 3e-3);
-    expect(c, "qkv", "k, v", &of_kv, 3e-3);
+    expect(c, "qkv", "k, v", &of_kv, m->kv_new ? 4e-2 : 3e-3);
+    if (m->kv_new)
+        check_kv8(c);
     free(acts);
     free(q);
     free(kv);
@@ -278,7 +332,7 @@ static void ref_attention(const struct check *c, const uint16_t *kv, const uint1
     for (uint32_t p = 0; p < first; p++)
         ids[p] = 0; /* not seen */
     for (uint32_t p = 0; p < count; p++) {
-        const uint16_t *from = kv + page_of(c, row->slot, (first + p) * 64) * c->rig->m.page_stride / 2;
+        const uint16_t *from = kv + page_of(c, row->slot, (first + p) * 64) * page_elements(c);
         ids[first + p] = p;
         for (uint64_t i = 0; i < page_bytes / 4; i++)
             pages[p * page_bytes / 4 + i] = nib_bf16_decode(from[i]);
@@ -314,10 +368,12 @@ void check_attn(struct check *c)
     const struct nib_gpu_machine *m = &c->rig->m;
     const uint32_t rows = check_rows(c), q_dim = nib_q_dim(s);
     uint16_t *q = fetch(c, m->q, (uint64_t)rows * q_dim * 2);
-    uint16_t *kv = fetch(c, m->layer[c->layer].kv, layer_pages(c) * m->page_stride);
+    uint16_t *kv = fetch_pages(c);
     rig_fill(c->rig, m->acts, 0xff, rows * check_acts_wide(c) * 2);
     rig_fill(c->rig, m->partial, 0xff, (uint64_t)c->bucket.decode * s->heads * m->splits_max * 66 * 4);
     launch_both(c, NIB_GPU_ATTN);
+    launch(c, NIB_GPU_ATTN_FP8);
+    launch(c, NIB_GPU_ATTN_PROMPT_FP8);
     uint16_t *acts = fetch(c, m->acts, rows * check_acts_wide(c) * 2);
     float *want = malloc(q_dim * 4ull);
     struct error e[2] = {{.bad = 0}, {.bad = 0}};

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "arch/ref/ref.h"
 #include "core/arith.h"
 #include "core/kv.h"
 #include "core/sample.h"
@@ -244,7 +245,9 @@ void rig_machine(struct rig *rig, const struct nib_shape *s, uint32_t layers, ui
     m->logits = rig_take(rig, (uint64_t)slots * s->vocab * 4);
     m->scratch_bytes = rig->k->scratch_bytes(s, slots, rows);
     m->scratch = take_zero(rig, m->scratch_bytes);
-    m->page_stride = 2ull * s->kv_heads * NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2;
+    const uint64_t kv = 2ull * s->kv_heads * NIB_HEAD_DIM;
+    m->page_stride = rig->kv == NIB_KV_FP8 ? nib_ref_kv8_page_bytes(s->kv_heads) : kv * NIB_KV_PAGE_TOKENS * 2;
+    m->kv_new = rig->kv == NIB_KV_FP8 ? rig_take(rig, rows * kv * 2) : 0;
     rig->m_at = rig_take(rig, sizeof *m);
 }
 

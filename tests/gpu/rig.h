@@ -37,6 +37,7 @@ struct rig {
     uint32_t *host_tables;
     struct nib_sampling *host_sampling;
     enum nib_dense dense;              /* form of the models made from now on; ops are launched in it */
+    enum nib_kv_form kv;               /* form of the pages of machines made from now on */
     bool apart;                        /* steps of one decode row op by op, too */
     bool overlap;                      /* launches may overlap where the geometry allows it */
     uint64_t without;                  /* bit n: plain op n is not launched: for measurements */
@@ -99,6 +100,8 @@ int rig_test_faults(struct rig *rig);
 /* With dense matrices in MXFP8: every code and scale, then steps. */
 int rig_test_mxfp8(struct rig *rig);
 int rig_test_codes(struct rig *rig);
+/* With keys and values in FP8: steps, contexts, the same bits in other batches. */
+int rig_test_kv8(struct rig *rig);
 /* Each kernel in both forms, once or twice, on buffers of their own: small enough for a sanitizer. */
 int rig_test_each(struct rig *rig);
 void rig_bench(struct rig *rig, const char *shape, bool prompt);

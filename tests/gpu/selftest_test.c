@@ -10,6 +10,7 @@ static struct nib_profile profile;
 static struct nib_gpu_selftest report;
 static struct nib_msg msg;
 static enum nib_dense form;
+static enum nib_kv_form kv;
 
 static enum nib_err prove(const char *shape, const char *fault)
 {
@@ -19,14 +20,15 @@ static enum nib_err prove(const char *shape, const char *fault)
     ck_assert_int_eq(nib_arch_probe_cpu(&host, &msg), NIB_OK);
     ck_assert_msg(nib_gpu_open(&gpu, &msg) == NIB_OK, "%s", msg.text);
     ck_assert_msg(nib_gpu_probe(&gpu, &host, &profile, &msg) == NIB_OK, "%s", msg.text);
-    return nib_gpu_selftest(&gpu, &gpu_kernels, &profile, nib_shape_find(shape), form, &report, &msg);
+    return nib_gpu_selftest(&gpu, &gpu_kernels, &profile, nib_shape_find(shape), form, kv, &report, &msg);
 }
 
 START_TEST(right_kernels_pass)
 {
     static const char *const shapes[] = {"nano", "tiny", "small"};
     form = (enum nib_dense)(_i % NIB_DENSE_COUNT);
-    enum nib_err err = prove(shapes[_i / NIB_DENSE_COUNT], "");
+    kv = (enum nib_kv_form)(_i / NIB_DENSE_COUNT % NIB_KV_FORMS);
+    enum nib_err err = prove(shapes[_i / NIB_DENSE_COUNT / NIB_KV_FORMS], "");
     ck_assert_msg(err == NIB_OK, "%s", msg.text);
     ck_assert(!report.struck && !gpu.lost);
     ck_assert_uint_eq(fake_env_report()->violations, 0);
@@ -43,6 +45,7 @@ START_TEST(a_wrong_kernel_is_named)
     const char *symbol = nib_gpu_op_symbol((enum nib_gpu_op)_i);
     snprintf(fault, sizeof fault, "%s:1+:wrong", symbol);
     form = strstr(symbol, "_mxfp8") ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
+    kv = strstr(symbol, "_fp8") ? NIB_KV_FP8 : NIB_KV_BF16;
     enum nib_err err = prove("tiny", fault);
     ck_assert_int_eq(err, NIB_E_UNSUPPORTED);
     ck_assert(report.struck && !gpu.lost);
@@ -166,7 +169,7 @@ int main(void)
     Suite *s = suite_create("selftest");
     TCase *t = tcase_create("selftest");
     tcase_set_timeout(t, 300);
-    tcase_add_loop_test(t, right_kernels_pass, 0, 3 * NIB_DENSE_COUNT);
+    tcase_add_loop_test(t, right_kernels_pass, 0, 3 * NIB_DENSE_COUNT * NIB_KV_FORMS);
     tcase_add_loop_test(t, a_wrong_kernel_is_named, 0, NIB_GPU_OP_COUNT);
     tcase_add_loop_test(t, kernels_of_the_other_form_are_not_asked, 0, NIB_DENSE_COUNT);
     tcase_add_test(t, every_call_may_fail);

@@ -85,6 +85,14 @@ int rig_test_mxfp8(struct rig *rig)
     return failures;
 }
 
+int rig_test_kv8(struct rig *rig)
+{
+    rig->kv = NIB_KV_FP8;
+    const int failures = rig_test_ops(rig) + rig_test_contexts(rig) + rig_test_invariance(rig);
+    rig->kv = NIB_KV_BF16;
+    return failures;
+}
+
 int rig_test_sizes(struct rig *rig)
 {
     return test_true_size(rig, "20b") + test_true_size(rig, "120b");

@@ -198,8 +198,10 @@ def test_keys_and_values_in_fp8():
     check_plan(narrow)
     assert (wide["kv_form"], narrow["kv_form"]) == ("bf16", "fp8")
     assert wide["kv_pages"] == narrow["kv_pages"] and 0.51 < narrow["kv_bytes"] / wide["kv_bytes"] < 0.52
-    done = nibble("plan", "20b", "--profile", "h200", "--kv", "fp8")
-    assert done.returncode == 1 and "has no kernels for keys and values in FP8" in done.stderr
+    wide, narrow = (plan("20b", "--profile", "h200", "--context", "4096", "--slots", "2", "--kv", kv) for kv in ("bf16", "fp8"))
+    check_plan(narrow)
+    assert wide["kv_pages"] == narrow["kv_pages"] and 0.51 < narrow["kv_bytes"] / wide["kv_bytes"] < 0.52
+    assert [r["name"] for r in narrow["regions"]].count("new keys and values") == 1
 
 
 def test_profiles_from_another_folder(tmp_path):

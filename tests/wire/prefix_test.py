@@ -53,9 +53,11 @@ def test_the_same_with_keys_and_values_in_fp8(start):
 
 
 @needs_rows
-def test_the_same_on_the_gpu_s_stand_in(start):
-    warm = start(env=H200, memory={"limit_mib": 1280}, **config(4096, engine={"device": "gpu"}))
-    cold = start(env=H200, memory={"limit_mib": 1280}, prefix={"reuse": "false"},
+@pytest.mark.parametrize("kv", ["bf16", "fp8"])
+def test_the_same_on_the_gpu_s_stand_in(start, kv):
+    memory = {"limit_mib": 1280, "kv": kv}
+    warm = start(env=H200, memory=memory, **config(4096, engine={"device": "gpu"}))
+    cold = start(env=H200, memory=memory, prefix={"reuse": "false"},
                  **config(4096, engine={"device": "gpu"}))
     check_trace(warm, cold, trace()[:3])
     warm.check_ledger()
