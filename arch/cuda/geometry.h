@@ -7,6 +7,7 @@
 
 #include "arch/cuda/layout.h"
 #if NIB_SM >= 90
+#include "arch/sm90/batch_dense.h"
 #include "arch/sm90/prompt.h"
 #include "arch/sm90/token.h"
 #endif
@@ -172,6 +173,14 @@ static void prompt_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
 /* Decode rows of a bucket from which on the op's work is its _BATCH kernel's; 0: there is none. */
 static uint32_t batch_from(enum nib_gpu_op op)
 {
+#if NIB_SM >= 90
+    if (op == NIB_GPU_QKV)
+        return CU_BATCH_QKV_FROM;
+    if (op == NIB_GPU_OUT)
+        return CU_BATCH_OUT_FROM;
+    if (op == NIB_GPU_HEAD)
+        return CU_BATCH_HEAD_FROM;
+#endif
     (void)op;
     return 0;
 }
@@ -192,6 +201,20 @@ static bool batched(enum nib_gpu_op op, uint32_t rows)
 static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
                            struct nib_gpu_geometry *ret)
 {
+#if NIB_SM >= 90
+    const uint32_t qkv = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
+    *ret = (struct nib_gpu_geometry){
+        {0, 1, 1}, CU_BATCH_THREADS, rows <= CU_BATCH_FEW ? CU_BATCH_LESS : CU_BATCH_SHARED, 0};
+    if (op == NIB_GPU_QKV) {
+        ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
+    } else if (op == NIB_GPU_OUT) {
+        ret->grid[0] = CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES);
+    } else if (op == NIB_GPU_HEAD) {
+        ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES), m->sms);
+        ret->block = CU_BATCH_HEAD_THREADS;
+        ret->shared_bytes = CU_BATCH_SHARED;
+    }
+#endif
     (void)op, (void)mxfp8, (void)m, (void)rows, (void)ret;
 }
 

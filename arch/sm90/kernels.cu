@@ -11,3 +11,4 @@
 #include "arch/sm90/prompt.cuh"
 #include "arch/sm90/prompt_attn.cuh"
 #include "arch/sm90/token.cuh"
+#include "arch/sm90/batch_dense.cuh"

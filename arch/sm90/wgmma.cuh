@@ -47,6 +47,9 @@ __device__ __forceinline__ uint64_t wgmma_tokens(uint32_t shared)
 #define WGMMA(n, type, across, d_text, a_text, ...)                                                                 \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" d_text "}, " a_text ", 1, 1, 1, " #across ";" \
                  : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+#define WGMMA_8(type) WGMMA(8, type, 0, "%0, %1, %2, %3", "{%4, %5, %6, %7}, %8", "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]))
+#define WGMMA_16(type) WGMMA(16, type, 0, "%0, %1, %2, %3, %4, %5, %6, %7", "{%8, %9, %10, %11}, %12", \
+    "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]))
 #define WGMMA_32(type) WGMMA(32, type, 0, WGMMA_T0, "{%16, %17, %18, %19}, %20", WGMMA_D(0))
 #define WGMMA_64(type, across) WGMMA(64, type, across, WGMMA_T0 ", " WGMMA_T1, "{%32, %33, %34, %35}, %36", WGMMA_D(0), WGMMA_D(16))
 #define WGMMA_96(type) WGMMA(96, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2, "{%48, %49, %50, %51}, %52", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32))
@@ -63,6 +66,8 @@ struct wgmma_bf16 {};
     {                                                                                                         \
         products;                                                                                             \
     }
+WGMMA_OVERLOAD(wgmma_bf16, 4, WGMMA_8("bf16"))
+WGMMA_OVERLOAD(wgmma_bf16, 8, WGMMA_16("bf16"))
 WGMMA_OVERLOAD(wgmma_fp16, 16, WGMMA_32("f16"))
 WGMMA_OVERLOAD(wgmma_bf16, 16, WGMMA_32("bf16"))
 WGMMA_OVERLOAD(wgmma_fp16, 32, WGMMA_64("f16", 0))

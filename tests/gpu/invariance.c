@@ -5,22 +5,26 @@
 
 #include "tests/gpu/model.h"
 
-enum { SLOTS = 20, CTX = 2048, ROWS = 320 };
+enum { SLOTS = 20, CTX = 2048, ROWS = 320, MANY = NIB_MAX_SLOTS, MANY_CTX = 192 };
 
 /* What a step left of its wanted rows. */
 struct outcome {
     float *x;      /* [rows][H] */
     float *logits; /* [want][V] */
-    uint32_t token[SLOTS];
+    uint32_t token[MANY];
 };
 
-static void run(struct rig *rig, const struct model *model, const struct model_run *runs, uint32_t count,
-                struct outcome *ret)
+/* A step, in a bucket with room for `decode` decode rows, as many wanted ones more, or just its own. */
+static void run_in(struct rig *rig, const struct model *model, const struct model_run *runs, uint32_t count,
+                   uint32_t decode, struct outcome *ret)
 {
     uint64_t serial = 0;
     rig_down(rig, &serial, rig->m.next_serial, 8);
     const struct rig_bucket b = model_send(rig, model, runs, count);
-    rig_step(rig, b);
+    struct rig_bucket bucket = b;
+    bucket.decode = decode > b.decode ? decode : b.decode;
+    bucket.want = decode > b.want ? decode : b.want;
+    rig_step(rig, bucket);
     rig_wait(rig);
     const uint32_t rows = b.decode + b.prompt;
     ret->x = malloc((uint64_t)rows * model->shape->hidden * 4);
@@ -34,6 +38,12 @@ static void run(struct rig *rig, const struct model *model, const struct model_r
         rig_die("a step of the invariance test failed");
     for (uint32_t i = 0; i < b.want; i++)
         ret->token[i] = out->sampled[i].token;
+}
+
+static void run(struct rig *rig, const struct model *model, const struct model_run *runs, uint32_t count,
+                struct outcome *ret)
+{
+    run_in(rig, model, runs, count, 0, ret);
 }
 
 static void drop(struct outcome *o)
@@ -75,6 +85,42 @@ static int test_decode(struct rig *rig, struct model *model)
             failures += !same(model, &all, (i * 5 + n) % N, (i * 5 + n) % N, &some, i, i);
         drop(&some);
     }
+    drop(&all);
+    return failures;
+}
+
+/* Some of 250 rows: alone, with others in every number that kernels may treat in their own way, and in a bucket with room for
+ * more; a prompt in such a bucket is the same with and without decode rows. */
+static int test_many(struct rig *rig, struct model *model)
+{
+    enum { N = 250 };
+    static const uint32_t some_rows[] = {1, 2, 4, 7, 8, 9, 16, 31, 64, 65, 127, 130, 200};
+    int failures = 0;
+    struct model_run runs[N], mixed[N + 1];
+    struct outcome all, some;
+    for (uint32_t i = 0; i < N; i++)
+        runs[i] = (struct model_run){.slot = i, .pos = i * 37 % (MANY_CTX - 1), .count = 1, .decode = true};
+    run(rig, model, runs, N, &all);
+    for (size_t k = 0; k < sizeof some_rows / sizeof some_rows[0]; k++) {
+        const uint32_t n = some_rows[k];
+        for (uint32_t i = 0; i < n; i++)
+            mixed[i] = runs[(i * 7 + n) % N];
+        for (uint32_t room = 0; room <= MANY; room += MANY) {
+            if (room && n > 9)
+                continue;
+            run_in(rig, model, mixed, n, room, &some);
+            for (uint32_t i = 0; i < n; i++)
+                failures += !same(model, &all, (i * 7 + n) % N, (i * 7 + n) % N, &some, i, i);
+            drop(&some);
+        }
+    }
+    drop(&all);
+    mixed[1] = (struct model_run){.slot = N, .pos = 0, .count = 40, .fresh = true};
+    mixed[0] = runs[3];
+    run_in(rig, model, mixed, 2, MANY, &all);
+    run_in(rig, model, mixed + 1, 1, MANY, &some);
+    failures += !same(model, &all, 40, 1, &some, 39, 0);
+    drop(&some);
     drop(&all);
     return failures;
 }
@@ -140,5 +186,21 @@ int rig_test_invariance(struct rig *rig)
         failures += decode + prompt;
         model_close(&model);
     }
+    for (size_t i = 0; i < 2 * sizeof shapes / sizeof shapes[0]; i++) {
+        struct model model;
+        uint32_t ctx[MANY];
+        for (uint32_t s = 0; s < MANY; s++)
+            ctx[s] = MANY_CTX;
+        rig->dense = i % 2 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
+        rig_arena(rig, 4ull << 30, true);
+        model_open(rig, &model, shapes[i / 2], MANY, MANY_CTX, ROWS, MANY * MANY_CTX / 64, 12);
+        model_tables(rig, &model, ctx, MANY);
+        const int many = test_many(rig, &model);
+        printf("%s invariance %s%s: of many decode rows %d differ\n", many ? "FAILED" : "ok    ", shapes[i / 2],
+               i % 2 ? " mxfp8" : "", many);
+        failures += many;
+        model_close(&model);
+    }
+    rig->dense = NIB_DENSE_BF16;
     return failures;
 }

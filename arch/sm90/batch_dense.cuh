@@ -1,0 +1,410 @@
+/* arch/sm90/batch_dense.cuh: the dense products of many decode rows on Hopper (arch/sm90/BATCH.md), with the bits of arch/cuda/gemv.cuh: inputs
+ * are cut into shares, the sum of each is one chain of products of 16 inputs from zero, and the sums are added in the order of the shares.
+ *
+ * qkv and out: a cluster's blocks have some of the shares each, keep their sums apart and add them up at the end, each block for some of the rows.
+ * head: a block has all shares, and takes items in turns. */
+#pragma once
+#include "arch/cuda/gemv.cuh"
+#include "arch/sm90/batch_dense_done.cuh"
+#include "arch/sm90/batch_dense_ring.cuh"
+
+extern __shared__ uint4 batch_dense_dynamic[];
+
+__device__ __forceinline__ uint2 lds8(uint32_t p)
+{
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(p));
+    return v;
+}
+
+/* Fragment of 16 inputs, the first or the last of a unit at `at` of this warp's part of a stage. */
+template <class Form> __device__ __forceinline__ void batch_fragment(uint32_t at, uint32_t half, uint32_t a[4])
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint4 w, other;
+    if constexpr (std::is_same<Form, weights_bf16>::value) {
+        w = lds16(at + half * 512 + lane * 16);
+    } else {
+        const uint2 codes = lds8(at + lane * 16 + half * 8);
+        mxfp8_fragments(make_uint4(codes.x, codes.y, 0, 0), lds2(at + CU_MXFP8_CODES + lane / 4 * 2), w, other);
+    }
+    a[0] = w.x;
+    a[1] = w.y;
+    a[2] = w.z;
+    a[3] = w.w;
+}
+
+/* Where of a stage's tiles this warp's i-th is. A warp without one has its neighbour's again. */
+template <class Shape> __device__ __forceinline__ uint32_t batch_tile(uint32_t i)
+{
+    const uint32_t group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4;
+    return (group * Shape::each + i) * Shape::wide + min(warp, Shape::wide - 1);
+}
+
+/* COUNT products of 16 inputs, from the first of a unit on. */
+template <class Shape, int N, uint32_t COUNT>
+__device__ __forceinline__ void batch_products(uint32_t weights, uint32_t first, uint64_t rows, float (&acc)[Shape::each][N / 2])
+{
+    uint32_t a[COUNT][Shape::each][4];
+#pragma unroll
+    for (uint32_t k = 0; k < COUNT; k++)
+#pragma unroll
+        for (uint32_t i = 0; i < Shape::each; i++)
+            batch_fragment<typename Shape::Form>(weights + batch_tile<Shape>(i) * Shape::tile_bytes + k / 2 * Shape::Form::unit_bytes, first + k % 2,
+                                                 a[k][i]);
+#pragma unroll
+    for (uint32_t i = 0; i < Shape::each; i++)
+        wgmma_hold(acc[i]);
+    wgmma_fence();
+#pragma unroll
+    for (uint32_t k = 0; k < COUNT; k++)
+#pragma unroll
+        for (uint32_t i = 0; i < Shape::each; i++)
+            wgmma(wgmma_bf16(), acc[i], a[k][i], rows + k * 2);
+    wgmma_commit();
+    wgmma_wait<0>();
+#pragma unroll
+    for (uint32_t i = 0; i < Shape::each; i++)
+        wgmma_hold(acc[i]);
+}
+
+/* The sum of one share of the inputs, `units` of them, for N rows. */
+template <class Shape, int N>
+__device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t units, float (&acc)[Shape::each][N / 2])
+{
+#pragma unroll
+    for (uint32_t i = 0; i < Shape::each; i++)
+#pragma unroll
+        for (int n = 0; n < N / 2; n++)
+            acc[i][n] = 0;
+#pragma unroll 1
+    for (uint32_t left = units; left > 0; left -= min(left, (uint32_t)CU_BATCH_UNITS)) {
+        ring.wait_full();
+        const uint32_t weights = ring.weights_at();
+        const uint64_t rows = wgmma_tokens(ring.acts_at());
+        if (Shape::each * N < 128 && left > 1) { /* registers for all fragments */
+            batch_products<Shape, N, 4>(weights, 0, rows, acc);
+        } else if (Shape::groups > 2) { /* registers for one */
+#pragma unroll
+            for (uint32_t k = 0; k < 2 * CU_BATCH_UNITS; k++)
+                if (k < 2 || left > 1)
+                    batch_products<Shape, N, 1>(weights + k / 2 * Shape::Form::unit_bytes, k % 2, rows + k * 2, acc);
+        } else {
+            batch_products<Shape, N, 2>(weights, 0, rows, acc);
+            if (left > 1)
+                batch_products<Shape, N, 2>(weights + Shape::Form::unit_bytes, 0, rows + 4, acc);
+        }
+        ring.leave();
+    }
+}
+
+/* Units of a share. */
+template <class Shape> __device__ __forceinline__ uint32_t batch_units(uint32_t units, uint32_t share)
+{
+    return Shape::first(units, share + 1) - Shape::first(units, share);
+}
+
+__device__ __forceinline__ void add4(float4 &sum, float4 v)
+{
+    sum.x += v.x;
+    sum.y += v.y;
+    sum.z += v.z;
+    sum.w += v.w;
+}
+
+__device__ __forceinline__ float4 four(const float *v)
+{
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+
+/* A shared address of this block in the block of that rank. */
+__device__ __forceinline__ uint32_t cluster_at(uint32_t shared, uint32_t rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared), "r"(rank));
+    return there;
+}
+
+__device__ __forceinline__ float4 cluster_get(uint32_t there)
+{
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(there) : "memory");
+    return v;
+}
+
+/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts; the blocks leave what others
+ * need in the ring, which is empty. */
+template <class Shape, int N, class Done>
+__device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::own][1][N / 2],
+                                             const Done &done)
+{
+    constexpr uint32_t OWN = Shape::own, PARTS = Shape::parts, WARPS = Shape::groups * 4;
+    static_assert(OWN * WARPS * (N / 8) * 512 <= Shape::stages * (Shape::weights_bytes + Shape::acts_bytes), "room");
+    const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+    const uint32_t room = ring.acts + warp * 512 + lane * 16;
+    asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+    if (rank == 0)
+#pragma unroll
+        for (uint32_t s = 1; s < OWN; s++)
+#pragma unroll
+            for (int i = 0; i < N / 2; i++)
+                sum[0][0][i] += sum[s][0][i];
+#pragma unroll
+    for (uint32_t n = 0; n < N / 8; n++)
+        if (n % PARTS != rank)
+#pragma unroll
+            for (uint32_t s = 0; s < OWN; s++)
+                if (s == 0 || rank > 0) {
+                    const float *v = &sum[s][0][4 * n];
+                    sts16(room + (s * (N / 8) + n) * WARPS * 512, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]),
+                                                                             __float_as_uint(v[2]), __float_as_uint(v[3])));
+                }
+    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0));
+    const uint32_t row0 = item.first + lane % 4 * 2, end = item.first + item.rows;
+    typename decltype(done.open(0))::held held[CU_DIV_UP(N / 8, PARTS)];
+#pragma unroll
+    for (uint32_t n = 0; n < CU_DIV_UP(N / 8, PARTS); n++)
+        held[n] = tile.ask(row0 + (n * PARTS + rank) * 8, end);
+    cluster_sync();
+#pragma unroll
+    for (uint32_t n = 0; n < N / 8; n++)
+        if (n % PARTS == rank) {
+            float4 part[PARTS][OWN];
+#pragma unroll
+            for (uint32_t r = 0; r < PARTS; r++)
+#pragma unroll
+                for (uint32_t s = 0; s < (r == 0 ? 1 : OWN); s++)
+                    part[r][s] = r == rank ? four(&sum[s][0][4 * n])
+                                           : cluster_get(cluster_at(room + (s * (N / 8) + n) * WARPS * 512, r));
+            float4 all = part[0][0];
+#pragma unroll
+            for (uint32_t r = 1; r < PARTS; r++)
+#pragma unroll
+                for (uint32_t s = 0; s < OWN; s++)
+                    add4(all, part[r][s]);
+            sum[0][0][4 * n] = all.x;
+            sum[0][0][4 * n + 1] = all.y;
+            sum[0][0][4 * n + 2] = all.z;
+            sum[0][0][4 * n + 3] = all.w;
+        }
+    if (threadIdx.x / 32 % 4 < Shape::wide)
+#pragma unroll
+        for (uint32_t n = 0; n < N / 8; n++)
+            if (n % PARTS == rank)
+                tile.put(held[n / PARTS], row0 + n * 8, end, &sum[0][0][4 * n]);
+    cluster_sync();
+}
+
+/* Registers are what sums need: the rest of a warp's state waits in shared memory. */
+template <class Shape> __device__ __forceinline__ void batch_keep(const batch_work<Shape> &work, const batch_item &item)
+{
+    const uint32_t to = smem_at(batch_room()->kept[threadIdx.x / 32 - 4]);
+    sts16(to, make_uint4(item.tile0, item.first, item.rows, work.now));
+    sts16(to + 16, make_uint4(work.count, work.chunks, work.end, 0));
+}
+
+template <class Shape> __device__ __forceinline__ void batch_recall(batch_work<Shape> &work, batch_item &item)
+{
+    const uint32_t from = smem_at(batch_room()->kept[threadIdx.x / 32 - 4]);
+    const uint4 a = lds16(from), b = lds16(from + 16);
+    item = {a.x, a.y, a.z};
+    work.now = a.w;
+    work.count = b.x;
+    work.chunks = b.y;
+    work.end = b.z;
+    __syncwarp();
+}
+
+/* One item by one warpgroup, as up to N rows. */
+template <class Shape, int N, class Done>
+__device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_work<Shape> &work, batch_item &item, uint32_t units,
+                                               const Done &done)
+{
+    const uint32_t share = batch_share<Shape>();
+    if constexpr (Shape::parts > 1) {
+        float sum[Shape::own][1][N / 2];
+#pragma unroll
+        for (uint32_t s = 0; s < Shape::own; s++)
+            batch_sum<Shape, N>(ring, batch_units<Shape>(units, share + s), sum[s]);
+        batch_add_up<Shape, N>(ring, item, sum, done);
+    } else {
+        float acc[Shape::each][N / 2], sum[Shape::each][N / 2];
+        batch_keep(work, item);
+        batch_sum<Shape, N>(ring, batch_units<Shape>(units, 0), sum);
+#pragma unroll 1
+        for (uint32_t s = 1; s < Shape::shares; s++) {
+            batch_sum<Shape, N>(ring, batch_units<Shape>(units, s), acc);
+#pragma unroll
+            for (uint32_t i = 0; i < Shape::each; i++)
+#pragma unroll
+                for (int n = 0; n < N / 2; n++)
+                    sum[i][n] += acc[i][n];
+        }
+        batch_recall(work, item);
+#pragma unroll
+        for (uint32_t i = 0; i < Shape::each; i++) {
+            const auto tile = done.open(item.tile0 + batch_tile<Shape>(i));
+            const uint32_t row0 = item.first + threadIdx.x % 4 * 2, end = item.first + item.rows;
+#pragma unroll
+            for (uint32_t n = 0; n < N / 8; n++)
+                tile.put(tile.ask(row0 + n * 8, end), row0 + n * 8, end, &sum[i][4 * n]);
+        }
+    }
+}
+
+/* The warpgroups that multiply. */
+template <class Shape, class Done>
+__device__ __forceinline__ void batch_take(batch_ring<Shape> &ring, uint32_t all_tiles, uint32_t units, uint32_t count, const Done &done)
+{
+    batch_work<Shape> work;
+    batch_item item;
+    work.open(count, all_tiles);
+    if (work.end == 0)
+        for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
+            ring.wait_full();
+    while (work.next(item)) {
+        if (item.rows <= 8)
+            batch_multiply<Shape, 8>(ring, work, item, units, done);
+        else if (item.rows <= 16)
+            batch_multiply<Shape, 16>(ring, work, item, units, done);
+        else if (item.rows <= 32)
+            batch_multiply<Shape, 32>(ring, work, item, units, done);
+        else if (item.rows <= 64)
+            batch_multiply<Shape, 64>(ring, work, item, units, done);
+        else if constexpr (Shape::tokens > 64)
+            batch_multiply<Shape, 128>(ring, work, item, units, done);
+    }
+}
+
+/* y = x W^T. count(): rows; row(i): where the activations of one begin, in bytes from m->acts. After the op before has ended. Every thread of the
+ * grid calls it once. */
+template <class Shape, class Count, class Row, class Done>
+__device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_gpu_ptr weights, uint32_t n, uint32_t k, Count count, Row row,
+                                          const Done &done)
+{
+    uint32_t *rows_at = batch_room()->rows_at;
+    const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    batch_ring<Shape> ring;
+    ring.open(batch_dense_dynamic);
+    overlap_next();
+    auto learn = [&] {
+        overlap_wait();
+        return min(count(), (uint32_t)NIB_MAX_SLOTS);
+    };
+    if (Shape::groups * 4 + 4 <= warp) { /* a warpgroup without work */
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+        return;
+    }
+    if (warp >= 4) {
+        if (Shape::groups == 2)
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::parts > 1 ? 232 : 216));
+        else
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+        batch_take(ring, tiles, units, learn(), done);
+        return;
+    }
+    if (Shape::groups == 2)
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    else
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    if (warp == BATCH_ACTS_WARPS) {
+        batch_weights(ring, weights, tiles, units, learn);
+    } else {
+        const uint32_t all = learn();
+        for (uint32_t i = threadIdx.x; i < all; i += BATCH_ACTS_WARPS * 32)
+            rows_at[i] = row(i);
+        asm volatile("bar.sync 2, %0;" ::"n"(BATCH_ACTS_WARPS * 32) : "memory");
+        batch_acts(ring, at<const uint8_t>(m->acts), rows_at, warp, tiles, units, all);
+    }
+}
+
+template <class Form, uint32_t ROWS> __device__ __forceinline__ void qkv_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
+{
+    typedef batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_QKV_WIDE, 1, ROWS, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS> shape;
+    const struct nib_gpu_step *step = step_of(m);
+    const batch_qkv_done done = {m, step->rows, layer};
+    const uint32_t stride = acts_stride16(m) * 16;
+    batch_run<shape>(
+        m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, [&] { return step->decode_count; },
+        [&](uint32_t r) { return r * stride; }, done);
+}
+
+template <class Form, uint32_t ROWS> __device__ __forceinline__ void out_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
+{
+    typedef batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS> shape;
+    const batch_out_done done = {m, layer};
+    const uint32_t stride = acts_stride16(m) * 16;
+    batch_run<shape>(
+        m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
+        [&](uint32_t r) { return r * stride; }, done);
+}
+
+template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
+{
+    if (dynamic_shared_bytes() < CU_BATCH_SHARED)
+        qkv_batch_run<Form, CU_BATCH_FEW>(m, layer);
+    else
+        qkv_batch_run<Form, CU_BATCH_ROWS>(m, layer);
+}
+
+template <class Form> __device__ __forceinline__ void out_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
+{
+    if (dynamic_shared_bytes() < CU_BATCH_SHARED)
+        out_batch_run<Form, CU_BATCH_FEW>(m, layer);
+    else
+        out_batch_run<Form, CU_BATCH_ROWS>(m, layer);
+}
+
+template <class Shape> __device__ __forceinline__ void head_batch_run(const struct nib_gpu_machine *m)
+{
+    const struct nib_gpu_step *step = step_of(m);
+    const batch_head_done done = {m};
+    const uint32_t stride = acts_stride16(m) * 16;
+    batch_run<Shape>(
+        m, m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
+        [&](uint32_t r) { return min((uint32_t)step->want[r], m->step_rows_max - 1) * stride; }, done);
+}
+
+/* How many rows there are says how a block's registers are used. */
+template <class Form> __device__ __forceinline__ void head_batch_rows(const struct nib_gpu_machine *m)
+{
+    overlap_wait();
+    if (step_of(m)->want_count <= CU_BATCH_HEAD_FEW)
+        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_FEW_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS>>(m);
+    else
+        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
+}
+
+#define CLUSTER_KERNEL(name, blocks)                                                                                   \
+    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(CU_BATCH_THREADS, 1)                   \
+        nib_gpu_##name(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
+
+CLUSTER_KERNEL(qkv_batch, CU_BATCH_QKV_PARTS)
+{
+    qkv_batch_rows<weights_bf16>(m, layer);
+}
+
+CLUSTER_KERNEL(qkv_batch_mxfp8, CU_BATCH_QKV_PARTS)
+{
+    qkv_batch_rows<weights_mxfp8>(m, layer);
+}
+
+CLUSTER_KERNEL(out_batch, CU_BATCH_OUT_PARTS)
+{
+    out_batch_rows<weights_bf16>(m, layer);
+}
+
+CLUSTER_KERNEL(out_batch_mxfp8, CU_BATCH_OUT_PARTS)
+{
+    out_batch_rows<weights_mxfp8>(m, layer);
+}
+
+KERNEL(head_batch, CU_BATCH_HEAD_THREADS, 1)
+{
+    head_batch_rows<weights_bf16>(m);
+}
+
+KERNEL(head_batch_mxfp8, CU_BATCH_HEAD_THREADS, 1)
+{
+    head_batch_rows<weights_mxfp8>(m);
+}

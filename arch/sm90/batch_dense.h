@@ -1,0 +1,39 @@
+/* arch/sm90/batch_dense.h: sizes of the dense products of many decode rows on Hopper (arch/sm90/BATCH.md); C, included by the
+ * kernels and by the row's table. Pure. */
+#ifndef NIB_ARCH_SM90_BATCH_DENSE_H
+#define NIB_ARCH_SM90_BATCH_DENSE_H
+
+#include "arch/cuda/layout.h"
+
+#define CU_BATCH_UNITS 2   /* of inputs in a stage, at most */
+#define CU_BATCH_LINE  128 /* bytes of a stage's activations of a row */
+
+/* qkv and out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, tiles of each, rows at a time. */
+#define CU_BATCH_QKV_PARTS 3
+#define CU_BATCH_QKV_WIDE  4
+#define CU_BATCH_OUT_PARTS 4
+#define CU_BATCH_OUT_WIDE  3
+#define CU_BATCH_GROUPS    2
+#define CU_BATCH_ROWS      128
+#define CU_BATCH_FEW       64 /* rows of a bucket up to which a block has no room for more, but a longer ring */
+#define CU_BATCH_THREADS   ((CU_BATCH_GROUPS + 1) * 128)
+#define CU_BATCH_QKV_TILES (CU_BATCH_GROUPS * CU_BATCH_QKV_WIDE)
+#define CU_BATCH_OUT_TILES (CU_BATCH_GROUPS * CU_BATCH_OUT_WIDE)
+/* head: up to 64 rows, or more, at a time */
+#define CU_BATCH_HEAD_GROUPS     3
+#define CU_BATCH_HEAD_THREADS    ((CU_BATCH_HEAD_GROUPS + 1) * 128)
+#define CU_BATCH_HEAD_FEW        64
+#define CU_BATCH_HEAD_FEW_GROUPS 2 /* of the warpgroups; more registers for each */
+#define CU_BATCH_HEAD_MANY       128
+#define CU_BATCH_HEAD_TILES      (CU_BATCH_HEAD_GROUPS * 4) /* with many rows */
+
+/* Rows of a bucket from which on these kernels do the work. */
+#define CU_BATCH_QKV_FROM  32
+#define CU_BATCH_OUT_FROM  8
+#define CU_BATCH_HEAD_FROM 32
+
+#define CU_BATCH_ROOM   (224u * 1024) /* of a ring, at most; a block has 227 KB */
+#define CU_BATCH_SHARED (CU_BATCH_ROOM + 1024)
+#define CU_BATCH_LESS   (CU_BATCH_ROOM - 2048) /* tells a kernel that the bucket has few rows */
+
+#endif
