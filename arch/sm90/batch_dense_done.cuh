@@ -21,6 +21,8 @@ struct batch_qkv_tile {
         const uint32_t heads = m->heads;
         if (head < heads)
             return at<__nv_bfloat16>(m->q) + ((uint64_t)row * heads + head) * NIB_HEAD_DIM + dim;
+        if (m->kv_new)
+            return at<__nv_bfloat16>(m->kv_new) + ((uint64_t)row * 2 * m->kv_heads + head - heads) * NIB_HEAD_DIM + dim;
         const uint32_t slot = rows[row].slot, pos = rows[row].pos;
         const uint64_t page = page_at(m, layer, slot, pos / NIB_KV_PAGE_TOKENS, NIB_GPU_QKV);
         return at<__nv_bfloat16>(m->layer[layer].kv, page + (uint64_t)(head - heads) * PAGE_HEAD_BYTES) +
