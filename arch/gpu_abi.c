@@ -44,13 +44,15 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_OUT_MXFP8] = "nib_gpu_out_mxfp8",
     [NIB_GPU_OUT_BATCH_MXFP8] = "nib_gpu_out_batch_mxfp8",
     [NIB_GPU_OUT_PROMPT_MXFP8] = "nib_gpu_out_prompt_mxfp8",
+    [NIB_GPU_TOKEN_MXFP8] = "nib_gpu_token_mxfp8",
     [NIB_GPU_HEAD_MXFP8] = "nib_gpu_head_mxfp8",
     [NIB_GPU_HEAD_BATCH_MXFP8] = "nib_gpu_head_batch_mxfp8",
 };
 
 /* In the order of NIB_GPU_QKV_MXFP8 and on. */
-static const enum nib_gpu_op plain[] = {NIB_GPU_QKV,       NIB_GPU_QKV_BATCH,  NIB_GPU_QKV_PROMPT, NIB_GPU_OUT,
-                                        NIB_GPU_OUT_BATCH, NIB_GPU_OUT_PROMPT, NIB_GPU_HEAD,       NIB_GPU_HEAD_BATCH};
+static const enum nib_gpu_op plain[] = {NIB_GPU_QKV,   NIB_GPU_QKV_BATCH, NIB_GPU_QKV_PROMPT,
+                                        NIB_GPU_OUT,   NIB_GPU_OUT_BATCH, NIB_GPU_OUT_PROMPT,
+                                        NIB_GPU_TOKEN, NIB_GPU_HEAD,      NIB_GPU_HEAD_BATCH};
 _Static_assert(sizeof plain / sizeof plain[0] == NIB_GPU_OP_COUNT - NIB_GPU_QKV_MXFP8, "ops of MXFP8");
 
 enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense)

@@ -58,9 +58,9 @@ enum nib_gpu_op {
     NIB_GPU_DOWN_PROMPT,
     NIB_GPU_COMBINE, /* all rows: x += sum of weight * down over a row's assignments, in order of choice; then acts =
                         rmsnorm(x) by the next layer's attn_norm, after the last layer by final_norm */
-    NIB_GPU_TOKEN, /* steps of one decode row, dense weights in bf16: EMBED to COMBINE of all layers in one launch, with the same bits in x and acts. A
+    NIB_GPU_TOKEN, /* steps of one decode row: EMBED to COMBINE of all layers in one launch, with the same bits in x and acts. A
                         row's kernels may lack it (has) */
-    NIB_GPU_HEAD,  /* logits of the rows that want them */
+    NIB_GPU_HEAD, /* logits of the rows that want them */
     NIB_GPU_HEAD_BATCH,
     NIB_GPU_SCAN,   /* logits of ids with a bias get it; parts of the maximum and of the sums */
     NIB_GPU_SAMPLE, /* -> token, log-probabilities; last token and seen of the slot; outbox; next_serial */
@@ -71,6 +71,7 @@ enum nib_gpu_op {
     NIB_GPU_OUT_MXFP8,
     NIB_GPU_OUT_BATCH_MXFP8,
     NIB_GPU_OUT_PROMPT_MXFP8,
+    NIB_GPU_TOKEN_MXFP8,
     NIB_GPU_HEAD_MXFP8,
     NIB_GPU_HEAD_BATCH_MXFP8,
     NIB_GPU_OP_COUNT

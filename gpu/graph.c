@@ -91,7 +91,7 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
 static enum nib_err launch_layers(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
 {
     const uint32_t layers = e->base.shape->layers;
-    if (!b->draft && e->plan->dense == NIB_DENSE_BF16 && geometry(e, NIB_GPU_TOKEN, b).grid[0])
+    if (!b->draft && geometry(e, nib_gpu_op_in(NIB_GPU_TOKEN, e->plan->dense), b).grid[0])
         return launch_range(e, b, NIB_GPU_TOKEN, NIB_GPU_TOKEN, 0, msg);
     enum nib_err err = launch_range(e, b, NIB_GPU_EMBED, NIB_GPU_EMBED, 0, msg);
     for (uint32_t l = 0; l < layers && !err; l++)

@@ -50,9 +50,8 @@ static void run(struct nib_trial *t, int first, int last)
 {
     for (int op = first; op <= last && !t->err; op++) {
         const enum nib_gpu_op form = nib_gpu_op_in((enum nib_gpu_op)op, t->dense);
-        const bool other = op == NIB_GPU_TOKEN && t->dense != NIB_DENSE_BF16;
         nib_trial_forget(t);
-        if (!other && nib_trial_due(t, form))
+        if (nib_trial_due(t, form))
             checks[op](t, form);
     }
 }
@@ -140,7 +139,7 @@ static bool tested(const struct nib_trial *t, enum nib_gpu_op op)
 /* A kernel that a row may lack for such a model. */
 static bool optional(enum nib_gpu_op op)
 {
-    return op == NIB_GPU_TOKEN || nib_gpu_op_few(op) != op;
+    return nib_gpu_op_plain(op) == NIB_GPU_TOKEN || nib_gpu_op_few(op) != op;
 }
 
 /* The first kernel that is off names the row's fault. */

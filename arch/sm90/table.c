@@ -7,7 +7,7 @@
 static void geometry_of_ops(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
                             uint32_t want, struct nib_gpu_geometry *ret)
 {
-    if (op == NIB_GPU_TOKEN)
+    if (nib_gpu_op_plain(op) == NIB_GPU_TOKEN)
         *ret = (struct nib_gpu_geometry){{0, 1, 1}, 32, 0, 0};
     else
         geometry(op, m, decode, prompt, want, ret);
@@ -15,7 +15,7 @@ static void geometry_of_ops(enum nib_gpu_op op, const struct nib_gpu_machine *m,
 
 static bool has_of_ops(enum nib_gpu_op op)
 {
-    return op != NIB_GPU_TOKEN && has(op);
+    return nib_gpu_op_plain(op) != NIB_GPU_TOKEN && has(op);
 }
 
 const struct nib_gpu_kernels nib_gpu_kernels_sm90 = {CU_KERNELS("sm90"), .geometry = geometry, .has = has};

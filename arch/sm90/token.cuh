@@ -43,7 +43,7 @@ __device__ __forceinline__ float wide16(uint32_t raw)
 
 /* A dense product of acts, whose tiles have PARTS stages; bias(tile): raw, of row lane % 16; done(tile, sum, bias) gets that row's
  * sum. */
-template <uint32_t PARTS, class Bias, class Done>
+template <class Form, uint32_t PARTS, class Bias, class Done>
 __device__ __forceinline__ void token_product(const token_at &b, enum cu_token_op op, int which, Bias bias_of,
                                               Done done)
 {
@@ -57,7 +57,7 @@ __device__ __forceinline__ void token_product(const token_at &b, enum cu_token_o
         const uint32_t bias = bias_of(s.tile);
         token_sums *sums = room().sums + (s.tile - tile0) * PARTS;
         stage_wait(b.stage + i);
-        piece_keep(sums[s.part], dense_piece(s.to, s.units, acts + s.u0 * 64));
+        piece_keep(sums[s.part], dense_piece<Form>(s.to, s.units, acts + s.u0 * 64));
         stage_free<2>(b.stage + i);
         const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
         if (!tile_last(&room().count[s.tile - tile0], end - first))
@@ -73,13 +73,14 @@ __device__ __forceinline__ void token_product(const token_at &b, enum cu_token_o
 }
 
 /* As done_qkv. */
-__device__ __noinline__ void token_qkv(const token_at b)
+template <class Form> __device__ __noinline__ void token_qkv()
 {
+    const token_at b(CU_TOKEN_QKV);
     const struct nib_gpu_machine *m = &room().m;
     const uint32_t lane = threadIdx.x % 32, rotated = m->heads + m->kv_heads;
     const struct nib_gpu_layer &l = room().m.layer[b.layer];
     const uint32_t dim = lane % 8, half = lane % CU_TILE / 8 * 32;
-    token_product<CU_GEMV_WARPS>(
+    token_product<Form, CU_GEMV_WARPS>(
         b, CU_TOKEN_QKV, CUT_QKV,
         [&](uint32_t tile) { return raw16(l.qkv_bias, tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + dim + half); },
         [&](uint32_t tile, float sum, float bias) {
@@ -95,12 +96,13 @@ __device__ __noinline__ void token_qkv(const token_at b)
 }
 
 /* As done_out. */
-__device__ __noinline__ void token_out(const token_at b)
+template <class Form> __device__ __noinline__ void token_out()
 {
+    const token_at b(CU_TOKEN_OUT);
     const struct nib_gpu_machine *m = &room().m;
     const uint32_t row = threadIdx.x % CU_TILE;
     const struct nib_gpu_layer &l = room().m.layer[b.layer];
-    token_product<CU_OUT_WARPS>(
+    token_product<Form, CU_OUT_WARPS>(
         b, CU_TOKEN_OUT, CUT_OUT, [&](uint32_t tile) { return raw16(l.out_bias, tile * CU_TILE + row); },
         [&](uint32_t tile, float sum, float bias) {
             const uint32_t n = tile * CU_TILE + row;
@@ -111,14 +113,15 @@ __device__ __noinline__ void token_out(const token_at b)
 }
 
 /* This block's parts of the router's sums. */
-__device__ __noinline__ void token_route(const token_at b)
+__device__ __noinline__ void token_route()
 {
+    const token_at b(CU_TOKEN_ROUTER);
     const uint32_t lane = threadIdx.x % 32, norm = smem_at(room().norm);
     for (uint32_t i = threadIdx.x / 32; i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][i];
         cu_packet *to = room().packets->logits[s.tile][s.part];
         stage_wait(b.stage + i);
-        const float2 sum = dense_piece(s.to, s.units, norm + s.u0 * 64);
+        const float2 sum = dense_piece<token_bf16>(s.to, s.units, norm + s.u0 * 64);
         if (lane % 4 == 0) {
             packet_put(to + lane / 4, __float_as_uint(sum.x), b.epoch);
             packet_put(to + lane / 4 + 8, __float_as_uint(sum.y), b.epoch);
@@ -149,8 +152,9 @@ __device__ __forceinline__ uint32_t first_piece(uint32_t before)
 }
 
 /* As done_up, of one choice. */
-__device__ __noinline__ void token_up(const token_at b, uint32_t choice, uint32_t before)
+__device__ __noinline__ void token_up(uint32_t choice, uint32_t before)
 {
+    const token_at b(CU_TOKEN_UP);
     const uint32_t inner = room().m.intermediate, *biases = at<const uint32_t>(room().m.layer[b.layer].up_bias);
     const uint32_t list0 = room().chosen[0][choice], count = 2 * (room().chosen[0][choice + 1] - list0), acts = smem_at(room().acts);
     const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
@@ -200,8 +204,9 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
 }
 
 /* As done_down, of one choice; the last piece of a tile adds up the choices, as combine does. */
-__device__ __noinline__ void token_down(const token_at b, uint32_t choice, uint32_t before)
+__device__ __noinline__ void token_down(uint32_t choice, uint32_t before)
 {
+    const token_at b(CU_TOKEN_DOWN);
     const struct nib_gpu_machine *m = &room().m;
     struct cu_share share = room().share[CU_TOKEN_DOWN];
     share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
@@ -238,47 +243,39 @@ __device__ __noinline__ void token_down(const token_at b, uint32_t choice, uint3
 }
 
 /* The experts' products, in the order in which they are asked for. */
-__device__ __forceinline__ void token_experts(token_at b)
+__device__ __forceinline__ void token_experts()
 {
-    uint32_t before = 0;
-#pragma unroll 1
-    for (uint32_t i = 0; i < CU_TOKEN_PHASES; i++) {
-        const token_phase p(i);
-        if (p.down)
-            token_down(b, p.choice, before);
+#pragma unroll
+    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
+        const uint32_t order = CU_TOKEN_ORDER >> 4 * phase;
+        if (order & 4)
+            token_down(order & 3, room().before[phase]);
         else
-            token_up(b, p.choice, before);
-        before += 2 * (p.end - p.first);
+            token_up(order & 3, room().before[phase]);
     }
 }
 
 /* The layers, by the warps that multiply. */
-__device__ __forceinline__ void token_layers(token_at b)
+template <class Form> __device__ __forceinline__ void token_layers()
 {
-    const struct nib_gpu_machine &m = room().m;
-    struct cu_token *t = room().packets;
     for (;;) {
-        token_qkv(b);
-        b.stage += room().listed[CU_TOKEN_QKV];
+        token_qkv<Form>();
         if (threadIdx.x < CU_ATTN_THREADS)
-            token_attention(b.epoch, b.layer);
-        take_attention(b.epoch);
-        token_out(b);
-        b.stage += room().listed[CU_TOKEN_OUT];
-        x_take(FOR_EXPERTS, t->x_out[b.epoch & 1], NULL, m.layer[b.layer].mlp_norm);
-        token_route(b);
-        b.stage += room().listed[CU_TOKEN_ROUTER];
-        token_experts(b);
-        b.stage += room().listed[CU_TOKEN_UP] + room().listed[CU_TOKEN_DOWN];
-        if (++b.layer == m.layers)
+            token_attention();
+        take_attention();
+        token_out<Form>();
+        x_take(FOR_EXPERTS);
+        token_route();
+        token_experts();
+        if (room().layer + 1 == room().m.layers)
             break;
-        x_take(FOR_QKV, t->x_down[b.epoch++ & 1], NULL, m.layer[b.layer].attn_norm);
+        x_take(FOR_QKV);
     }
     if (blockIdx.x > 0)
         return;
-    x_take(FOR_HEAD, t->x_down[b.epoch & 1], NULL, m.final_norm);
+    x_take(FOR_HEAD);
     if (threadIdx.x == 0)
-        t->epoch = b.epoch;
+        room().packets->epoch = room().epoch + room().m.layers - 1;
 }
 
 /* The token to begin with, and what else a block needs. */
@@ -293,11 +290,11 @@ __device__ __forceinline__ void token_open()
     }
     if (threadIdx.x < NIB_HEAD_DIM / 2)
         rope_angle(m, r.pos, threadIdx.x, &room().cos[threadIdx.x], &room().sin[threadIdx.x]);
-    x_take(FOR_QKV, NULL, at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2), m->layer[0].attn_norm);
+    x_begin(at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2));
 }
 
 /* What this block does: a thread a stage. */
-__device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
+template <class Form> __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
 {
     const uint32_t op_at = threadIdx.x / CU_TOKEN_LIST, i = threadIdx.x % CU_TOKEN_LIST, blocks = gridDim.x, block = blockIdx.x;
     const enum cu_token_op op = (enum cu_token_op)op_at;
@@ -308,8 +305,16 @@ __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
     if (op < CU_TOKEN_UP) {
         room().listed[op] = share.hi - share.lo;
         if (i < share.hi - share.lo)
-            room().list[op][i] = cu_token_find(op, m, share, i);
+            room().list[op][i] = cu_token_find(op, m, {Form::unit_bytes, Form::span}, share, i);
         return;
+    }
+    if (op == CU_TOKEN_UP && i < CU_TOKEN_PHASES) {
+        uint32_t before = 0;
+        for (uint32_t phase = 0; phase < i; phase++) {
+            const uint32_t digit = CU_TOKEN_ORDER >> 4 * phase;
+            before += 2 * cu_token_chosen(digit & 4 ? CU_TOKEN_DOWN : CU_TOKEN_UP, m, blocks, block, digit & 3);
+        }
+        room().before[i] = before;
     }
     uint32_t order = 0, first = 0, own = ~0u, own_choice = 0; /* this stage is the own'th of its choice's */
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
@@ -336,7 +341,7 @@ __device__ __forceinline__ void prepare_lists(const struct nib_gpu_machine *m)
 }
 
 /* What does not depend on the step. */
-__device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
+template <class Form> __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
 {
     const uint32_t tid = threadIdx.x;
     if (tid == CU_TOKEN_FEEDER)
@@ -353,49 +358,60 @@ __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
         room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS,
                              cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x).lo / (2 * NIB_MAX_EXPERTS_USED)) *
                          CU_TILE;
+        room().layer = 0;
         room().deadline = ~0ull;
         room().late = 0;
     }
-    prepare_lists(m);
+    prepare_lists<Form>(m);
     const uint32_t words = (offsetof(struct nib_gpu_machine, layer) + m->layers * sizeof m->layer[0]) / 8;
     for (uint32_t i = tid; i < words; i += CU_TOKEN_THREADS)
         ((uint64_t *)&room().m)[i] = ((const uint64_t *)m)[i];
     __syncthreads();
 }
 
-/* The step begins: its row is there, and the epoch of its first layer; false: it has no decode row. All warps. */
-__device__ __forceinline__ bool token_begin(const struct nib_gpu_machine *m, uint32_t *ret_epoch)
+/* The step begins: its row is there; false: it has no decode row. All warps. */
+__device__ __forceinline__ bool token_begin(const struct nib_gpu_machine *m)
 {
     overlap_wait();
     const struct nib_gpu_step *step = step_of(m);
     if (threadIdx.x == 0) {
         room().row = step->rows[0];
         room().deadline = token_now() + CU_TOKEN_MS * 1000000ull;
+        room().epoch = *(volatile uint32_t *)&room().packets->epoch + 1;
     }
-    *ret_epoch = *(volatile uint32_t *)&room().packets->epoch + 1;
     __syncthreads();
     return step->decode_count > 0;
 }
 
-KERNEL(token, CU_TOKEN_THREADS, 1)
+template <class Form> __device__ __forceinline__ void token_step(const struct nib_gpu_machine *m)
 {
     const bool feeds = threadIdx.x >= CU_TOKEN_FEEDER;
-    uint32_t early = 0, epoch;
+    uint32_t early = 0;
     overlap_next();
-    token_prepare(m);
+    token_prepare<Form>(m);
     if (feeds)
-        early = token_feed_early();
-    const bool works = token_begin(m, &epoch);
+        early = token_feed_early<Form>();
+    const bool works = token_begin(m);
     if (feeds)
-        token_feeder(works, early, epoch);
+        token_feeder<Form>(works, early);
     else if (!works)
         return;
     else if (threadIdx.x >= CU_TOKEN_COURIER)
-        token_courier(epoch);
+        token_courier();
     else {
         token_open();
-        token_layers({epoch, 0, 0});
+        token_layers<Form>();
     }
     if (*(volatile uint32_t *)&room().late)
         fault(m, NIB_GPU_TOKEN);
+}
+
+KERNEL(token, CU_TOKEN_THREADS, 1)
+{
+    token_step<token_bf16>(m);
+}
+
+KERNEL(token_mxfp8, CU_TOKEN_THREADS, 1)
+{
+    token_step<token_mxfp8>(m);
 }

@@ -24,6 +24,7 @@
 #define CU_TOKEN_AHEAD_OUT  2
 #define CU_TOKEN_AHEAD_UP   4
 #define CU_TOKEN_AHEAD_DOWN 3
+#define CU_TOKEN_MXFP8      2 /* times as many of dense stages, which have half the bytes */
 #ifndef CU_TOKEN_MS
 #define CU_TOKEN_MS 500 /* a wait gives up so long after the block saw the step; a sanitizer wants more */
 #endif
@@ -167,11 +168,19 @@ NIB_BOTH uint32_t cu_token_chosen(enum cu_token_op op, const struct nib_gpu_mach
 #define CU_TOKEN_PHASES 8
 #define CU_TOKEN_ORDER  0x76543210u /* the first in the lowest digit: U0 U1 U2 U3 D0 D1 D2 D3 */
 
+/* How a dense matrix lies: bytes of a unit; units of which a share has a whole number, as in the row's other kernels. */
+struct cu_token_form {
+    uint32_t unit_bytes, span;
+};
+
 /* Stage s, counted through all blocks, of a dense op whose tiles have `parts`. */
-NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, uint32_t units)
+NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, uint32_t units,
+                                                    struct cu_token_form form)
 {
-    const uint32_t tile = s / parts, part = s % parts, u0 = units * part / parts, end = units * (part + 1) / parts;
-    const struct cu_token_stage stage = {(tile * units + u0) * CU_DENSE_BYTES,
+    const uint32_t tile = s / parts, part = s % parts, spans = CU_DIV_UP(units, form.span);
+    const uint32_t u0 = spans * part / parts * form.span, next = spans * (part + 1) / parts * form.span;
+    const uint32_t end = next < units ? next : units;
+    const struct cu_token_stage stage = {(tile * units + u0) * form.unit_bytes,
                                          (uint16_t)tile,
                                          (uint8_t)part,
                                          0,
@@ -201,15 +210,17 @@ NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t tile, uint32_t cho
     return stage;
 }
 
-/* Stage i of a block of a dense op. */
+/* Stage i of a block of a dense op; the router's matrix is bf16 always. */
 NIB_BOTH struct cu_token_stage cu_token_find(enum cu_token_op op, const struct nib_gpu_machine *m,
-                                             struct cu_share share, uint32_t i)
+                                             struct cu_token_form form, struct cu_share share, uint32_t i)
 {
     const uint32_t inputs = op == CU_TOKEN_OUT ? m->heads * NIB_HEAD_DIM : m->hidden;
     const uint32_t parts = op == CU_TOKEN_ROUTER ? CU_TOKEN_ROUTE_PARTS
                            : op == CU_TOKEN_OUT  ? CU_OUT_WARPS
                                                  : CU_GEMV_WARPS;
-    return cu_token_dense_stage(cu_share_stage(share, i), parts, inputs / CU_DENSE_UNIT);
+    const struct cu_token_form bf16 = {CU_DENSE_BYTES, 1};
+    return cu_token_dense_stage(cu_share_stage(share, i), parts, inputs / CU_DENSE_UNIT,
+                                op == CU_TOKEN_ROUTER ? bf16 : form);
 }
 
 /* Stage i of a block of a choice's up or down. Of down what the next block goes on with comes first. */

@@ -97,9 +97,9 @@ __device__ __forceinline__ uint32_t attn_first_head(uint32_t split, uint32_t spl
 }
 
 /* Puts the splits' parts of such heads together, as attn_finish does. */
-__device__ __noinline__ void attn_join(uint32_t epoch, uint32_t layer, uint32_t kv_head, uint32_t split, uint32_t splits)
+__device__ __noinline__ void attn_join(uint32_t kv_head, uint32_t split, uint32_t splits)
 {
-    const token_at b = {epoch, layer, 0};
+    const token_at b(CU_TOKEN_QKV);
     const uint32_t d = threadIdx.x % NIB_HEAD_DIM, end = attn_first_head(split + 1, splits);
 #pragma unroll 1
     for (uint32_t h = attn_first_head(split, splits) + threadIdx.x / NIB_HEAD_DIM; h < end; h += CU_ATTN_THREADS / NIB_HEAD_DIM) {
@@ -214,9 +214,9 @@ struct attn_splits {
 };
 
 /* The block's units of a layer; eight warps call it. Parts are put together when it has left all of its own. */
-__device__ __noinline__ void token_attention(uint32_t epoch, uint32_t layer)
+__device__ __noinline__ void token_attention()
 {
-    const token_at b = {epoch, layer, 0};
+    const token_at b(CU_TOKEN_QKV);
     const attn_splits splits(b.layer);
     const uint32_t kv_heads = room().m.kv_heads;
     const token_units units(kv_heads * splits.count);
@@ -227,5 +227,5 @@ __device__ __noinline__ void token_attention(uint32_t epoch, uint32_t layer)
     if (splits.count == 1)
         return;
     for (uint32_t u = units.first; u < units.all; u += units.step)
-        attn_join(epoch, layer, u % kv_heads, u / kv_heads, splits.count);
+        attn_join(u % kv_heads, u / kv_heads, splits.count);
 }

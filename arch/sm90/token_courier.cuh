@@ -42,13 +42,13 @@ __device__ __forceinline__ void courier_gated(uint32_t choice, uint32_t epoch)
         asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().gated_bar[choice])) : "memory");
 }
 
-__device__ __noinline__ void token_courier(uint32_t epoch)
+__device__ __noinline__ void token_courier()
 {
 #pragma unroll 1
-    for (uint32_t layer = 0; layer < room().m.layers; layer++, epoch++) {
+    for (uint32_t layer = 0; layer < room().m.layers; layer++) {
         courier_keys(layer);
 #pragma unroll 1
         for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++)
-            courier_gated(choice, epoch);
+            courier_gated(choice, room().epoch + layer);
     }
 }

@@ -7,7 +7,7 @@
 #include "arch/sm90/token_ring.cuh"
 
 /* The layer's experts and their weights, to shared memory. The whole warp. */
-__device__ __noinline__ void feed_choose(uint32_t layer, uint32_t epoch)
+__device__ __noinline__ void feed_choose(uint32_t layer)
 {
     enum { EACH = NIB_MAX_EXPERTS / 32, PARTS = CU_TOKEN_ROUTE_PARTS };
     const uint32_t lane = threadIdx.x % 32, experts = room().m.experts, used = room().m.experts_used;
@@ -18,7 +18,7 @@ __device__ __noinline__ void feed_choose(uint32_t layer, uint32_t epoch)
     for (int i = 0; i < EACH; i++)
         bias[i] = i < mine ? bf16_at(room().m.layer[layer].router_bias, lane + 32 * i) : 0;
     const struct cu_token *t = room().packets;
-    packets_each<EACH * PARTS>(mine * PARTS, epoch, part, [&](uint32_t i) {
+    packets_each<EACH * PARTS>(mine * PARTS, room().epoch + layer, part, [&](uint32_t i) {
         const uint32_t e = lane + i / PARTS * 32;
         return &t->logits[e / CU_TILE][i % PARTS][e % CU_TILE];
     });
@@ -79,15 +79,15 @@ __device__ __forceinline__ bool feed_stages(token_feed &feed, uint64_t from, uin
 
 /* Of the first matrix as much as the empty ring holds, asked for before the step is known. The warp that asks for weights; its first
  * thread learns how many stages these are. */
-__device__ __noinline__ uint32_t token_feed_early()
+template <class Form> __device__ __noinline__ uint32_t token_feed_early()
 {
     uint32_t n = 0;
     if (threadIdx.x % 32 == 0) {
         token_feed feed(0);
-        order_stages();
+        order_stages<Form>();
         while (n < room().listed[CU_TOKEN_QKV] && room().ask[n].after <= 0)
             n++;
-        (void)feed_stages(feed, room().m.layer[0].qkv, CU_TOKEN_AHEAD_UP, 0, 0, n);
+        (void)feed_stages(feed, room().m.layer[0].qkv, CU_TOKEN_AHEAD_UP * Form::ahead, 0, 0, n);
     }
     __syncwarp();
     return n;
@@ -95,15 +95,17 @@ __device__ __noinline__ uint32_t token_feed_early()
 
 /* A layer's dense matrices, from ask number i on. The ring takes `early` stages of the first before it is multiplied; what is left of
  * it is needed at once. Returns false when a wait was in vain. */
+template <class Form>
 __device__ __forceinline__ bool feed_dense(token_feed &feed, const struct nib_gpu_layer &l, uint32_t early, uint32_t base, uint32_t i)
 {
     uint32_t end = room().listed[CU_TOKEN_QKV];
-    bool good = feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_QKV, base, i, early) && feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_LATE, base, early, end);
+    bool good = feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_QKV * Form::ahead, base, i, early) &&
+                feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_LATE * Form::ahead, base, early, end);
 #pragma unroll 1
     for (uint32_t op = CU_TOKEN_OUT; op <= CU_TOKEN_ROUTER && good; op++) {
         i = end;
         end += room().listed[op];
-        good = feed_stages(feed, op == CU_TOKEN_OUT ? l.out : l.router, CU_TOKEN_AHEAD_OUT, base, i, end);
+        good = feed_stages(feed, op == CU_TOKEN_OUT ? l.out : l.router, CU_TOKEN_AHEAD_OUT * Form::ahead, base, i, end);
     }
     return good;
 }
@@ -125,7 +127,7 @@ __device__ __forceinline__ bool feed_experts(token_feed &feed, const struct nib_
 
 /* Asks for everything; `early` stages of the first matrix were asked for. The whole warp; one thread of it asks. A step without
  * work: waits only until these have come. */
-__device__ __noinline__ void token_feeder(bool works, uint32_t early, uint32_t epoch)
+template <class Form> __device__ __noinline__ void token_feeder(bool works, uint32_t early)
 {
     const bool asks = threadIdx.x % 32 == 0;
     const uint32_t dense = room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
@@ -138,12 +140,12 @@ __device__ __noinline__ void token_feeder(bool works, uint32_t early, uint32_t e
         return;
     }
 #pragma unroll 1
-    for (uint32_t layer = 0; layer < room().m.layers; layer++, epoch++, base += room().asks) {
+    for (uint32_t layer = 0; layer < room().m.layers; layer++, base += room().asks) {
         feed_small(layer);
         if (asks) /* all of it is read before the router's sums can be there */
-            good = good && feed_dense(feed, room().m.layer[layer], early, base, layer ? 0 : early) && feed.wait_read(base + dense);
+            good = good && feed_dense<Form>(feed, room().m.layer[layer], early, base, layer ? 0 : early) && feed.wait_read(base + dense);
         __syncwarp();
-        feed_choose(layer, epoch);
+        feed_choose(layer);
         feed_biases(layer);
         if (asks)
             good = good && feed_experts(feed, room().m.layer[layer], base, dense);

@@ -51,7 +51,7 @@ struct token_phase {
 
 /* The experts' stages come first: all that was asked for before has been read when they are known, so that they begin at the ring's
  * start. The output projection is laid so that the ring's end falls between two of its stages: all of it fits. */
-__device__ __noinline__ void order_stages()
+template <class Form> __device__ __noinline__ void order_stages()
 {
     struct token_order o = {0, 0, 0, 0, (uint32_t *)room().acts};
     static_assert(sizeof room().acts >= CU_TOKEN_ASKS * 4, "behind");
@@ -67,10 +67,11 @@ __device__ __noinline__ void order_stages()
     room().asks = dense + experts;
     i = 0;
     for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++) {
-        const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * CU_DENSE_BYTES : 0;
+        const uint32_t unit = op == CU_TOKEN_ROUTER ? CU_DENSE_BYTES : Form::unit_bytes;
+        const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * unit : 0;
         if (op == CU_TOKEN_OUT && bytes)
             o.skip((room().ring_bytes - o.head) % bytes);
         for (uint32_t s = 0; s < n; s++, i++)
-            o.place(room().list[op][s], i, CU_DENSE_BYTES, 0 - experts);
+            o.place(room().list[op][s], i, unit, 0 - experts);
     }
 }

@@ -1,6 +1,7 @@
 /* arch/sm90/token_piece.cuh: one stage of one matrix by one warp, and the sums that it leaves in shared memory. A lane with
  * t = lane % 4 = 0 has the sums of rows g = lane / 4 and g + 8 of the tile: column 0 of mma's result; the other columns are empty. */
 #pragma once
+#include "arch/cuda/weights.cuh"
 #include "arch/sm90/token_packet.cuh"
 #include "arch/sm90/token_ring.cuh"
 
@@ -13,37 +14,70 @@ __device__ __forceinline__ void piece_keep(token_sums &to, float2 rows)
     }
 }
 
-__device__ __forceinline__ void dense_load(uint32_t stage, uint32_t acts, bool there, uint4 &w0, uint4 &w1, uint4 &in)
-{
-    w0 = lds16(stage);
-    w1 = lds16(stage + 512);
-    if (there)
-        in = lds16(acts);
-}
+/* What a lane needs of a dense unit at shared address `stage`, in bf16. Of activations only the lanes of column 0 have any. */
+struct token_bf16 {
+    static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1, ahead = 1;
+    uint4 w0, w1, in;
+
+    __device__ __forceinline__ void load(uint32_t stage, uint32_t acts, bool there)
+    {
+        w0 = lds16(stage + threadIdx.x % 32 * 16);
+        w1 = lds16(stage + threadIdx.x % 32 * 16 + 512);
+        if (there)
+            in = lds16(acts);
+    }
+
+    __device__ __forceinline__ void multiply(float acc[4]) const
+    {
+        mma_unit(acc, w0, w1, in);
+    }
+};
+
+/* The same in MXFP8. */
+struct token_mxfp8 {
+    static constexpr uint32_t unit_bytes = CU_MXFP8_BYTES, span = CU_MXFP8_SPAN, ahead = CU_TOKEN_MXFP8;
+    uint4 codes, in;
+    uint32_t scales;
+
+    __device__ __forceinline__ void load(uint32_t stage, uint32_t acts, bool there)
+    {
+        codes = lds16(stage + threadIdx.x % 32 * 16);
+        scales = lds2(stage + CU_MXFP8_CODES + threadIdx.x % 32 / 4 * 2);
+        if (there)
+            in = lds16(acts);
+    }
+
+    __device__ __forceinline__ void multiply(float acc[4]) const
+    {
+        uint4 w0, w1;
+        mxfp8_fragments(codes, scales, w0, w1);
+        mma_unit(acc, w0, w1, in);
+    }
+};
 
 /* `units` of 32 inputs at shared address `stage`; activations bf16 from `acts` on. The next unit is loaded while one is multiplied. */
-__device__ __forceinline__ float2 dense_piece(uint32_t stage, uint32_t units, uint32_t acts)
+template <class Form> __device__ __forceinline__ float2 dense_piece(uint32_t stage, uint32_t units, uint32_t acts)
 {
     const uint32_t lane = threadIdx.x % 32;
     const bool there = lane < 4;
     float acc[4] = {0, 0, 0, 0};
-    uint4 w0[2], w1[2], in[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-    stage += lane * 16;
+    Form unit[2];
+    unit[0].in = unit[1].in = make_uint4(0, 0, 0, 0);
     acts += lane % 4 * 16;
     if (units == 0)
         return make_float2(0, 0);
-    dense_load(stage, acts, there, w0[0], w1[0], in[0]);
+    unit[0].load(stage, acts, there);
     uint32_t u = 0;
     for (; u + 1 < units; u += 2) {
-        dense_load(stage + CU_DENSE_BYTES, acts + 64, there, w0[1], w1[1], in[1]);
-        mma_unit(acc, w0[0], w1[0], in[0]);
-        stage += 2 * CU_DENSE_BYTES;
+        unit[1].load(stage + Form::unit_bytes, acts + 64, there);
+        unit[0].multiply(acc);
+        stage += 2 * Form::unit_bytes;
         acts += 2 * 64;
-        dense_load(stage, acts, there, w0[0], w1[0], in[0]); /* behind the last: not used (TOKEN_SLACK) */
-        mma_unit(acc, w0[1], w1[1], in[1]);
+        unit[0].load(stage, acts, there); /* behind the last: not used (TOKEN_SLACK) */
+        unit[1].multiply(acc);
     }
     if (u < units)
-        mma_unit(acc, w0[0], w1[0], in[0]);
+        unit[0].multiply(acc);
     return make_float2(acc[0], acc[2]);
 }
 

@@ -50,10 +50,13 @@ struct token_room {
     struct cu_token_stage list[CU_TOKEN_OPS][CU_TOKEN_LIST]; /* what this block does */
     uint32_t listed[CU_TOKEN_OPS];
     uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
+    uint32_t before[CU_TOKEN_PHASES];             /* pieces of the experts' phases before */
     struct cu_share share[CU_TOKEN_OPS];
     uint32_t expert[NIB_MAX_EXPERTS_USED]; /* of this layer, best first; by the warp that asks for their weights */
     float weight[NIB_MAX_EXPERTS_USED];
     struct nib_row row;
+    uint32_t epoch;    /* of the step's first layer */
+    uint32_t layer;    /* where the warps that multiply are */
     uint64_t deadline; /* ns, globaltimer */
     uint32_t late;     /* a wait of this block outlasted it */
     struct cu_token *packets;
@@ -85,10 +88,18 @@ __device__ __forceinline__ bool token_late(uint32_t turn)
     return *late;
 }
 
-/* Where in the step the caller is. */
+/* Where in the step a warp that multiplies is. All follows from the layer, which lies in shared memory: nothing is in registers while
+ * one phase after the other is called, each of which wants them all. */
 struct token_at {
     uint32_t epoch, layer;
-    uint32_t stage; /* number of the op's first stage */
+    uint32_t stage; /* number of the op's first stage; of up and down, which take turns, of both */
+
+    __device__ __forceinline__ explicit token_at(enum cu_token_op op)
+        : epoch(room().epoch + room().layer), layer(room().layer), stage(room().layer * room().asks)
+    {
+        for (uint32_t before = CU_TOKEN_QKV; before < op && before < CU_TOKEN_UP; before++)
+            stage += room().listed[before];
+    }
 };
 
 /* The warps that multiply. */

@@ -27,7 +27,7 @@ enum norm_for { FOR_QKV, FOR_EXPERTS, FOR_HEAD };
 
 /* acts = norm(x), with the sum of squares as norm_row has it; this thread holds x[4 (i + TOKEN_TAKERS p) ..] in v[p]. In bf16; for the
  * experts in fp16, and in bf16 for the router. `out`: acts and x of the step, for the head. Ends with a barrier. */
-__device__ __forceinline__ void x_norm(norm_for what, const float4 v[NORM_PARTS], const uint2 w[NORM_PARTS])
+__device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 v[NORM_PARTS], const uint2 w[NORM_PARTS])
 {
     const uint32_t hidden = room().m.hidden, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t mine = taker_share<TOKEN_TAKERS>(hidden / 4);
@@ -60,6 +60,8 @@ __device__ __forceinline__ void x_norm(norm_for what, const float4 v[NORM_PARTS]
             at<float4>(room().m.x)[i] = v[p];
         }
     }
+    if (what == FOR_QKV && threadIdx.x == 0 && next)
+        room().layer++;
     if (what == FOR_EXPERTS && threadIdx.x < 8 && hidden % CU_MX_UNIT) /* the rest of the last unit */
         ((uint2 *)room().acts)[hidden / 4 + threadIdx.x] = make_uint2(0, 0);
     token_sync();
@@ -74,36 +76,44 @@ __device__ __forceinline__ void x_weights(nib_gpu_ptr norm, uint2 w[NORM_PARTS])
         w[p] = p < mine ? __ldg(at<const uint2>(norm) + threadIdx.x + p * TOKEN_TAKERS) : make_uint2(0, 0);
 }
 
-/* x as it is handed over in `from` or, at first, the token's `embedding`, normed with `norm` for what comes next. */
-__device__ __noinline__ void x_take(norm_for what, const uint32_t *from, const uint2 *embedding,
-                                    nib_gpu_ptr norm)
+/* The token's embedding, normed for the first layer. */
+__device__ __forceinline__ void x_begin(const uint2 *embedding)
 {
     const uint32_t mine = taker_share<TOKEN_TAKERS>(room().m.hidden / 4);
     float4 v[NORM_PARTS];
     uint2 w[NORM_PARTS];
-    x_weights(norm, w);
-    if (embedding) {
+    x_weights(room().m.layer[0].attn_norm, w);
 #pragma unroll
-        for (int p = 0; p < NORM_PARTS; p++)
-            v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TOKEN_TAKERS]) : make_float4(0, 0, 0, 0);
-    } else {
-        uint4 got[NORM_PARTS];
-        words_get<NORM_PARTS>(mine, got, [&](uint32_t i) { return from + (threadIdx.x + i * TOKEN_TAKERS) * 4; });
+    for (int p = 0; p < NORM_PARTS; p++)
+        v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TOKEN_TAKERS]) : make_float4(0, 0, 0, 0);
+    x_norm(FOR_QKV, false, v, w);
+}
+
+/* x as the layer's attention has left it, for its experts, or the layer's experts for the next one's QKV or the head; normed. */
+__device__ __noinline__ void x_take(norm_for what)
+{
+    const struct nib_gpu_machine &m = room().m;
+    const uint32_t mine = taker_share<TOKEN_TAKERS>(m.hidden / 4), layer = room().layer, epoch = room().epoch + layer;
+    const uint32_t *from = what == FOR_EXPERTS ? room().packets->x_out[epoch & 1] : room().packets->x_down[epoch & 1];
+    float4 v[NORM_PARTS];
+    uint2 w[NORM_PARTS];
+    x_weights(what == FOR_EXPERTS ? m.layer[layer].mlp_norm : what == FOR_QKV ? m.layer[layer + 1].attn_norm : m.final_norm, w);
+    uint4 got[NORM_PARTS];
+    words_get<NORM_PARTS>(mine, got, [&](uint32_t i) { return from + (threadIdx.x + i * TOKEN_TAKERS) * 4; });
 #pragma unroll
-        for (int p = 0; p < NORM_PARTS; p++)
-            v[p] = p < mine ? float_four(got[p]) : make_float4(0, 0, 0, 0);
-    }
-    x_norm(what, v, w);
+    for (int p = 0; p < NORM_PARTS; p++)
+        v[p] = p < mine ? float_four(got[p]) : make_float4(0, 0, 0, 0);
+    x_norm(what, true, v, w);
 }
 
 #define ALL_TAKERS (CU_TOKEN_WARPS * 32)
 #define ATTN_WORDS CU_DIV_UP(CU_TOKEN_Q / 8, ALL_TAKERS) /* by fours */
 
 /* The attention's output to acts. */
-__device__ __noinline__ void take_attention(uint32_t epoch)
+__device__ __noinline__ void take_attention()
 {
     const uint32_t tid = threadIdx.x, there = taker_share<ALL_TAKERS>(room().m.heads * (NIB_HEAD_DIM / 8));
-    const uint32_t *from = room().packets->attn[epoch & 1];
+    const uint32_t *from = room().packets->attn[(room().epoch + room().layer) & 1];
     uint4 got[ATTN_WORDS];
     token_sync(); /* a thread's words say nothing of the heads of others: warps may still read what QKV is made of */
     words_get<ATTN_WORDS>(there, got, [&](uint32_t i) { return from + (tid + i * ALL_TAKERS) * 4; });

@@ -723,6 +723,7 @@ static const struct {
     [NIB_GPU_OUT_MXFP8] = {attn_out, ROWS_DECODE},
     [NIB_GPU_OUT_BATCH_MXFP8] = {attn_out, ROWS_DECODE},
     [NIB_GPU_OUT_PROMPT_MXFP8] = {attn_out, ROWS_PROMPT},
+    [NIB_GPU_TOKEN_MXFP8] = {token, ROWS_ALL},
     [NIB_GPU_HEAD_MXFP8] = {head, ROWS_NONE},
     [NIB_GPU_HEAD_BATCH_MXFP8] = {head, ROWS_NONE},
 };

@@ -406,7 +406,7 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
     printf("%s, dense %s, row %s, %.1f GB, made in %.1f s\n", name, nib_dense_name(rig->dense), rig->k->name,
            (double)rig->used * 1e-9, rig_now() - start);
     static const char *const ways[] = {"op by op, no overlap", "op by op", "fused"};
-    for (int way = 0; way < (rig->k->has(NIB_GPU_TOKEN) && rig->dense == NIB_DENSE_BF16 ? 3 : 2); way++) {
+    for (int way = 0; way < (rig->k->has(NIB_GPU_TOKEN) ? 3 : 2); way++) {
         rig->overlap = way > 0;
         rig->apart = way < 2;
         for (uint32_t pos = 1024; pos <= 2048; pos += 1024) {

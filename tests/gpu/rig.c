@@ -285,7 +285,7 @@ bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct r
 void rig_step(struct rig *rig, struct rig_bucket bucket)
 {
     (void)rig_launch(rig, NIB_GPU_BEGIN, 0, bucket);
-    const bool fused = !rig->apart && rig->dense == NIB_DENSE_BF16 && rig_launch(rig, NIB_GPU_TOKEN, 0, bucket);
+    const bool fused = !rig->apart && rig_launch(rig, NIB_GPU_TOKEN, 0, bucket);
     if (!fused)
         (void)rig_launch(rig, NIB_GPU_EMBED, 0, bucket);
     for (uint32_t layer = 0; layer < rig->m.layers && !fused; layer++)

@@ -30,11 +30,12 @@ static bool run(struct rig *rig, const struct model *model, uint32_t pos, struct
 }
 
 /* Contexts at the edges of pages, of the window and of splits, each gone on from for some steps. */
-static int test_shape(struct rig *rig, const char *shape)
+static int test_shape(struct rig *rig, const char *shape, enum nib_dense dense)
 {
     static const uint32_t from[] = {0, 60, 120, 250, 508, 1020, 2040, 4090, 16378, 131060};
     struct model model;
     uint32_t ctx[SLOTS] = {CTX, CTX}, differ = 0, steps = 0;
+    rig->dense = dense;
     rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, shape, SLOTS, CTX, ROWS, SLOTS * CTX / 64, 37);
     model_tables(rig, &model, ctx, SLOTS);
@@ -55,7 +56,9 @@ static int test_shape(struct rig *rig, const char *shape)
                       memcmp(fused.logits, apart.logits, model.shape->vocab * 4ull) != 0;
         }
     rig->apart = false;
-    printf("%s fused decode %s: %u of %u steps differ\n", differ ? "FAILED" : "ok    ", shape, differ, steps);
+    rig->dense = NIB_DENSE_BF16;
+    printf("%s fused decode %s, dense %s: %u of %u steps differ\n", differ ? "FAILED" : "ok    ", shape,
+           nib_dense_name(dense), differ, steps);
     free(fused.x);
     free(fused.logits);
     free(apart.x);
@@ -105,5 +108,8 @@ int rig_test_token(struct rig *rig)
 {
     if (!rig->k->has(NIB_GPU_TOKEN))
         return 0;
-    return test_shape(rig, "demo") + test_shape(rig, "20b-slice");
+    int failures = 0;
+    for (enum nib_dense dense = 0; dense < NIB_DENSE_COUNT; dense++)
+        failures += test_shape(rig, "demo", dense) + test_shape(rig, "20b-slice", dense);
+    return failures;
 }

@@ -31,7 +31,7 @@ static void all_once(const uint8_t *seen, uint32_t stages, const char *what, con
         ck_assert_msg(seen[i] == 1, "%s of %s on %u: stage %u is done %u times", what, shape, sms, i, seen[i]);
 }
 
-static void check_dense(const struct nib_gpu_machine *m, uint32_t blocks, const char *shape)
+static void check_dense(const struct nib_gpu_machine *m, struct cu_token_form form, uint32_t blocks, const char *shape)
 {
     static const enum cu_token_op ops[] = {CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER};
     const uint32_t tiles[] = {(m->heads + 2 * m->kv_heads) * 4, cu_tiles(m->hidden), cu_tiles(m->experts)};
@@ -42,8 +42,8 @@ static void check_dense(const struct nib_gpu_machine *m, uint32_t blocks, const 
             const struct cu_share share = cu_token_share(ops[o], m, blocks, b);
             ck_assert_uint_le(share.hi - share.lo, CU_TOKEN_LIST);
             for (uint32_t i = 0; i < share.hi - share.lo; i++) {
-                const struct cu_token_stage s = cu_token_find(ops[o], m, share, i);
-                count(seen, s.tile * parts + s.part, s, CU_DENSE_BYTES);
+                const struct cu_token_stage s = cu_token_find(ops[o], m, form, share, i);
+                count(seen, s.tile * parts + s.part, s, o == 2 ? CU_DENSE_BYTES : form.unit_bytes);
             }
         }
         all_once(seen, tiles[o] * parts, "a dense product", shape, m->sms);
@@ -102,7 +102,8 @@ START_TEST(each_stage_is_done_once)
             if (blocks == 0)
                 continue;
             fused++;
-            check_dense(&m, blocks, shapes[i].name);
+            check_dense(&m, (struct cu_token_form){CU_DENSE_BYTES, 1}, blocks, shapes[i].name);
+            check_dense(&m, (struct cu_token_form){CU_MXFP8_BYTES, CU_MXFP8_SPAN}, blocks, shapes[i].name);
             check_experts(&m, blocks, shapes[i].name);
             check_asks(&m, blocks);
         }
