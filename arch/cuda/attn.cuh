@@ -59,12 +59,13 @@ __device__ __forceinline__ float quad_sum(float v)
 }
 
 /* Takes in N * 8 keys: s[n] are scores in base 2 (masked: -inf), values at `v` in shared memory, 128 bytes a key, the 16-byte
- * chunks xor-ed by key % 8. A key that is masked for a row leaves its state as it was, bit for bit. */
-template <int N> __device__ __forceinline__ void attn_take(attn_state &st, float s[N][4], uint32_t v)
+ * chunks xor-ed by key % 8. A key that is masked for a row leaves its state as it was, bit for bit. Rows g + 8 are there if HALVES is
+ * 2. FIRST: the state is as attn_clear left it. */
+template <int N, int HALVES = 2, bool FIRST = false> __device__ __forceinline__ void attn_take(attn_state &st, float s[N][4], uint32_t v)
 {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < HALVES; h++) {
         float most = st.max[h];
         float of_keys = -INFINITY;
 #pragma unroll
@@ -80,18 +81,19 @@ template <int N> __device__ __forceinline__ void attn_take(attn_state &st, float
             s[n][2 * h + 1] = exp2f(s[n][2 * h + 1] - most);
             sum += s[n][2 * h] + s[n][2 * h + 1];
         }
-        st.sum[h] = st.sum[h] * keep + sum;
+        st.sum[h] = FIRST ? sum : st.sum[h] * keep + sum;
 #pragma unroll
-        for (int n = 0; n < 8; n++) {
+        for (int n = 0; n < 8 && !FIRST; n++) {
             st.o[n][2 * h] *= keep;
             st.o[n][2 * h + 1] *= keep;
         }
     }
 #pragma unroll
     for (int kk = 0; kk < N / 2; kk++) {
-        const uint32_t a0 = pack_bf16(s[2 * kk][0], s[2 * kk][1]), a1 = pack_bf16(s[2 * kk][2], s[2 * kk][3]);
+        const uint32_t a0 = pack_bf16(s[2 * kk][0], s[2 * kk][1]);
+        const uint32_t a1 = HALVES == 2 ? pack_bf16(s[2 * kk][2], s[2 * kk][3]) : 0;
         const uint32_t a2 = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
-        const uint32_t a3 = pack_bf16(s[2 * kk + 1][2], s[2 * kk + 1][3]);
+        const uint32_t a3 = HALVES == 2 ? pack_bf16(s[2 * kk + 1][2], s[2 * kk + 1][3]) : 0;
         const uint32_t key = kk * 16 + lane / 8 % 2 * 8 + lane % 8;
 #pragma unroll
         for (int d = 0; d < 4; d++) { /* 16 dims */

@@ -50,6 +50,13 @@ __device__ __forceinline__ void copy16_stream(uint32_t dst, const void *src, uin
                  : "memory");
 }
 
+/* The same, or zeros. */
+__device__ __forceinline__ void copy16_stream(uint32_t dst, const void *src, uint64_t policy, bool there)
+{
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst), "l"(src), "r"(there ? 16 : 0), "l"(policy)
+                 : "memory");
+}
+
 #if NIB_SM >= 90
 /* The mbarrier at `bar` is arrived at, and done when `bytes` have come, too. */
 __device__ __forceinline__ void bulk_expect(uint32_t bar, uint32_t bytes)
@@ -255,18 +262,42 @@ __device__ __forceinline__ float warp_sum(float v)
     return v;
 }
 
-/* Page of a position, in bytes from the layer's first; a broken table entry is a fault and reads page 0. */
+/* Where the pages of a layer lie. */
+struct layer_pages {
+    const struct nib_gpu_machine *m;
+    bool ring;
+    uint32_t each, count; /* of a slot; ids are below it */
+    nib_gpu_ptr tables;
+    uint64_t stride;
+
+    __device__ __forceinline__ layer_pages(const struct nib_gpu_machine *machine, uint32_t layer)
+        : m(machine), ring(layer % 2 == 0), each(ring ? machine->ring_pages : machine->ctx_pages), count(machine->kv_pages),
+          tables(machine->tables), stride(machine->page_stride)
+    {
+    }
+
+    /* Which of them holds a page of a slot's positions. */
+    __device__ __forceinline__ uint32_t id(uint32_t slot, uint32_t page) const
+    {
+        return ring ? slot * each + page % each : at<const uint32_t>(tables)[(uint64_t)slot * each + page];
+    }
+
+    /* In bytes from the layer's first; a broken table entry is a fault and page 0. */
+    __device__ __forceinline__ uint64_t from(uint32_t id, enum nib_gpu_op op) const
+    {
+        if (!ring && id >= count) {
+            fault(m, op);
+            id = 0;
+        }
+        return id * stride;
+    }
+};
+
 __device__ __forceinline__ uint64_t page_at(const struct nib_gpu_machine *m, uint32_t layer, uint32_t slot, uint32_t page,
                                             enum nib_gpu_op op)
 {
-    if (layer % 2 == 0)
-        return (uint64_t)(slot * m->ring_pages + page % m->ring_pages) * m->page_stride;
-    uint32_t id = at<const uint32_t>(m->tables)[(uint64_t)slot * m->ctx_pages + page];
-    if (id >= m->kv_pages) {
-        fault(m, op);
-        id = 0;
-    }
-    return id * m->page_stride;
+    const layer_pages pages(m, layer);
+    return pages.from(pages.id(slot, page), op);
 }
 
 #define PAGE_HEAD_BYTES (NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM * 2) /* keys, or values, of one head in a page */

@@ -7,6 +7,7 @@
 
 #include "arch/cuda/layout.h"
 #if NIB_SM >= 90
+#include "arch/sm90/batch_attn.h"
 #include "arch/sm90/batch_dense.h"
 #include "arch/sm90/prompt.h"
 #include "arch/sm90/token.h"
@@ -180,6 +181,8 @@ static uint32_t batch_from(enum nib_gpu_op op)
         return CU_BATCH_OUT_FROM;
     if (op == NIB_GPU_HEAD)
         return CU_BATCH_HEAD_FROM;
+    if (op == NIB_GPU_ATTN)
+        return CU_BATCH_ATTN_FROM;
 #endif
     (void)op;
     return 0;
@@ -207,6 +210,8 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         {0, 1, 1}, CU_BATCH_THREADS, rows <= CU_BATCH_FEW ? CU_BATCH_LESS : CU_BATCH_SHARED, 0};
     if (op == NIB_GPU_QKV) {
         ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
+    } else if (op == NIB_GPU_ATTN) {
+        *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {
         ret->grid[0] = CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES);
     } else if (op == NIB_GPU_HEAD) {

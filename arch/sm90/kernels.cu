@@ -10,5 +10,6 @@
 #include "arch/cuda/sample.cuh"
 #include "arch/sm90/prompt.cuh"
 #include "arch/sm90/prompt_attn.cuh"
+#include "arch/sm90/batch_attn.cuh"
 #include "arch/sm90/token.cuh"
 #include "arch/sm90/batch_dense.cuh"

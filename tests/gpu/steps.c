@@ -114,6 +114,40 @@ static void attend(struct check *c)
     free(q);
 }
 
+/* The same rows among many, in a bucket of as many as there may be, and each alone: the same bits. Returns the rows that differ. */
+static int attend_alone(struct rig *rig, struct model *model, const struct model_run *runs, uint32_t count)
+{
+    const uint64_t dim = nib_q_dim(model->shape);
+    uint16_t *q = malloc(count * dim * 2), *all = malloc(count * dim * 2), *one = malloc(dim * 2);
+    int differ = 0;
+    if (!q || !all || !one)
+        rig_die("out of host memory");
+    for (uint64_t i = 0; i < count * dim; i++)
+        q[i] = nib_bf16_encode(model_normal(&model->seed));
+    for (uint32_t layer = 0; layer < 2; layer++) {
+        struct check c = check_begin(rig, model, "among many", runs, count);
+        const uint64_t wide = check_acts_wide(&c) * 2;
+        rig_up(rig, rig->m.q, q, count * dim * 2);
+        rig_fill(rig, rig->m.acts, 0xff, count * wide);
+        c.bucket.decode = NIB_MAX_SLOTS;
+        (void)rig_launch(rig, NIB_GPU_ATTN, layer, c.bucket);
+        (void)rig_launch(rig, NIB_GPU_ATTN_BATCH, layer, c.bucket);
+        for (uint32_t i = 0; i < count; i++)
+            rig_down(rig, all + i * dim, rig->m.acts + i * wide, dim * 2);
+        for (uint32_t i = 0; i < count; i++) {
+            c = check_begin(rig, model, "alone", &runs[i], 1);
+            rig_up(rig, rig->m.q, q + i * dim, dim * 2);
+            (void)rig_launch(rig, NIB_GPU_ATTN, layer, c.bucket);
+            rig_down(rig, one, rig->m.acts, dim * 2);
+            differ += memcmp(one, all + i * dim, dim * 2) != 0;
+        }
+    }
+    free(q);
+    free(all);
+    free(one);
+    return differ;
+}
+
 /* Contexts at the edges of pages (64), of the window (128), of splits (256 keys; from 64 x 256 = 16384 on they grow) and of the model. */
 static int test_contexts(struct rig *rig, const char *shape, const uint32_t *ctx, uint32_t slots, uint32_t rows)
 {
@@ -133,6 +167,9 @@ static int test_contexts(struct rig *rig, const char *shape, const uint32_t *ctx
     struct check c = check_begin(rig, &model, "contexts, decode", runs, slots);
     attend(&c);
     failures += check_report(&c);
+    const int differ = attend_alone(rig, &model, runs, slots);
+    printf("%s rows of %s among many and alone: %d differ\n", differ ? "FAILED" : "ok    ", shape, differ);
+    failures += differ;
     for (uint32_t i = 0; i < slots; i++) /* prompts that end there; far ones are few, since the ref walks every key */
         for (uint32_t back = ctx[i] < 2048 ? 1 : 3; back <= rows && back <= ctx[i]; back = back * 4 + 1) {
             runs[0] = (struct model_run){.slot = i, .pos = ctx[i] - back, .count = back};
