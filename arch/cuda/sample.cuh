@@ -495,8 +495,13 @@ __device__ __noinline__ draw_cut draw_truncate(const draw_row &d)
 __device__ __forceinline__ draw_best draw_range(const draw_row &d, const draw_cut *cut, uint32_t first, uint32_t end,
                                                 draw_best start)
 {
+    __shared__ double reached; /* a score that some thread has: what is sure to be below it need not be looked at */
     draw_best best = start;
     const uint64_t seed = d.sampling->seed;
+    volatile double *bar = &reached;
+    if (threadIdx.x == 0)
+        *bar = start.score;
+    __syncthreads();
     draw_walk(d, first, end, [&](uint32_t id0, const float z0[4]) {
         float z[4], most = -INFINITY;
 #pragma unroll
@@ -508,15 +513,17 @@ __device__ __forceinline__ draw_best draw_range(const draw_row &d, const draw_cu
         }
         if (most == -INFINITY)
             return;
-        const uint64_t limit = draw_limit(draw_d(d, most), best.score); /* no word beyond it beats the score, at any of the four */
+        const uint64_t limit = draw_limit(draw_d(d, most), *bar); /* no word beyond it beats that, at any of the four */
         if (limit == 0)
             return;
         uint32_t word[4];
         draw_noise(seed, d.pos, id0 / 4, word);
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++)
-            if (word[i] < limit && z[i] != -INFINITY && word[i] < draw_limit(draw_d(d, z[i]), best.score))
+            if (word[i] < limit && z[i] != -INFINITY && word[i] < draw_limit(draw_d(d, z[i]), *bar))
                 draw_better(best, draw_score(draw_d(d, z[i]), word[i]), id0 + i);
+        if (best.score > *bar)
+            *bar = best.score;
     });
     return best;
 }
