@@ -233,11 +233,11 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
     } else if (op == NIB_GPU_ROUTE) {
         /* few rows: the experts' tiles on blocks of their own. Rows of a block: few enough that the card holds all blocks at once */
         const uint32_t x = rows <= CU_ROUTE_SPREAD ? cu_tiles(m->experts) : 1;
-        const uint32_t each = cu_route_rows(rows * x, m->sms * (x > 1 ? 2 : 1)),
-                       ring = x > 1 ? CU_ROUTE_RING : CU_ROUTE_RING_ALONE;
+        const uint32_t each = cu_route_rows(rows * x, m->sms * (x > 1 ? 2 : 1));
+        const uint32_t ring =
+            each < CU_ROUTE_ROWS ? CU_ROUTE_RING : CU_ROUTE_RING_MANY; /* two blocks of many rows fit */
         *ret = (struct nib_gpu_geometry){{x, CU_DIV_UP(rows, each), 1}, CU_ROUTE_THREADS, 0, 0};
-        ret->shared_bytes =
-            gemv_shared_bytes(CU_ROUTE_THREADS / 32, ring * CU_DENSE_BYTES, least(rows, each), m->hidden);
+        ret->shared_bytes = cu_route_bytes(ring, each, m->hidden);
     } else {
         const bool many =
             op == NIB_GPU_COMBINE && rows >= CU_MANY_ROWS && m->hidden <= CU_MANY_THREADS * CU_MANY_PARTS * 4;

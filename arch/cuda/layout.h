@@ -67,10 +67,10 @@
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
 #endif
-#define CU_MX_SHARED        (110u * 1024) /* of a block with few rows: two fit */
-#define CU_MX_WIDE          (222u * 1024) /* of a block with more than 8 */
-#define CU_ROUTE_RING       12
-#define CU_ROUTE_RING_ALONE 6
+#define CU_MX_SHARED       (110u * 1024) /* of a block with few rows: two fit */
+#define CU_MX_WIDE         (222u * 1024) /* of a block with more than 8 */
+#define CU_ROUTE_RING      12
+#define CU_ROUTE_RING_MANY 6
 #else
 #define CU_GEMV_ROWS 4
 #ifndef CU_DENSE_RING
@@ -88,10 +88,10 @@
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
 #endif
-#define CU_MX_SHARED        (98u * 1024)
-#define CU_MX_WIDE          (98u * 1024)
-#define CU_ROUTE_RING       4
-#define CU_ROUTE_RING_ALONE 4
+#define CU_MX_SHARED       (98u * 1024)
+#define CU_MX_WIDE         (98u * 1024)
+#define CU_ROUTE_RING      4
+#define CU_ROUTE_RING_MANY 4
 #endif
 #ifndef CU_MX_SPAN
 #define CU_MX_SPAN 3 /* mx units of a stage of the ring: 2880 inputs are 15 */
@@ -217,6 +217,12 @@ NIB_BOTH uint32_t cu_route_rows(uint32_t rows, uint32_t groups)
     while (each < CU_ROUTE_ROWS && groups * each < rows)
         each *= 2;
     return each;
+}
+
+/* Dynamic shared memory of a block of the router with `rows` rows: as gemv_shared_bytes. */
+NIB_BOTH uint32_t cu_route_bytes(uint32_t ring, uint32_t rows, uint32_t hidden)
+{
+    return CU_ROUTE_THREADS / 32 * (ring * CU_DENSE_BYTES + 2 * 512) + rows * cu_row_stride(hidden);
 }
 
 /* Slices of the vocabulary of each of `want` rows: two blocks a multiprocessor in all. */

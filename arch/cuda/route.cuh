@@ -8,6 +8,7 @@
 
 #define ROUTE_AS_ROW (CU_ROW_THREADS / CU_ROUTE_THREADS)
 #define ROUTE_PARTS  CU_DIV_UP(NIB_MAX_HIDDEN / 4, CU_ROUTE_THREADS) /* of a row, four numbers a thread each */
+#define ROUTE_SIDE   4 /* rows whose experts a warp picks side by side */
 #define ROUTE_FEW    3 /* parts of today's models' rows: of them several rows are on their way at once */
 
 /* This thread's norm weights: read before the op before this one ends. */
@@ -79,66 +80,109 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
     }
 }
 
-/* The experts of one row, best first, ties to the lowest index, and the softmax over their logits. One warp; lane l has
- * the logits of experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. Returns the lane's choice and its
- * weight, lanes below experts_used. */
+/* The experts of N rows, best first, ties to the lowest index, and the softmax over their logits. One warp; lane l has
+ * the logits of experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. *mine is the lane's choice and *ret_weight
+ * its weight, lanes below experts_used. */
+template <int N>
+__device__ __forceinline__ void route_choose_rows(uint32_t experts, uint32_t used, const float value[N][NIB_MAX_EXPERTS / 32],
+                                             uint32_t mine[N], float ret_weight[N])
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t key[N][NIB_MAX_EXPERTS / 32];
+    float first[N], sum[N];
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++) {
+            const uint32_t bits = __float_as_uint(value[n][i] + 0.0f);
+            key[n][i] = lane + 32 * i >= experts ? 0 : bits & 0x80000000u ? ~bits | 1 : bits | 0x80000000u; /* 0: no candidate */
+        }
+        mine[n] = 0;
+        ret_weight[n] = first[n] = sum[n] = 0;
+    }
+#pragma unroll
+    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+        uint32_t best[N], index[N], most[N], chosen[N];
+        float logit[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            best[n] = index[n] = 0;
+            logit[n] = 0;
+#pragma unroll
+            for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+                if (key[n][i] > best[n]) {
+                    best[n] = key[n][i];
+                    index[n] = lane + 32 * i;
+                    logit[n] = value[n][i];
+                }
+        }
+        /* rows side by side: each of these takes a while */
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            most[n] = __reduce_max_sync(~0u, best[n]);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            chosen[n] = __reduce_min_sync(~0u, best[n] == most[n] ? index[n] : ~0u);
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            logit[n] = __shfl_sync(~0u, logit[n], chosen[n] % 32);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            first[n] = c == 0 ? logit[n] : first[n];
+            const float w = c < used ? expf(logit[n] - first[n]) : 0;
+            sum[n] += w;
+            if (lane == c) {
+                mine[n] = chosen[n];
+                ret_weight[n] = w;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+                if (lane + 32 * i == chosen[n])
+                    key[n][i] = 0;
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        ret_weight[n] = ret_weight[n] / sum[n];
+}
+
+/* Of one row: returns the lane's choice. */
 __device__ __forceinline__ uint32_t route_choose(uint32_t experts, uint32_t used, const float value[NIB_MAX_EXPERTS / 32],
                                                  float *ret_weight)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    uint32_t key[NIB_MAX_EXPERTS / 32];
-#pragma unroll
-    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++) {
-        const uint32_t bits = __float_as_uint(value[i] + 0.0f);
-        key[i] = lane + 32 * i >= experts ? 0 : bits & 0x80000000u ? ~bits | 1 : bits | 0x80000000u; /* 0: no candidate */
-    }
-    uint32_t mine = 0;
-    float weight = 0, first = 0, sum = 0;
-#pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        uint32_t best = 0, index = 0;
-        float logit = 0;
-#pragma unroll
-        for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-            if (key[i] > best) {
-                best = key[i];
-                index = lane + 32 * i;
-                logit = value[i];
-            }
-        const uint32_t most = __reduce_max_sync(~0u, best);
-        const uint32_t chosen = __reduce_min_sync(~0u, best == most ? index : ~0u);
-        logit = __shfl_sync(~0u, logit, chosen % 32);
-        first = c == 0 ? logit : first;
-        const float w = c < used ? expf(logit - first) : 0;
-        sum += w;
-        if (lane == c) {
-            mine = chosen;
-            weight = w;
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-            if (lane + 32 * i == chosen)
-                key[i] = 0;
-    }
-    *ret_weight = weight / sum;
-    return mine;
-}
-
-/* The choices of a row to `route`; logit(e) is that of expert e. One warp. */
-template <class Logit>
-__device__ __forceinline__ uint32_t route_pick(const struct nib_gpu_machine *m, uint32_t row, Logit logit)
-{
-    const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used;
-    float value[NIB_MAX_EXPERTS / 32], weight;
+    float row[1][NIB_MAX_EXPERTS / 32];
+    uint32_t mine[1];
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-        value[i] = lane + 32 * i < experts ? logit(lane + 32 * i) : 0;
-    const uint32_t mine = route_choose(experts, used, value, &weight);
-    if (lane < used) {
-        route_array(m, 0)[row * used + lane] = mine;
-        route_array(m, 1)[row * used + lane] = __float_as_uint(weight);
+        row[0][i] = value[i];
+    route_choose_rows<1>(experts, used, row, mine, ret_weight);
+    return mine[0];
+}
+
+/* The choices of rows first, first + step, ... below end, N of them, to `route`; logit(row, e) is that of expert e; took(row, expert)
+ * is called by the lanes below experts_used. One warp. */
+template <int N, class Logit, class Took>
+__device__ __forceinline__ void route_pick(const struct nib_gpu_machine *m, uint32_t first, uint32_t step, uint32_t end, Logit logit,
+                                           Took took)
+{
+    const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used;
+    float value[N][NIB_MAX_EXPERTS / 32], weight[N];
+    uint32_t mine[N];
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+            value[n][i] = lane + 32 * i < experts && first + n * step < end ? logit(first + n * step, lane + 32 * i) : 0;
+    route_choose_rows<N>(experts, used, value, mine, weight);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        const uint32_t row = first + n * step;
+        if (lane >= used || row >= end)
+            continue;
+        route_array(m, 0)[row * used + lane] = mine[n];
+        route_array(m, 1)[row * used + lane] = __float_as_uint(weight[n]);
+        took(row, mine[n]);
     }
-    return mine;
 }
 
 struct route_counts {
@@ -150,7 +194,7 @@ struct route_counts {
 #define ROUTE_PICKED (CU_ROUTE_SPREAD * NIB_MAX_EXPERTS_USED) /* bytes: assignments of steps whose rows it picks */
 static_assert(ROUTE_PICKED + CU_ROUTE_SPREAD * NIB_MAX_EXPERTS * 4 <= ROUTE_WARPS * (CU_ROUTE_RING * CU_DENSE_BYTES + 1024),
               "the logits of a step with CU_ROUTE_SPREAD rows fit in rings and sums");
-static_assert(NIB_MAX_STEP_ROWS *NIB_MAX_EXPERTS_USED <= ROUTE_WARPS * CU_ROUTE_RING_ALONE * CU_DENSE_BYTES &&
+static_assert(NIB_MAX_STEP_ROWS *NIB_MAX_EXPERTS_USED <= ROUTE_WARPS * CU_ROUTE_RING_MANY * CU_DENSE_BYTES &&
                   NIB_MAX_EXPERTS <= 256,
               "a byte an assignment");
 
@@ -335,15 +379,18 @@ __device__ __forceinline__ void route_gather(const struct nib_gpu_machine *m, ui
     for (uint32_t i = threadIdx.x; i * 4 < all * experts; i += CU_ROUTE_THREADS)
         ((float4 *)logits)[i] = __ldcg(from + i);
     __syncthreads();
-    for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS) {
-        const uint32_t mine = route_pick(m, r, [&](uint32_t e) { return logits[r * experts + e]; });
-        if (threadIdx.x % 32 < used)
-            expert[r * used + threadIdx.x % 32] = (uint8_t)min(mine, experts - 1);
-    }
+    const auto logit = [&](uint32_t row, uint32_t e) { return logits[row * experts + e]; };
+    const auto took = [&](uint32_t row, uint32_t e) { expert[row * used + threadIdx.x % 32] = (uint8_t)min(e, experts - 1); };
+    if (all <= ROUTE_WARPS)
+        route_pick<1>(m, threadIdx.x / 32, ROUTE_WARPS, all, logit, took);
+    else
+        for (uint32_t r = threadIdx.x / 32; r < all; r += ROUTE_WARPS * ROUTE_SIDE)
+            route_pick<ROUTE_SIDE>(m, r, ROUTE_WARPS, all, logit, took);
 }
 
-template <int RING> __device__ __forceinline__ void route_rows(const struct nib_gpu_machine *m, uint32_t layer, bool alone)
+template <int RING> __device__ __forceinline__ void route_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
+    const bool alone = gridDim.x == 1; /* a block has all logits of its rows */
     __shared__ uint32_t ticket;
     const struct nib_gpu_step *step = step_of(m);
     gemv_shared sh = gemv_carve<ROUTE_WARPS>(m->hidden, RING * CU_DENSE_BYTES);
@@ -368,10 +415,11 @@ template <int RING> __device__ __forceinline__ void route_rows(const struct nib_
         route_norm<ROUTE_FEW, CU_ROUTE_ROWS / 2>(m, first, rows, blockIdx.x == 0, w, sh);
     __syncthreads();
     route_logits_of<RING>(m, layer, s, sh, first, rows);
-    if (alone && threadIdx.x / 32 < rows) {
-        const uint32_t row = first + threadIdx.x / 32;
-        (void)route_pick(m, row, [&](uint32_t e) { return __ldcg(route_logits(m) + (uint64_t)row * m->experts + e); });
-    }
+    if (alone && threadIdx.x / 32 < rows)
+        route_pick<1>(
+            m, first + threadIdx.x / 32, ROUTE_WARPS, first + rows,
+            [&](uint32_t row, uint32_t e) { return __ldcg(route_logits(m) + (uint64_t)row * m->experts + e); },
+            [](uint32_t, uint32_t) {});
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
@@ -396,8 +444,8 @@ template <int RING> __device__ __forceinline__ void route_rows(const struct nib_
 KERNEL(route, CU_ROUTE_THREADS, 2)
 {
     overlap_next();
-    if (gridDim.x == 1)
-        route_rows<CU_ROUTE_RING_ALONE>(m, layer, true);
+    if (dynamic_shared_bytes() == cu_route_bytes(CU_ROUTE_RING_MANY, CU_ROUTE_ROWS, m->hidden))
+        route_rows<CU_ROUTE_RING_MANY>(m, layer);
     else
-        route_rows<CU_ROUTE_RING>(m, layer, false);
+        route_rows<CU_ROUTE_RING>(m, layer);
 }
