@@ -30,22 +30,14 @@ __device__ __forceinline__ float dense_total(const token_at &b, const cu_packet 
     return sum;
 }
 
-/* bf16 numbers are read as they are and widened where they are used, which is after the product. */
-__device__ __forceinline__ uint32_t raw16(nib_gpu_ptr p, uint64_t i)
-{
-    return __ldg(at<const uint16_t>(p) + i);
-}
-
 __device__ __forceinline__ float wide16(uint32_t raw)
 {
     return __uint_as_float(raw << 16);
 }
 
-/* A dense product of acts, whose tiles have PARTS stages; bias(tile): raw, of row lane % 16; done(tile, sum, bias) gets that row's
- * sum. */
-template <class Form, uint32_t PARTS, class Bias, class Done>
-__device__ __forceinline__ void token_product(const token_at &b, enum cu_token_op op, int which, Bias bias_of,
-                                              Done done)
+/* A dense product of acts, whose tiles have PARTS stages; done(tile, sum, bias) gets what row lane % 16 has. */
+template <class Form, uint32_t PARTS, class Done>
+__device__ __forceinline__ void token_product(const token_at &b, enum cu_token_op op, int which, Done done)
 {
     cu_packet(*cut)[2 * CU_TILE] = room().packets->cut[which];
     struct cu_share share = room().share[op];
@@ -54,7 +46,6 @@ __device__ __forceinline__ void token_product(const token_at &b, enum cu_token_o
                    lane = threadIdx.x % 32;
     for (uint32_t i = threadIdx.x / 32; i < count; i += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[op][i];
-        const uint32_t bias = bias_of(s.tile);
         token_sums *sums = room().sums + (s.tile - tile0) * PARTS;
         stage_wait(b.stage + i);
         piece_keep(sums[s.part], dense_piece<Form>(s.to, s.units, acts + s.u0 * 64));
@@ -67,7 +58,8 @@ __device__ __forceinline__ void token_product(const token_at &b, enum cu_token_o
             if (lane < CU_TILE)
                 packet_put(&cut[blockIdx.x][lane], __float_as_uint(sum), b.epoch);
         } else {
-            done(s.tile, sum, wide16(bias));
+            (void)bar_wait(&room().bias_bar[0], b.layer & 1);
+            done(s.tile, sum, wide16(room().dense_bias[op == CU_TOKEN_OUT][s.tile - tile0][lane % CU_TILE]));
         }
     }
 }
@@ -78,12 +70,9 @@ template <class Form> __device__ __noinline__ void token_qkv()
     const token_at b(CU_TOKEN_QKV);
     const struct nib_gpu_machine *m = &room().m;
     const uint32_t lane = threadIdx.x % 32, rotated = m->heads + m->kv_heads;
-    const struct nib_gpu_layer &l = room().m.layer[b.layer];
-    const uint32_t dim = lane % 8, half = lane % CU_TILE / 8 * 32;
+    const uint32_t dim = lane % 8;
     token_product<Form, CU_GEMV_WARPS>(
-        b, CU_TOKEN_QKV, CUT_QKV,
-        [&](uint32_t tile) { return raw16(l.qkv_bias, tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + dim + half); },
-        [&](uint32_t tile, float sum, float bias) {
+        b, CU_TOKEN_QKV, CUT_QKV, [&](uint32_t tile, float sum, float bias) {
             float y = sum + bias, y32 = __shfl_sync(~0u, y, lane % 8 + 8);
             const uint32_t at_dim = tile % 4 * 8 + dim, row = tile / 4 * NIB_HEAD_DIM + at_dim;
             if (tile / 4 < rotated)
@@ -99,12 +88,9 @@ template <class Form> __device__ __noinline__ void token_qkv()
 template <class Form> __device__ __noinline__ void token_out()
 {
     const token_at b(CU_TOKEN_OUT);
-    const struct nib_gpu_machine *m = &room().m;
     const uint32_t row = threadIdx.x % CU_TILE;
-    const struct nib_gpu_layer &l = room().m.layer[b.layer];
     token_product<Form, CU_OUT_WARPS>(
-        b, CU_TOKEN_OUT, CUT_OUT, [&](uint32_t tile) { return raw16(l.out_bias, tile * CU_TILE + row); },
-        [&](uint32_t tile, float sum, float bias) {
+        b, CU_TOKEN_OUT, CUT_OUT, [&](uint32_t tile, float sum, float bias) {
             const uint32_t n = tile * CU_TILE + row;
             const float x = room().x[n - room().x_first] + (sum + bias);
             if (threadIdx.x % 32 < CU_TILE)
@@ -155,7 +141,7 @@ __device__ __forceinline__ uint32_t first_piece(uint32_t before)
 __device__ __noinline__ void token_up(uint32_t choice, uint32_t before)
 {
     const token_at b(CU_TOKEN_UP);
-    const uint32_t inner = room().m.intermediate, *biases = at<const uint32_t>(room().m.layer[b.layer].up_bias);
+    const uint32_t inner = room().m.intermediate;
     const uint32_t list0 = room().chosen[0][choice], count = 2 * (room().chosen[0][choice + 1] - list0), acts = smem_at(room().acts);
     const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
     for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
@@ -164,10 +150,11 @@ __device__ __noinline__ void token_up(uint32_t choice, uint32_t before)
         token_sums *sums = room().up_sums + item * CU_MX_SPLIT;
         const uint32_t element = s.tile * 8 + lane % 8;
         stage_wait(b.stage + s.order);
-        const uint32_t pair = __ldg(biases + (uint64_t)room().expert[choice] * inner + element);
         expert_multiply(b.stage + s.order, s, j % 2, acts, sums[s.part * 2 + j % 2]);
         if (!tile_last(&room().up_count[item], CU_MX_SPLIT))
             continue;
+        (void)bar_wait(&room().bias_bar[1], b.layer & 1);
+        const uint32_t pair = room().up_bias[item][lane % 8];
         const float gate = four_sum(sums, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
         const float a =
             swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
@@ -180,7 +167,7 @@ __device__ __noinline__ void token_up(uint32_t choice, uint32_t before)
 /* Of row lane % 16 of a tile of down: stages [first, end) of all its choices' halves. *ret_open: the sum of a choice of which only the
  * first half was there. Begins from what the block before handed over when first > 0. */
 __device__ __forceinline__ float down_total(const token_at &b, const token_sums *sums, uint32_t first, uint32_t end,
-                                            const uint32_t bias[NIB_MAX_EXPERTS_USED], float *ret_open)
+                                            const uint16_t (*bias)[CU_TILE], float *ret_open)
 {
     const uint32_t row = threadIdx.x % CU_TILE;
     const cu_packet *before = room().packets->cut[CUT_DOWN][blockIdx.x - (first ? 1 : 0)];
@@ -195,7 +182,7 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
         if (first <= 2 * c && 2 * c < end)
             open = of[0][row] + of[1][row];
         if (first <= 2 * c + 1 && 2 * c + 1 < end) {
-            const float y = mx_finish(open + of[2][row] + of[3][row]) + wide16(bias[c]);
+            const float y = mx_finish(open + of[2][row] + of[3][row]) + wide16(bias[c][row]);
             sum = __fmaf_rn(room().weight[c], y, sum);
         }
     }
@@ -213,22 +200,18 @@ __device__ __noinline__ void token_down(uint32_t choice, uint32_t before)
     const uint32_t tile0 = share.lo / share.per, lane = threadIdx.x % 32, row = lane % CU_TILE;
     const uint32_t list0 = room().chosen[1][choice], count = 2 * (room().chosen[1][choice + 1] - list0);
     const uint32_t gated = smem_at(room().gated) + choice * cu_mx_units(m->intermediate) * CU_MX_UNIT * 2;
-    const nib_gpu_ptr biases = m->layer[b.layer].down_bias;
     (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
     for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][list0 + j / 2];
         token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
         stage_wait(b.stage + s.order);
-        uint32_t bias[NIB_MAX_EXPERTS_USED];
-#pragma unroll
-        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
-            bias[c] = raw16(biases, room().expert[c] * m->hidden + s.tile * CU_TILE + row);
         expert_multiply(b.stage + s.order, s, j % 2, gated, sums[choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
         const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
         if (!tile_last(&room().count[s.tile - tile0], 2 * (end - first)))
             continue;
         float open;
-        const float sum = down_total(b, sums, first, end, bias, &open);
+        (void)bar_wait(&room().bias_bar[1], b.layer & 1);
+        const float sum = down_total(b, sums, first, end, room().down_bias[s.tile - tile0], &open);
         cu_packet *cut = room().packets->cut[CUT_DOWN][blockIdx.x];
         if (lane >= CU_TILE)
             continue;

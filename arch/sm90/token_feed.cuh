@@ -39,16 +39,54 @@ __device__ __noinline__ void feed_choose(uint32_t layer)
     __syncwarp();
 }
 
-/* The chosen experts' biases, to the second-level cache: a lane a stage. */
+/* Biases come to shared memory before what is streamed meanwhile: a plain load would wait behind it. All lanes: this one's copies make
+ * its arrival at the mbarrier. */
+__device__ __forceinline__ void bias_arrive(uint64_t *bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(smem_at(bar)) : "memory");
+}
+
+__device__ __forceinline__ void bias_copy(void *to, nib_gpu_ptr from)
+{
+    copy16(smem_at(to), (const void *)from, true);
+}
+
+/* The chosen experts' biases: the lower lanes a tile of up each, the upper ones a choice of a tile of down. */
 __device__ __forceinline__ void feed_biases(uint32_t layer)
 {
     const struct nib_gpu_machine &m = room().m;
-    const uint32_t lane = threadIdx.x % 32;
-    const struct cu_token_stage up = room().list[CU_TOKEN_UP][lane], down = room().list[CU_TOKEN_DOWN][lane];
-    if (lane < room().listed[CU_TOKEN_UP])
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(m.layer[layer].up_bias + ((uint64_t)room().expert[up.choice] * m.intermediate + up.tile * 8) * 4));
-    if (lane < room().listed[CU_TOKEN_DOWN])
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(m.layer[layer].down_bias + ((uint64_t)room().expert[down.choice] * m.hidden + down.tile * CU_TILE) * 2));
+    const uint32_t lane = threadIdx.x % 32, of = lane % 16, c = of % NIB_MAX_EXPERTS_USED;
+    const struct cu_share share = room().share[CU_TOKEN_DOWN];
+    const uint32_t per = 2 * NIB_MAX_EXPERTS_USED, t = of / NIB_MAX_EXPERTS_USED, tile = share.lo / per + t;
+    static_assert(CU_TOKEN_PARTS / CU_MX_SPLIT == 16, "half a warp");
+    if (lane < 16 && 2 * of < room().listed[CU_TOKEN_UP]) {
+        const struct cu_token_stage s = room().list[CU_TOKEN_UP][2 * of];
+        const nib_gpu_ptr from = m.layer[layer].up_bias + ((uint64_t)room().expert[s.choice] * m.intermediate + s.tile * 8) * 4;
+        bias_copy(room().up_bias[of], from);
+        bias_copy(room().up_bias[of] + 4, from + 16);
+    }
+    if (lane >= 16 && tile * per < share.hi) {
+        const nib_gpu_ptr from = m.layer[layer].down_bias + ((uint64_t)room().expert[c] * m.hidden + tile * CU_TILE) * 2;
+        bias_copy(room().down_bias[t][c], from);
+        bias_copy(room().down_bias[t][c] + 8, from + 16);
+    }
+    bias_arrive(&room().bias_bar[1]);
+}
+
+/* Those of QKV and OUT: eight rows a lane, as done_qkv and done_out want them. */
+__device__ __forceinline__ void feed_dense_biases(uint32_t layer)
+{
+    const struct nib_gpu_layer &l = room().m.layer[layer];
+    const uint32_t lane = threadIdx.x % 32, out = lane / 16, half = lane % 2, t = lane % 16 / 2;
+    const uint32_t per = out ? CU_OUT_WARPS : CU_GEMV_WARPS;
+    const struct cu_share share = room().share[out ? CU_TOKEN_OUT : CU_TOKEN_QKV];
+    const uint32_t tile = share.lo / per + t;
+    static_assert(CU_TOKEN_PARTS / CU_OUT_WARPS == 8, "half a warp");
+    if (tile * per < share.hi)
+        bias_copy(room().dense_bias[out][t] + half * 8,
+                  out ? l.out_bias + (tile * CU_TILE + half * 8) * 2
+                      : l.qkv_bias + (tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + half * 32) * 2);
+    bias_arrive(&room().bias_bar[0]);
 }
 
 /* What the layer reads besides, to the cache: each block a part. */
@@ -56,9 +94,9 @@ __device__ __forceinline__ void feed_small(uint32_t layer)
 {
     const struct nib_gpu_machine &m = room().m;
     const struct nib_gpu_layer &l = m.layer[layer];
-    const uint32_t lane = threadIdx.x % 32, qkv = (m.heads + 2 * m.kv_heads) * NIB_HEAD_DIM * 2;
-    const nib_gpu_ptr from = lane == 1 ? l.attn_norm : lane == 2 ? l.out_bias : lane == 3 ? l.mlp_norm : l.qkv_bias;
-    const uint32_t bytes = lane == 0 || lane > 4 ? 0 : lane == 4 ? qkv : m.hidden * 2;
+    const uint32_t lane = threadIdx.x % 32;
+    const nib_gpu_ptr from = lane == 1 ? l.attn_norm : l.mlp_norm;
+    const uint32_t bytes = lane == 1 || lane == 2 ? m.hidden * 2 : 0;
     for (uint32_t line = blockIdx.x * 128; line < bytes; line += gridDim.x * 128)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
 }
@@ -142,6 +180,7 @@ template <class Form> __device__ __noinline__ void token_feeder(bool works, uint
 #pragma unroll 1
     for (uint32_t layer = 0; layer < room().m.layers; layer++, base += room().asks) {
         feed_small(layer);
+        feed_dense_biases(layer);
         if (asks) /* all of it is read before the router's sums can be there */
             good = good && feed_dense<Form>(feed, room().m.layer[layer], early, base, layer ? 0 : early) && feed.wait_read(base + dense);
         __syncwarp();

@@ -35,11 +35,22 @@ struct token_room {
         uint4 norm[CU_TOKEN_HIDDEN * 2 / 16];                          /* bf16: x normed, for the router */
         uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
     };
-    uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
+    union {
+        uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
+        struct {
+            uint4 acts_x[CU_TOKEN_HIDDEN * 2 / 16];
+            /* of the chosen experts, behind x, by tile of the block */
+            uint32_t up_bias[CU_TOKEN_PARTS / CU_MX_SPLIT][CU_TILE / 2]; /* pairs */
+            uint16_t down_bias[CU_TOKEN_PARTS / (NIB_MAX_EXPERTS_USED * CU_MX_SPLIT)][NIB_MAX_EXPERTS_USED][CU_TILE];
+        };
+    };
     token_sums sums[CU_TOKEN_PARTS], up_sums[CU_TOKEN_PARTS];
     uint32_t count[CU_TOKEN_PARTS], up_count[CU_TOKEN_PARTS]; /* pieces of a tile that have left their sums */
     uint64_t gated_bar[NIB_MAX_EXPERTS_USED];                 /* a choice's activations are there */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
+    uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
+    /* by tile of the block, bf16 */
+    __align__(16) uint16_t dense_bias[2][CU_TOKEN_PARTS / CU_OUT_WARPS][CU_TILE]; /* QKV, OUT */
     struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order: `asks` of them */
     uint32_t asks;
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
