@@ -29,9 +29,9 @@
 #define CU_BATCH_HEAD_TILES      (CU_BATCH_HEAD_GROUPS * 4) /* with many rows */
 
 /* Rows of a bucket from which on these kernels do the work. */
-#define CU_BATCH_QKV_FROM  32
-#define CU_BATCH_OUT_FROM  8
-#define CU_BATCH_HEAD_FROM 32
+#define CU_BATCH_QKV_FROM  33
+#define CU_BATCH_OUT_FROM  17
+#define CU_BATCH_HEAD_FROM 17
 
 #define CU_BATCH_ROOM   (224u * 1024) /* of a ring, at most; a block has 227 KB */
 #define CU_BATCH_SHARED (CU_BATCH_ROOM + 1024)
