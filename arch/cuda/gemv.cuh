@@ -20,7 +20,7 @@ struct gemv_shared {
     uint32_t came;   /* sm_90: the mbarrier that rows come to */
 };
 
-extern __shared__ uint4 gemv_dynamic[];
+extern __shared__ __align__(128) uint4 gemv_dynamic[]; /* a lane's 16 bytes beside its neighbours' in the same lines */
 
 template <int WARPS> __device__ __forceinline__ uint32_t unit_first(uint32_t units, uint32_t warp)
 {

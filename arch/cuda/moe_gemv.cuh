@@ -144,16 +144,21 @@ __device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, mx_lane<NT, 
 }
 
 /* Adds the sums of the SPLIT warps that share an item, in order; true for the first of them, which gets them all. `turn` counts
- * the calls: places are used in turns, so that one barrier of these warps a call is enough. */
+ * the calls: places are used in turns, and a barrier says that a place is full, another that it is read, so that the others may be two
+ * calls ahead of the first. */
 template <int SPLIT> __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, float acc[4])
 {
-    const uint32_t warp = threadIdx.x / 32, part = warp % SPLIT;
+    static_assert(CU_MX_WARPS / SPLIT * 4 < 16, "four barriers of each warps that share");
+    const uint32_t warp = threadIdx.x / 32, part = warp % SPLIT, full = 1 + warp / SPLIT * 4 + (turn & 1), read = full + 2;
     float4 *mine = sums + ((turn & 1) * CU_MX_WARPS + warp) * 32 + threadIdx.x % 32;
-    if (part != 0)
+    if (part != 0) {
+        if (turn >= 2)
+            asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(SPLIT * 32) : "memory");
         *mine = make_float4(acc[0], acc[1], acc[2], acc[3]);
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + warp / SPLIT), "n"(SPLIT * 32) : "memory");
-    if (part != 0)
+        asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(SPLIT * 32) : "memory");
         return false;
+    }
+    asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(SPLIT * 32) : "memory");
 #pragma unroll
     for (int p = 1; p < SPLIT; p++) {
         const float4 v = mine[p * 32];
@@ -162,6 +167,7 @@ template <int SPLIT> __device__ __forceinline__ bool mx_gather(float4 *sums, uin
         acc[2] += v.z;
         acc[3] += v.w;
     }
+    asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(SPLIT * 32) : "memory");
     return true;
 }
 

@@ -3,6 +3,7 @@
  * Every layer has weights of its own (one random matrix, repacked to each place), so that nothing is read from the cache that
  * a real model would not find there. Biases and what the KV holds are zeros, so that rows with other tokens stay apart and choose
  * other experts, evenly. An op is timed over all layers in one graph, and by what a step takes without it. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -264,6 +265,41 @@ static double time_steps(struct rig *rig, struct rig_bucket b, uint32_t pos, uin
     return us;
 }
 
+/* Experts that the decode rows choose in a layer. Leaves its routing. */
+static uint32_t experts_of(struct rig *rig, struct rig_bucket b, uint32_t layer, uint8_t *route, uint64_t bytes)
+{
+    bool chosen[NIB_MAX_EXPERTS] = {false};
+    uint32_t count = 0;
+    (void)rig_launch(rig, NIB_GPU_ROUTE, layer, b);
+    rig_down(rig, route, rig->m.route, bytes);
+    for (uint32_t i = 0; i < b.decode * shape->experts_used; i++) {
+        struct nib_gpu_choice choice;
+        rig->k->forms.choice(&rig->m, route, i / shape->experts_used, i % shape->experts_used, &choice);
+        count += !chosen[choice.expert];
+        chosen[choice.expert] = true;
+    }
+    return count;
+}
+
+/* The mean of that over the layers; leaves the routing of a layer that is near it. */
+static double experts_read(struct rig *rig, struct rig_bucket b)
+{
+    const uint64_t bytes = rig->k->route_bytes(ROWS, shape->experts);
+    uint8_t *route = malloc(bytes);
+    uint32_t count[NIB_MAX_LAYERS], sum = 0, near = 0;
+    if (!route)
+        rig_die("out of host memory");
+    for (uint32_t l = 0; l < shape->layers; l++)
+        sum += count[l] = experts_of(rig, b, l, route, bytes);
+    const double mean = sum / (double)shape->layers;
+    for (uint32_t l = 1; l < shape->layers; l++)
+        if (fabs(count[l] - mean) < fabs(count[near] - mean))
+            near = l;
+    (void)experts_of(rig, b, near, route, bytes);
+    free(route);
+    return mean;
+}
+
 static void bench_ops(struct rig *rig, struct rig_bucket b)
 {
     const uint32_t rows = b.decode + b.prompt;
@@ -274,6 +310,8 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
         rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
         if (g.grid[0] == 0)
             continue;
+        if (b.decode > 1 && (op == NIB_GPU_UP || op == NIB_GPU_UP_BATCH))
+            (void)experts_read(rig, b);
         const double us = time_op(rig, (enum nib_gpu_op)op, b);
         const bool layered = op >= NIB_GPU_QKV && op <= NIB_GPU_COMBINE;
         sum += layered ? us * rig->m.layers : us;
@@ -289,28 +327,14 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
     printf("  sum %.0f us\n", sum);
 }
 
-/* Experts that a layer's decode rows choose, on average. */
-static double experts_read(struct rig *rig, struct rig_bucket b)
+static double time_sample(struct rig *rig, struct rig_bucket b, float temperature, float top_p)
 {
-    const struct nib_shape *s = shape;
-    const uint64_t bytes = rig->k->route_bytes(ROWS, s->experts);
-    uint8_t *route = malloc(bytes);
-    uint32_t count = 0;
-    if (!route)
-        rig_die("out of host memory");
-    for (uint32_t l = 0; l < s->layers; l++) {
-        bool chosen[NIB_MAX_EXPERTS] = {false};
-        (void)rig_launch(rig, NIB_GPU_ROUTE, l, b);
-        rig_down(rig, route, rig->m.route, bytes);
-        for (uint32_t i = 0; i < b.decode * s->experts_used; i++) {
-            struct nib_gpu_choice choice;
-            rig->k->forms.choice(&rig->m, route, i / s->experts_used, i % s->experts_used, &choice);
-            count += !chosen[choice.expert];
-            chosen[choice.expert] = true;
-        }
+    for (uint32_t i = 0; i < SLOTS; i++) {
+        rig->host_sampling[i].temperature = temperature;
+        rig->host_sampling[i].top_p = top_p;
     }
-    free(route);
-    return count / (double)s->layers;
+    rig_up(rig, rig->m.sampling, rig->host_sampling, SLOTS * sizeof(struct nib_sampling));
+    return time_op(rig, NIB_GPU_SAMPLE, b);
 }
 
 /* BEGIN and SAMPLE of one step, again and again; and of a graph after another what is no kernel's. */
@@ -319,7 +343,8 @@ static void bench_ends(struct rig *rig, struct rig_bucket b)
     uint64_t serial = 0;
     rig_down(rig, &serial, rig->m.next_serial, 8);
     send(rig, b, 1024, serial);
-    const double begin = time_op(rig, NIB_GPU_BEGIN, b), sample = time_op(rig, NIB_GPU_SAMPLE, b);
+    const double begin = time_op(rig, NIB_GPU_BEGIN, b), top_p = time_sample(rig, b, 1, 0.9f);
+    const double drawn = time_sample(rig, b, 1, 1), sample = time_sample(rig, b, 0, 1);
     struct CUgraphExec_st *exec = capture(rig, NIB_GPU_EMBED, b);
     float ms = 0;
     RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
@@ -331,7 +356,8 @@ static void bench_ends(struct rig *rig, struct rig_bucket b)
     RIG_CU(rig, cuEventElapsedTime, &ms, rig->event[0], rig->event[1]);
     RIG_CU(rig, cuGraphExecDestroy, exec);
     const double one = time_op(rig, NIB_GPU_EMBED, b) * rig->m.layers;
-    printf("  begin %.2f, sample %.2f, between graphs %.2f us\n", begin, sample, (double)ms * 1e3 / 20 - one);
+    printf("  begin %.2f, sample %.2f (drawn from all %.2f, top-p %.2f), between graphs %.2f us\n", begin, sample,
+           drawn, top_p, (double)ms * 1e3 / 20 - one);
 }
 
 /* What a step gets shorter by without an op, for each layer if it is one of a layer's. Without all of them BEGIN and SAMPLE are left. */
@@ -405,13 +431,15 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
                experts);
         bench_ops(rig, (struct rig_bucket){n, 0, n});
         bench_ends(rig, (struct rig_bucket){n, 0, n});
-        bench_without(rig, (struct rig_bucket){n, 0, n});
+        if (n <= 8)
+            bench_without(rig, (struct rig_bucket){n, 0, n});
         (void)fflush(stdout);
     }
     for (uint32_t n = 512; prompt && n <= ROWS; n *= 4) {
         const double us = time_steps(rig, (struct rig_bucket){0, n, 0}, 0, 5);
         printf("prompt, %u rows: %.0f us, %.0f tokens/s\n", n, us, n * 1e6 / us);
         bench_ops(rig, (struct rig_bucket){0, n, 0});
+        bench_ends(rig, (struct rig_bucket){0, n, 0});
     }
     (void)fflush(stdout);
 }
