@@ -210,9 +210,6 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         {0, 1, 1}, CU_BATCH_THREADS, rows <= CU_BATCH_FEW ? CU_BATCH_LESS : CU_BATCH_SHARED, 0};
     if (op == NIB_GPU_QKV) {
         ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
-        if (rows > CU_BATCH_FEW) /* blocks alone, in pairs */
-            ret->grid[0] =
-                least(CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) * CU_DIV_UP(rows, CU_BATCH_ROWS) + 1, m->sms) / 2 * 2;
     } else if (op == NIB_GPU_ATTN) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {
@@ -235,7 +232,8 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
         *ret = (struct nib_gpu_geometry){{prompt ? CU_BEGIN_BLOCKS : 1, 1, 1}, CU_BEGIN_THREADS, 0, 0};
     } else if (op == NIB_GPU_ROUTE) {
         /* few rows: the experts' tiles on blocks of their own. Rows of a block: few enough that the card holds all blocks at once */
-        const uint32_t x = rows <= CU_ROUTE_SPREAD ? cu_tiles(m->experts) : 1;
+        const bool spread = rows <= (cu_tiles(m->experts) > 2 ? CU_ROUTE_SPREAD : CU_ROUTE_ROWS);
+        const uint32_t x = spread ? cu_tiles(m->experts) : 1;
         const uint32_t each = cu_route_rows(rows * x, m->sms * (x > 1 ? 2 : 1));
         const uint32_t ring =
             each < CU_ROUTE_ROWS ? CU_ROUTE_RING : CU_ROUTE_RING_MANY; /* two blocks of many rows fit */

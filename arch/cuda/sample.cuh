@@ -385,17 +385,93 @@ template <class Seen> __device__ __forceinline__ void cut_walk(const draw_row &d
 }
 
 #define BUCKETS 2048
+#define STEPS   5 /* distances from the maximum at which the kept ids are first parted */
 
-/* The key at which the kept ids, from the largest down, reach `target` in count or mass: a radix descent, 11, 11 and 10 bits.
- * *ret_left: what of the target is left for the ids at that key. target is 1 .. the sum. */
-__device__ __noinline__ uint32_t cut_find(const draw_row &d, const draw_cut &cut, bool mass, uint64_t target, uint64_t *ret_left)
+/* Keys low .. last of the kept ids, among which a target in count or mass is reached; the target less what is above them. */
+struct cut_span {
+    uint32_t low, last;
+    uint64_t target;
+};
+
+/* What the kept ids sum to, in count or mass, and where target(sum) is reached, roughly: so that the search meets few ids. The target is
+ * 1 .. the sum, or 0: nothing is searched for. Block-uniform. */
+template <class Target>
+__device__ __forceinline__ cut_span cut_narrow(const draw_row &d, const draw_cut &cut, bool mass, Target target)
+{
+    const float far[STEPS] = {0.5f, 2, 5, 9, 15};
+    uint32_t key[STEPS];
+    uint64_t above[STEPS] = {}, all = 0;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++)
+        key[i] = draw_key(__fsub_rn(d.max, __fdiv_rn(far[i], d.inv_t)));
+    cut_walk(d, cut, [&](uint32_t, float z) {
+        const uint32_t k = draw_key(z);
+        const uint64_t w = mass ? draw_weight(d, z) : 1;
+        all += w;
+#pragma unroll
+        for (int i = 0; i < STEPS; i++)
+            above[i] += k >= key[i] ? w : 0;
+    });
+    cut_span span = {0, ~0u, target(draw_sum(all))};
+    uint64_t over = 0;
+    bool found = false;
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) { /* the keys fall, the sums rise */
+        const uint64_t sum = draw_sum(above[i]);
+        if (found)
+            continue;
+        found = sum >= span.target;
+        if (found) {
+            span.low = key[i];
+        } else {
+            span.last = key[i] - 1;
+            over = sum;
+        }
+    }
+    span.target -= min(over, span.target);
+    return span;
+}
+
+/* The bucket in which *left is reached from the last of `count`, a multiple of 32, down; less what is in those behind it. One warp. */
+__device__ __forceinline__ void bucket_pick(const unsigned long long *bucket, uint32_t count, uint64_t *left, uint32_t *ret_picked)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint64_t rest = *left;
+    uint32_t picked = 0; /* were it in none */
+    for (uint32_t end = count; end > 0; end -= 32) {
+        const uint64_t mine = bucket[end - 1 - lane];
+        uint64_t sum = mine;
+#pragma unroll
+        for (int k = 1; k < 32; k *= 2) {
+            const uint64_t other = __shfl_up_sync(~0u, sum, k);
+            sum += (int)lane >= k ? other : 0;
+        }
+        const uint32_t reached = __ballot_sync(~0u, sum >= rest);
+        if (reached) {
+            const uint32_t by = __ffs(reached) - 1;
+            picked = end - 1 - by;
+            rest -= __shfl_sync(~0u, sum - mine, by);
+            break;
+        }
+        rest -= __shfl_sync(~0u, sum, 31);
+    }
+    __syncwarp();
+    if (lane == 0) {
+        *left = rest;
+        *ret_picked = picked;
+    }
+}
+
+/* The key at which the kept ids of a span, from the largest down, reach its target in count or mass: a radix descent, 11, 11 and 10 bits.
+ * *ret_left: what of the target is left for the ids at that key. */
+__device__ __noinline__ uint32_t cut_find(const draw_row &d, const draw_cut &cut, bool mass, const cut_span &span, uint64_t *ret_left)
 {
     __shared__ unsigned long long bucket[BUCKETS];
     __shared__ uint64_t left;
     __shared__ uint32_t picked;
     uint32_t key = 0;
     if (threadIdx.x == 0)
-        left = target;
+        left = span.target;
     for (int level = 0; level < 3; level++) {
         const uint32_t shift = level == 0 ? 21 : level == 1 ? 10 : 0, bits = level == 2 ? 10 : 11, mask = (1u << bits) - 1;
         for (uint32_t i = threadIdx.x; i < BUCKETS; i += THREADS)
@@ -404,16 +480,12 @@ __device__ __noinline__ uint32_t cut_find(const draw_row &d, const draw_cut &cut
         const uint64_t above = (uint64_t)key >> (shift + bits);
         cut_walk(d, cut, [&](uint32_t, float z) {
             const uint32_t k = draw_key(z);
-            if ((uint64_t)k >> (shift + bits) == above)
+            if (k >= span.low && k <= span.last && (uint64_t)k >> (shift + bits) == above)
                 atomicAdd(&bucket[k >> shift & mask], (unsigned long long)(mass ? draw_weight(d, z) : 1));
         });
         __syncthreads();
-        if (threadIdx.x == 0) {
-            uint32_t b = mask;
-            for (; b > 0 && bucket[b] < left; b--)
-                left -= bucket[b];
-            picked = b;
-        }
+        if (threadIdx.x < 32)
+            bucket_pick(bucket, mask + 1, &left, &picked);
         __syncthreads();
         key |= picked << shift;
     }
@@ -465,22 +537,18 @@ __device__ __noinline__ draw_cut draw_truncate(const draw_row &d)
     draw_cut cut = {0, ~0u, -INFINITY};
     uint64_t left;
     if (s->top_k != 0 && s->top_k < d.vocab) {
-        uint64_t n = 0;
-        cut_walk(d, cut, [&](uint32_t, float) { n++; });
-        if (draw_sum(n) > s->top_k) {
-            const uint32_t key = cut_find(d, cut, false, s->top_k, &left);
+        const cut_span span = cut_narrow(d, cut, false, [&](uint64_t all) { return all > s->top_k ? (uint64_t)s->top_k : 0; });
+        if (span.target) {
+            const uint32_t key = cut_find(d, cut, false, span, &left);
             const uint32_t last = cut_tie(d, cut, key, left);
             cut.key = key;
             cut.last = last;
         }
     }
     if (s->top_p < 1.0f) {
-        uint64_t n = 0;
-        cut_walk(d, cut, [&](uint32_t, float z) { n += draw_weight(d, z); });
-        const uint64_t total = draw_sum(n);
-        uint64_t target = (uint64_t)ceil((double)s->top_p * (double)total);
-        target = min(target, total);
-        const uint32_t key = cut_find(d, cut, true, target, &left);
+        const cut_span span =
+            cut_narrow(d, cut, true, [&](uint64_t all) { return min((uint64_t)ceil((double)s->top_p * (double)all), all); });
+        const uint32_t key = cut_find(d, cut, true, span, &left);
         const uint64_t weight = max(draw_weight(d, draw_value(key)), (uint64_t)1);
         const uint32_t last = cut_tie(d, cut, key, (left + weight - 1) / weight);
         cut.last = key == cut.key ? min(cut.last, last) : last;
