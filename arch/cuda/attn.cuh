@@ -260,16 +260,16 @@ struct attn_span8 {
         const uint32_t lane = threadIdx.x % 32;
         attn_keys wide;
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                wide.key[n][half] = keys.key[n][half].wide();
-#pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
             const uint32_t token = i * 4 + lane / 8;
             const bool there = key0 + token < end && key0 + token >= begin;
             v[token * 8 + (lane % 8 ^ token % 8)] = there ? keys.value[i].wide() : make_uint4(0, 0, 0, 0);
         }
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                wide.key[n][half] = keys.key[n][half].wide();
         return wide;
     }
 };
@@ -504,7 +504,7 @@ KERNEL(attn, CU_ATTN_THREADS, 2)
     attn_row<attn_span>(m, layer, *(attn_shared *)attn_dynamic);
 }
 
-KERNEL(attn_fp8, CU_ATTN_THREADS, 1)
+KERNEL(attn_fp8, CU_ATTN_THREADS, 2)
 {
     extern __shared__ uint4 attn_dynamic[];
     attn_row<attn_span8>(m, layer, *(attn_shared *)attn_dynamic);

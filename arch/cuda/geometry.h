@@ -210,6 +210,9 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         {0, 1, 1}, CU_BATCH_THREADS, rows <= CU_BATCH_FEW ? CU_BATCH_LESS : CU_BATCH_SHARED, 0};
     if (op == NIB_GPU_QKV) {
         ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
+        if (rows > CU_BATCH_FEW) /* blocks alone, in pairs */
+            ret->grid[0] =
+                least(CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) * CU_DIV_UP(rows, CU_BATCH_ROWS) + 1, m->sms) / 2 * 2;
     } else if (op == NIB_GPU_ATTN) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {

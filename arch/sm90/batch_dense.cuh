@@ -135,25 +135,19 @@ __device__ __forceinline__ float4 cluster_get(uint32_t there)
 /* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts; the blocks leave what others
  * need in the ring, which is empty. */
 template <class Shape, int N, class Done>
-__device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::own][1][N / 2],
+__device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
                                              const Done &done)
 {
-    constexpr uint32_t OWN = Shape::own, PARTS = Shape::parts, WARPS = Shape::groups * 4;
-    static_assert(OWN * WARPS * (N / 8) * 512 <= Shape::stages * (Shape::weights_bytes + Shape::acts_bytes), "room");
+    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, WARPS = Shape::groups * 4;
+    static_assert(HELD * WARPS * (N / 8) * 512 <= Shape::stages * (Shape::weights_bytes + Shape::acts_bytes), "room");
     const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
     const uint32_t room = ring.acts + warp * 512 + lane * 16;
     asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
-    if (rank == 0)
-#pragma unroll
-        for (uint32_t s = 1; s < OWN; s++)
-#pragma unroll
-            for (int i = 0; i < N / 2; i++)
-                sum[0][0][i] += sum[s][0][i];
 #pragma unroll
     for (uint32_t n = 0; n < N / 8; n++)
         if (n % PARTS != rank)
 #pragma unroll
-            for (uint32_t s = 0; s < OWN; s++)
+            for (uint32_t s = 0; s < HELD; s++)
                 if (s == 0 || rank > 0) {
                     const float *v = &sum[s][0][4 * n];
                     sts16(room + (s * (N / 8) + n) * WARPS * 512, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]),
@@ -169,18 +163,18 @@ __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batc
 #pragma unroll
     for (uint32_t n = 0; n < N / 8; n++)
         if (n % PARTS == rank) {
-            float4 part[PARTS][OWN];
+            float4 part[PARTS][HELD];
 #pragma unroll
             for (uint32_t r = 0; r < PARTS; r++)
 #pragma unroll
-                for (uint32_t s = 0; s < (r == 0 ? 1 : OWN); s++)
+                for (uint32_t s = 0; s < (r == 0 ? 1 : HELD); s++)
                     part[r][s] = r == rank ? four(&sum[s][0][4 * n])
                                            : cluster_get(cluster_at(room + (s * (N / 8) + n) * WARPS * 512, r));
             float4 all = part[0][0];
 #pragma unroll
             for (uint32_t r = 1; r < PARTS; r++)
 #pragma unroll
-                for (uint32_t s = 0; s < OWN; s++)
+                for (uint32_t s = 0; s < HELD; s++)
                     add4(all, part[r][s]);
             sum[0][0][4 * n] = all.x;
             sum[0][0][4 * n + 1] = all.y;
@@ -220,26 +214,35 @@ template <class Shape, int N, class Done>
 __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_work<Shape> &work, batch_item &item, uint32_t units,
                                                const Done &done)
 {
-    const uint32_t share = batch_share<Shape>();
-    if constexpr (Shape::parts > 1) {
-        float sum[Shape::own][1][N / 2];
-#pragma unroll
-        for (uint32_t s = 0; s < Shape::own; s++)
-            batch_sum<Shape, N>(ring, batch_units<Shape>(units, share + s), sum[s]);
-        batch_add_up<Shape, N>(ring, item, sum, done);
-    } else {
-        float acc[Shape::each][N / 2], sum[Shape::each][N / 2];
+    const uint32_t part = batch_part<Shape>(), share = Shape::share(part), last = Shape::share(part + 1);
+    float sum[Shape::held][Shape::each][N / 2]; /* of a block that adds up: the sum, and the next share's */
+    if (Shape::parts == 1)
         batch_keep(work, item);
-        batch_sum<Shape, N>(ring, batch_units<Shape>(units, 0), sum);
+    if (!Shape::even && part == 0) {
+        batch_sum<Shape, N>(ring, batch_units<Shape>(units, share), sum[0]);
 #pragma unroll 1
-        for (uint32_t s = 1; s < Shape::shares; s++) {
-            batch_sum<Shape, N>(ring, batch_units<Shape>(units, s), acc);
+        for (uint32_t s = share + 1; s < last; s++) {
+            batch_sum<Shape, N>(ring, batch_units<Shape>(units, s), sum[1]);
 #pragma unroll
             for (uint32_t i = 0; i < Shape::each; i++)
 #pragma unroll
                 for (int n = 0; n < N / 2; n++)
-                    sum[i][n] += acc[i][n];
+                    sum[0][i][n] += sum[1][i][n];
         }
+    } else {
+#pragma unroll
+        for (uint32_t s = 0; s < Shape::held; s++)
+            batch_sum<Shape, N>(ring, batch_units<Shape>(units, share + s), sum[s]);
+        if (part == 0)
+#pragma unroll
+            for (uint32_t s = 1; s < Shape::held; s++)
+#pragma unroll
+                for (int n = 0; n < N / 2; n++)
+                    sum[0][0][n] += sum[s][0][n];
+    }
+    if constexpr (Shape::parts > 1) {
+        batch_add_up<Shape, N>(ring, item, sum, done);
+    } else {
         batch_recall(work, item);
 #pragma unroll
         for (uint32_t i = 0; i < Shape::each; i++) {
@@ -247,7 +250,7 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
             const uint32_t row0 = item.first + threadIdx.x % 4 * 2, end = item.first + item.rows;
 #pragma unroll
             for (uint32_t n = 0; n < N / 8; n++)
-                tile.put(tile.ask(row0 + n * 8, end), row0 + n * 8, end, &sum[i][4 * n]);
+                tile.put(tile.ask(row0 + n * 8, end), row0 + n * 8, end, &sum[0][i][4 * n]);
         }
     }
 }
@@ -297,7 +300,7 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
     }
     if (warp >= 4) {
         if (Shape::groups == 2)
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::parts > 1 ? 232 : 216));
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Shape::idle ? 216 : 232));
         else
             asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         batch_take(ring, tiles, units, learn(), done);
@@ -314,17 +317,16 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         for (uint32_t i = threadIdx.x; i < all; i += BATCH_ACTS_WARPS * 32)
             rows_at[i] = row(i);
         asm volatile("bar.sync 2, %0;" ::"n"(BATCH_ACTS_WARPS * 32) : "memory");
-        batch_acts(ring, at<const uint8_t>(m->acts), rows_at, warp, tiles, units, all);
+        batch_bring(ring, at<const uint8_t>(m->acts), warp, tiles, units, all);
     }
 }
 
-template <class Form, uint32_t ROWS> __device__ __forceinline__ void qkv_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
+template <class Shape> __device__ __forceinline__ void qkv_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    typedef batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_QKV_WIDE, 1, ROWS, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS> shape;
     const struct nib_gpu_step *step = step_of(m);
     const batch_qkv_done done = {m, step->rows, layer};
     const uint32_t stride = acts_stride16(m) * 16;
-    batch_run<shape>(
+    batch_run<Shape>(
         m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, [&] { return step->decode_count; },
         [&](uint32_t r) { return r * stride; }, done);
 }
@@ -342,9 +344,9 @@ template <class Form, uint32_t ROWS> __device__ __forceinline__ void out_batch_r
 template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     if (dynamic_shared_bytes() < CU_BATCH_SHARED)
-        qkv_batch_run<Form, CU_BATCH_FEW>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_QKV_WIDE, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
     else
-        qkv_batch_run<Form, CU_BATCH_ROWS>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS, 1, CU_GEMV_WARPS>>(m, layer);
 }
 
 template <class Form> __device__ __forceinline__ void out_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
@@ -370,7 +372,7 @@ template <class Form> __device__ __forceinline__ void head_batch_rows(const stru
 {
     overlap_wait();
     if (step_of(m)->want_count <= CU_BATCH_HEAD_FEW)
-        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_FEW_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS>>(m);
+        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_FEW_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS, true>>(m);
     else
         head_batch_run<batch_shape<Form, CU_BATCH_HEAD_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
 }

@@ -1,27 +1,36 @@
 /* arch/sm90/batch_dense_ring.cuh: the ring of stages of a batched dense product, and the warps that fill it. A stage is up to 64 inputs of one
- * share (arch/cuda/gemv.cuh) of `tiles` weight tiles and of up to `tokens` rows. One warp asks for weights by bulk copies, three for activations,
- * 4 bytes a lane: word w of the 16 bytes of lane t of mma.m16n8k16 goes to word t of chunk w of the row's line, the order in which
- * products of 16 inputs read it (arch/sm90/PROMPT.md).
+ * share (arch/cuda/gemv.cuh) of `tiles` weight tiles and of up to `tokens` rows. One warp asks for weights by bulk copies. Three bring activations: copied
+ * as they lie (cp.async), and when they have come, brought into the order in which products read them, in place: a warp has whole lines of 4 rows, a lane its
+ * own 16 bytes (arch/sm90/prompt_ring.cuh).
  *
- * An mbarrier `full` a stage counts the bytes of weights, the thread that asked for them and 96 that asked for activations; `empty` the
- * warps that have read it. */
+ * An mbarrier `full` a stage counts the bytes of weights, the thread that asked for them and the warps that brought activations; `empty`
+ * the warps that have read it. */
 #pragma once
 #include "arch/cuda/weights.cuh"
 #include "arch/sm90/batch_dense.h"
 #include "arch/sm90/prompt_ring.cuh"
 
 #define BATCH_ACTS_WARPS 3
+#define BATCH_ACTS_AHEAD 3 /* stages of activations on their way */
 
 /* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. */
-template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES>
+template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false>
 struct batch_shape {
+    static constexpr bool even = PARTS > 1 && SHARES % PARTS == 0, idle = IDLE; /* idle: a warpgroup has no work */
     typedef FORM Form;
     static constexpr uint32_t groups = GROUPS, wide = WIDE, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
-    static constexpr uint32_t own = SHARES / PARTS, tiles = GROUPS * WIDE * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
+    static constexpr uint32_t tiles = GROUPS * WIDE * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
     static constexpr uint32_t weights_bytes = tiles * tile_bytes, acts_bytes = TOKENS * CU_BATCH_LINE;
     static constexpr uint32_t room = TOKENS > CU_BATCH_FEW || PARTS == 1 ? CU_BATCH_ROOM : CU_BATCH_LESS - 1024;
     static constexpr uint32_t stages = room / (weights_bytes + acts_bytes);
-    static_assert(SHARES % PARTS == 0, "every block of a cluster has as many shares");
+    static constexpr uint32_t held = PARTS == 1 ? 2 : SHARES / PARTS; /* sums that a warp has at a time; a cluster's blocks but the first hand over so many */
+    static_assert(held >= 2 && (PARTS == 1 || SHARES % PARTS < 2), "all but the first have as many shares");
+
+    /* The first of a block's shares. The first block has the most: it adds them up at once. */
+    __host__ __device__ __forceinline__ static constexpr uint32_t share(uint32_t rank)
+    {
+        return (SHARES * rank + PARTS - 1) / PARTS;
+    }
 
     /* First unit of a share. */
     __device__ __forceinline__ static uint32_t first(uint32_t units, uint32_t share)
@@ -66,7 +75,7 @@ template <class Shape> struct batch_ring {
         acts = (smem_at(dynamic) + 1023) & ~1023u;
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(1 + BATCH_ACTS_WARPS * 32) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(1 + BATCH_ACTS_WARPS) : "memory");
                 asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty()), "n"(Shape::groups * 4) : "memory");
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -162,10 +171,10 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/* The first of this block's shares. */
-template <class Shape> __device__ __forceinline__ uint32_t batch_share()
+/* This block's part of the inputs. */
+template <class Shape> __device__ __forceinline__ uint32_t batch_part()
 {
-    return Shape::parts > 1 ? cluster_rank() * Shape::own : 0;
+    return Shape::parts > 1 ? cluster_rank() : 0;
 }
 
 /* The stages of this block's shares, none with inputs of two. */
@@ -175,8 +184,8 @@ template <class Shape> struct batch_stages {
     __device__ __forceinline__ void open(uint32_t all_units)
     {
         units = all_units;
-        share = batch_share<Shape>();
-        last = share + Shape::own;
+        share = Shape::share(batch_part<Shape>());
+        last = Shape::share(batch_part<Shape>() + 1);
         u = Shape::first(units, share);
         end = Shape::first(units, share + 1);
     }
@@ -257,24 +266,66 @@ __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_p
     }
 }
 
-/* 4 bytes, or zeros. */
-__device__ __forceinline__ void copy4_or_zeros(uint32_t dst, const void *src, bool there)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "r"(there ? 4 : 0) : "memory");
-}
+/* The warps that bring activations. */
+template <class Shape> struct batch_acts {
+    static_assert(BATCH_ACTS_AHEAD < Shape::stages && BATCH_ACTS_AHEAD < 4, "a stage is handed over before its place is needed");
 
-/* The mbarrier is arrived at when all that the thread has copied so has come. */
-__device__ __forceinline__ void copies_arrive(uint32_t bar)
-{
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory");
-}
+    const uint8_t *acts;
+    uint32_t warp, from, to; /* bytes: of a lane's 16 in a row, and where its line of stmatrix lies, in 4 rows */
+    uint32_t groups;         /* of 4 rows, in the stages on their way, the newest in the lowest byte */
+    uint32_t waiting;        /* stages on their way */
+    batch_ring<Shape> come;  /* the first of them */
 
-/* The warps that ask for activations. rows_at: where each row's begin, in bytes from `acts`. */
+    __device__ __forceinline__ batch_acts(const batch_ring<Shape> &ring, const uint8_t *all, uint32_t which) : acts(all), warp(which), come(ring)
+    {
+        const uint32_t lane = threadIdx.x % 32;
+        from = lane % 8 * 16;
+        to = lane % 8 / 2 * 128 + (lane % 2 * 4 + lane / 8) * 16;
+        groups = waiting = 0;
+    }
+
+    __device__ __forceinline__ void ask(batch_ring<Shape> &ring, const batch_item &item, uint32_t u, uint32_t have)
+    {
+        const uint32_t lane = threadIdx.x % 32, all = CU_DIV_UP(item.rows, 4), *rows_at = batch_room()->rows_at + item.first;
+        const bool there = lane % 8 < have * 4;
+        const uint8_t *now = acts + u * (CU_DENSE_UNIT * 2) + (there ? from : 0);
+        ring.wait_empty();
+        const uint32_t stage = ring.acts_at() + lane * 16;
+#pragma unroll 2
+        for (uint32_t g = warp; g < all; g += BATCH_ACTS_WARPS)
+            copy16(stage + g * 4 * CU_BATCH_LINE, now + rows_at[min(g * 4 + lane / 8, item.rows - 1)], there);
+        copy_commit();
+        ring.next();
+        groups = groups << 8 | all;
+        waiting++;
+    }
+
+    /* The first stage on its way has come: word w of lanes 4i .. 4i + 3, which have 32 inputs of a row, becomes chunk w of them. */
+    __device__ __forceinline__ void hand_over()
+    {
+        const uint32_t all = groups >> 8 * (waiting - 1) & 0xff, stage = come.acts_at(), lane = threadIdx.x % 32;
+#pragma unroll 2
+        for (uint32_t g = warp; g < all; g += BATCH_ACTS_WARPS) {
+            const uint32_t at = stage + g * 4 * CU_BATCH_LINE;
+            const uint4 v = lds16(at + lane * 16);
+            /* the line's place in 8: the upper 4 rows of them have bit 2 set */
+            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                             at + (to ^ (lane % 8 / 2 + g % 2 * 4) * 16)),
+                         "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                         : "memory");
+        }
+        prompt_ring<prompt_mx>::arrive(come.full());
+        come.next();
+        waiting--;
+    }
+};
+
+/* rows_at of the block: where each row's begin, in bytes from `acts`. */
 template <class Shape>
-__device__ __forceinline__ void batch_acts(batch_ring<Shape> &ring, const uint8_t *acts, const uint32_t *rows_at, uint32_t warp,
-                                           uint32_t all_tiles, uint32_t units, uint32_t count)
+__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t warp, uint32_t all_tiles, uint32_t units,
+                                            uint32_t count)
 {
-    const uint32_t lane = threadIdx.x % 32, word = (lane / 16 * 4 + lane % 4) * 16 + lane % 16 / 4 * 4;
+    batch_acts<Shape> acts(ring, all, warp);
     batch_work<Shape> work;
     batch_stages<Shape> stages;
     batch_item item;
@@ -282,19 +333,20 @@ __device__ __forceinline__ void batch_acts(batch_ring<Shape> &ring, const uint8_
     work.open(count, all_tiles);
     if (work.end == 0) /* what was asked for early comes without rows */
         for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
-            copies_arrive(ring.full());
+            prompt_ring<prompt_mx>::arrive(ring.full());
     while (work.next(item)) {
         stages.open(units);
         while (stages.next(u, have)) {
-            const bool there = lane < have * 16;
-            const uint8_t *from = acts + u * (CU_DENSE_UNIT * 2) + (there ? lane * 4 : 0);
-            ring.wait_empty();
-            const uint32_t to = ring.acts_at();
-#pragma unroll 4
-            for (uint32_t row = warp; row < item.rows; row += BATCH_ACTS_WARPS)
-                copy4_or_zeros(to + row * CU_BATCH_LINE + (word ^ row % 8 * 16), from + rows_at[item.first + row], there);
-            copies_arrive(ring.full());
-            ring.next();
+            acts.ask(ring, item, u, have);
+            if (acts.waiting > BATCH_ACTS_AHEAD) {
+                copy_wait<BATCH_ACTS_AHEAD>();
+                acts.hand_over();
+            }
+        }
+        if (Shape::parts > 1 || work.now >= work.end) {
+            copy_wait<0>();
+            while (acts.waiting)
+                acts.hand_over();
         }
         if (Shape::parts > 1) {
             cluster_sync();

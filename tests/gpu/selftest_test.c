@@ -164,6 +164,30 @@ START_TEST(memory_that_is_not_there_strikes_no_row)
 }
 END_TEST
 
+/* Each built row's image names every kernel that its table says it has: text of PTX, or names in a cubin. */
+START_TEST(images_have_the_kernels_of_their_tables)
+{
+    size_t count;
+    const struct nib_arch_row *rows = nib_arch_rows(&count);
+    for (size_t i = 0; i < count; i++) {
+        const struct nib_gpu_kernels *k = rows[i].gpu_kernels;
+        for (int op = 0; k && op < NIB_GPU_OP_COUNT; op++) {
+            char name[64]; /* whole: what follows ends it */
+            const int n = snprintf(name, sizeof name, "%s", nib_gpu_op_symbol((enum nib_gpu_op)op));
+            const size_t bytes = (size_t)(k->image_end - k->image);
+            bool found = false;
+            for (const unsigned char *at = k->image; !found && at < k->image_end; at++) {
+                at = memmem(at, (size_t)(k->image_end - at), name, (size_t)n);
+                if (!at)
+                    break;
+                found = (size_t)(at - k->image) + (size_t)n < bytes && (at[n] == '\0' || at[n] == '(');
+            }
+            ck_assert_msg(found || !k->has((enum nib_gpu_op)op), "row %s lacks %s", rows[i].name, name);
+        }
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("selftest");
@@ -175,6 +199,7 @@ int main(void)
     tcase_add_test(t, every_call_may_fail);
     tcase_add_test(t, a_kernel_that_does_not_end_is_named);
     tcase_add_test(t, memory_that_is_not_there_strikes_no_row);
+    tcase_add_test(t, images_have_the_kernels_of_their_tables);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);
