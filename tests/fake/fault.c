@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "tests/fake/fake.h"
@@ -98,7 +99,10 @@ static void open_report(void)
     if (path) {
         int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         void *at = MAP_FAILED;
-        if (fd >= 0 && ftruncate(fd, sizeof own_report) == 0)
+        struct stat have;
+        /* never shorter: the report may be the beginning of what its reader keeps there */
+        if (fd >= 0 && (fstat(fd, &have) == 0 &&
+                        (have.st_size >= (off_t)sizeof own_report || ftruncate(fd, sizeof own_report) == 0)))
             at = mmap(NULL, sizeof own_report, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (at == MAP_FAILED) {
             fprintf(stderr, "fake libcuda: %s: %s\n", path, strerror(errno));
