@@ -9,6 +9,7 @@
 #if NIB_SM >= 90
 #include "arch/sm90/batch_attn.h"
 #include "arch/sm90/batch_dense.h"
+#include "arch/sm90/batch_mx.h"
 #include "arch/sm90/prompt.h"
 #include "arch/sm90/token.h"
 #endif
@@ -183,6 +184,8 @@ static uint32_t batch_from(enum nib_gpu_op op)
         return CU_BATCH_HEAD_FROM;
     if (op == NIB_GPU_ATTN)
         return CU_BATCH_ATTN_FROM;
+    if (op == NIB_GPU_UP || op == NIB_GPU_DOWN)
+        return CU_BATCH_MX_FROM;
 #endif
     (void)op;
     return 0;
@@ -221,6 +224,8 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES), m->sms);
         ret->block = CU_BATCH_HEAD_THREADS;
         ret->shared_bytes = CU_BATCH_SHARED;
+    } else if (op == NIB_GPU_UP || op == NIB_GPU_DOWN) {
+        *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_MX_THREADS, CU_BATCH_MX_SHARED, 0};
     }
 #endif
     (void)op, (void)mxfp8, (void)m, (void)rows, (void)ret;

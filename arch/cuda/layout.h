@@ -52,6 +52,8 @@
  * portable row fits in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
 #if NIB_SM >= 90
 #define CU_GEMV_ROWS 16
+#define CU_LIST_ROWS                                                                                                   \
+    48 /* decode rows of an expert's list; more than CU_GEMV_ROWS only where the batch kernels take them */
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 8
 #endif
@@ -73,6 +75,7 @@
 #define CU_ROUTE_RING_MANY 6
 #else
 #define CU_GEMV_ROWS 4
+#define CU_LIST_ROWS CU_GEMV_ROWS
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 4
 #endif

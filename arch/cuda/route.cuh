@@ -265,7 +265,7 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uin
     if (e < experts)
         of_decode = n.decode[e];
     const uint32_t of_prompt = count - of_decode;
-    const uint32_t lists = CU_DIV_UP(of_decode, CU_GEMV_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
+    const uint32_t lists = CU_DIV_UP(of_decode, CU_LIST_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
     uint64_t total;
     const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
     const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
@@ -277,9 +277,10 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uin
         next += of_warp[w];
     }
     struct cu_route *head = route_head(m);
-    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, CU_GROUPS_MAX, e, begin, of_decode, CU_GEMV_ROWS);
-    /* lists of an expert are of like length, in 32s */
-    const uint32_t length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
+    /* lists of an expert are of like length, in 8s, prompt rows' in 32s */
+    uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : CU_LIST_ROWS;
+    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, CU_GROUPS_MAX, e, begin, of_decode, length);
+    length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
     route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt,
                 length);
     if (threadIdx.x == 0) {

@@ -13,3 +13,4 @@
 #include "arch/sm90/batch_attn.cuh"
 #include "arch/sm90/token.cuh"
 #include "arch/sm90/batch_dense.cuh"
+#include "arch/sm90/batch_mx.cuh"

@@ -1,0 +1,265 @@
+/* arch/sm90/batch_mx.cuh: expert products of many decode rows on Hopper (arch/sm90/BATCH.md). One block a multiprocessor: a warpgroup brings
+ * stages, three multiply, each warp a weight tile of 16 output rows for all rows of a list.
+ *
+ * Bits are those of arch/cuda/moe_gemv.cuh: each block of 32 inputs is summed alone, then scaled and added to the sum of its share of the inputs; the sums of
+ * the CU_MX_SPLIT shares are added in order. */
+#pragma once
+#include "arch/cuda/done.cuh"
+#include "arch/sm90/batch_mx_ring.cuh"
+
+extern __shared__ uint4 batch_mx_dynamic[];
+
+// clang-format off
+#define BATCH_MX_T4 "%0, %1, %2, %3"
+#define BATCH_MX_T8 BATCH_MX_T4 ", %4, %5, %6, %7"
+#define BATCH_MX_T16 BATCH_MX_T8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define BATCH_MX_T24 BATCH_MX_T16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define BATCH_MX_D4(o) "=f"(d[o]), "=f"(d[o + 1]), "=f"(d[o + 2]), "=f"(d[o + 3])
+#define BATCH_MX_D8(o) BATCH_MX_D4(o), BATCH_MX_D4(o + 4)
+#define BATCH_MX_WGMMA(n, d_text, a0_text, a1_text, ...)                                                            \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 {" d_text "}, " a0_text ", 0, 1, 1, 0;\n"  \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.f16.f16 {" d_text "}, " a1_text ", 1, 1, 1, 0;"    \
+                 : __VA_ARGS__                                                                                      \
+                 : "r"(a[0][0]), "r"(a[0][1]), "r"(a[0][2]), "r"(a[0][3]), "l"(b),                                  \
+                   "r"(a[1][0]), "r"(a[1][1]), "r"(a[1][2]), "r"(a[1][3]), "l"(b + 2))
+// clang-format on
+
+/* d = a b over a block of 32 inputs, from zero. */
+__device__ __forceinline__ void batch_mx_products(float (&d)[4], const uint32_t a[2][4], uint64_t b)
+{
+    BATCH_MX_WGMMA(8, BATCH_MX_T4, "{%4, %5, %6, %7}, %8", "{%9, %10, %11, %12}, %13", BATCH_MX_D4(0));
+}
+
+__device__ __forceinline__ void batch_mx_products(float (&d)[8], const uint32_t a[2][4], uint64_t b)
+{
+    BATCH_MX_WGMMA(16, BATCH_MX_T8, "{%8, %9, %10, %11}, %12", "{%13, %14, %15, %16}, %17", BATCH_MX_D8(0));
+}
+
+__device__ __forceinline__ void batch_mx_products(float (&d)[16], const uint32_t a[2][4], uint64_t b)
+{
+    BATCH_MX_WGMMA(32, BATCH_MX_T16, "{%16, %17, %18, %19}, %20", "{%21, %22, %23, %24}, %25", BATCH_MX_D8(0), BATCH_MX_D8(8));
+}
+
+__device__ __forceinline__ void batch_mx_products(float (&d)[24], const uint32_t a[2][4], uint64_t b)
+{
+    BATCH_MX_WGMMA(48, BATCH_MX_T24, "{%24, %25, %26, %27}, %28", "{%29, %30, %31, %32}, %33", BATCH_MX_D8(0), BATCH_MX_D8(8),
+                   BATCH_MX_D8(16));
+}
+
+/* acc += scale block */
+template <int M> __device__ __forceinline__ void batch_mx_add(float (&acc)[M], float (&block)[M], const float scale[2])
+{
+    wgmma_hold(block);
+#pragma unroll
+    for (int i = 0; i < M; i++)
+        acc[i] = __fmaf_rn(scale[i / 2 % 2], block[i], acc[i]);
+}
+
+/* This lane's codes and scales of a unit. */
+__device__ __forceinline__ void batch_mx_take(uint32_t unit, uint4 &codes, uint32_t &scales)
+{
+    codes = lds16(unit + threadIdx.x % 32 * 16);
+    scales = lds4(unit + CU_MX_CODES + threadIdx.x % 32 / 4 * 4);
+}
+
+/* A stage: this warp's tiles at `tile` and 12 tiles further, rows at `acts`. While the products of a block run, the next one's fragments are decoded. */
+template <int N, int TILES>
+__device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, float (&acc)[TILES][N / 2])
+{
+    constexpr int LINES = N <= CU_BATCH_MX_FEW ? CU_BATCH_MX_FEW : CU_BATCH_MX_ROWS, BLOCKS = 2 * CU_MX_SPAN * TILES, D = N <= 16 ? CU_BATCH_MX_DEPTH : 2;
+    uint4 codes[TILES];
+    uint32_t scales[TILES], a[D][2][4];
+    float block[D][N / 2], scale[D][2];
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+        batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE, codes[t], scales[t]);
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++) {
+        const int u = i / (2 * TILES), half = i / TILES % 2, t = i % TILES;
+        mx_fragment(half ? codes[t].z : codes[t].x, a[i % D][0]);
+        mx_fragment(half ? codes[t].w : codes[t].y, a[i % D][1]);
+        wgmma_fence();
+        batch_mx_products(block[i % D], a[i % D], acts + u * (LINES * 128 >> 4) + half * 4);
+        wgmma_commit();
+        mx_scales(scales[t], half, scale[i % D]);
+        if (half && u + 1 < CU_MX_SPAN)
+            batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + (u + 1) * CU_MX_BYTES, codes[t], scales[t]);
+        if (i >= D - 1) {
+            wgmma_wait<D - 1>();
+            batch_mx_add(acc[(i - D + 1) % TILES], block[(i - D + 1) % D], scale[(i - D + 1) % D]);
+        }
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = BLOCKS - D + 1; i < BLOCKS; i++)
+        batch_mx_add(acc[i % TILES], block[i % D], scale[i % D]);
+}
+
+/* x / d, rounded as the operator does, for d of at least 1: what it does where neither is far from 1, without a branch. */
+__device__ __forceinline__ float batch_mx_divide(float x, float d)
+{
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    r = __fmaf_rn(r, __fmaf_rn(-d, r, 1.0f), r);
+    float q = __fmul_rn(x, r);
+    q = __fmaf_rn(__fmaf_rn(-d, q, x), r, q);
+    return __fmaf_rn(__fmaf_rn(-d, q, x), r, q);
+}
+
+/* done_up of all sums of a tile at once, with the bits of swiglu (arch/cuda/done.cuh). */
+struct batch_mx_up_done : done_up {
+    using done_up::done_up;
+
+    template <int M>
+    __device__ __forceinline__ void all(uint32_t tile, uint32_t place, uint32_t end, const float (&c)[M], float2 b) const
+    {
+        float gate[M / 2], up[M / 2], below[M / 2], a[M / 2];
+        bool plain = true;
+#pragma unroll
+        for (int i = 0; i < M / 2; i++) {
+            const int at = i / 2 * 4 + i % 2;
+            gate[i] = mx_finish(c[at]) + b.x;
+            up[i] = mx_finish(c[at + 2]) + b.y;
+            gate[i] = gate[i] > NIB_SWIGLU_LIMIT ? NIB_SWIGLU_LIMIT : gate[i];
+            up[i] = up[i] > NIB_SWIGLU_LIMIT ? NIB_SWIGLU_LIMIT : up[i] < -NIB_SWIGLU_LIMIT ? -NIB_SWIGLU_LIMIT : up[i];
+            below[i] = 1.0f + expf(-NIB_SWIGLU_ALPHA * gate[i]);
+            a[i] = batch_mx_divide(gate[i], below[i]);
+            plain &= fabsf(gate[i]) > 0x1p-40f && below[i] < 0x1p40f;
+        }
+        if (!plain)
+#pragma unroll
+            for (int i = 0; i < M / 2; i++)
+                a[i] = gate[i] / below[i];
+        const uint32_t element = tile * 8 + threadIdx.x % 32 / 4;
+        if (element >= inner)
+            return;
+        __half *to = gated + (uint64_t)place * inner + element;
+#pragma unroll
+        for (int i = 0; i < M / 2; i++)
+            if (place + i / 2 * 8 + i % 2 < end)
+                to[(uint64_t)(i / 2 * 8 + i % 2) * inner] = __float2half(a[i] * (up[i] + 1.0f));
+    }
+};
+
+struct batch_mx_down_done : done_down {
+    using done_down::done_down;
+
+    template <int M>
+    __device__ __forceinline__ void all(uint32_t tile, uint32_t place, uint32_t end, const float (&c)[M], float2 b) const
+    {
+#pragma unroll
+        for (int n = 0; n < M / 4; n++)
+            (*this)(tile, place + n * 8, end, c + 4 * n, b);
+    }
+};
+
+/* An item by one warp: TILES tiles, N columns. */
+template <int N, int TILES, class Done>
+__device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const batch_mx_item &item, uint32_t warp, uint32_t spans,
+                                                  const Done &done)
+{
+    constexpr uint32_t LINES = N <= CU_BATCH_MX_FEW ? CU_BATCH_MX_FEW : CU_BATCH_MX_ROWS;
+    float sum[TILES][N / 2];
+    float2 bias[TILES]; /* read now, used at the end */
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+        bias[t] = done.bias(item.expert, item.tile0 + min(warp + t * CU_BATCH_MX_READERS, item.tiles - 1));
+#pragma unroll
+    for (int i = 0; i < TILES * N / 2; i++)
+        sum[i / (N / 2)][i % (N / 2)] = 0;
+    uint32_t span = 0;
+#pragma unroll 1
+    for (uint32_t part = 1; part <= CU_MX_SPLIT; part++) {
+        float acc[TILES][N / 2];
+#pragma unroll
+        for (int i = 0; i < TILES * N / 2; i++)
+            acc[i / (N / 2)][i % (N / 2)] = 0;
+#pragma unroll 1
+        for (; span < spans * part / CU_MX_SPLIT; span++) {
+            ring.wait_full();
+            const uint32_t stage = ring.stage();
+            batch_mx_stage<N, TILES>(stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
+            ring.leave();
+        }
+#pragma unroll
+        for (int i = 0; i < TILES * N / 2; i++)
+            sum[i / (N / 2)][i % (N / 2)] += acc[i / (N / 2)][i % (N / 2)];
+    }
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const uint32_t mine = warp + t * CU_BATCH_MX_READERS, tile = item.tile0 + mine;
+        if (mine >= item.tiles)
+            break;
+        done.all(tile, item.place + threadIdx.x % 4 * 2, item.place + item.count, sum[t], bias[t]);
+    }
+}
+
+/* How many of its tiles a warpgroup has, 0 to 2, decides. */
+template <int N, class Done>
+__device__ __forceinline__ void batch_mx_one(batch_mx_ring &ring, const batch_mx_item &item, uint32_t warp, uint32_t spans, const Done &done)
+{
+    if (N <= CU_BATCH_MX_FEW && CU_BATCH_MX_READERS + warp / 4 * 4 < item.tiles) {
+        batch_mx_multiply<N <= CU_BATCH_MX_FEW ? N : 8, 2>(ring, item, warp, spans, done);
+    } else if (warp / 4 * 4 < item.tiles) {
+        batch_mx_multiply<N, 1>(ring, item, warp, spans, done);
+    } else {
+        for (uint32_t span = 0; span < spans; span++) {
+            ring.wait_full();
+            ring.leave();
+        }
+    }
+}
+
+template <class From, class Done>
+__device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *rows, From from,
+                                         const Done &done)
+{
+    __shared__ struct cu_group groups[CU_GROUPS_MAX];
+    __shared__ batch_mx_bars bars;
+    batch_mx_ring ring;
+    ring.open(batch_mx_dynamic, bars);
+    overlap_wait();
+    overlap_next();
+    const struct cu_route *route = route_head(m);
+    const uint32_t lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
+#pragma unroll
+    for (uint32_t i = threadIdx.x; i < CU_GROUPS_MAX * (sizeof *groups / 4); i += CU_BATCH_MX_THREADS) /* those that are not there, too: no load waits */
+        ((uint32_t *)groups)[i] = __ldcg((const uint32_t *)route->group + i);
+    __syncthreads();
+    batch_mx_walk walk;
+    walk.open(groups, lists, cu_tiles(n));
+    if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        batch_mx_bring(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+        const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
+        batch_mx_item item;
+        while (walk.next(item)) {
+            if (item.count <= 8)
+                batch_mx_one<8>(ring, item, warp, spans, done);
+            else if (item.count <= 16)
+                batch_mx_one<16>(ring, item, warp, spans, done);
+            else if (item.count <= CU_BATCH_MX_FEW)
+                batch_mx_one<CU_BATCH_MX_FEW>(ring, item, warp, spans, done);
+            else
+                batch_mx_one<CU_BATCH_MX_ROWS>(ring, item, warp, spans, done);
+        }
+    }
+}
+
+KERNEL(up_batch, CU_BATCH_MX_THREADS, 1)
+{
+    const uint32_t *rows = route_array(m, 3), stride = acts_stride16(m);
+    batch_mx(
+        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, at<const uint8_t>(m->acts),
+        [&](uint32_t place) { return __ldcg(rows + place) * stride; }, batch_mx_up_done(m, layer));
+}
+
+KERNEL(down_batch, CU_BATCH_MX_THREADS, 1)
+{
+    const uint32_t inner = m->intermediate;
+    batch_mx(
+        m, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place) { return place * (inner / 8); },
+        batch_mx_down_done(m, layer));
+}

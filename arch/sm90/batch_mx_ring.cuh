@@ -1,0 +1,236 @@
+/* arch/sm90/batch_mx_ring.cuh: the ring of stages of a batched expert product, and the four warps that fill it, each the stages of its own place. A stage
+ * is a span of 3 units of up to 24 weight tiles, by bulk copies, and of the rows of a list of one expert. Activations are copied as they lie (cp.async) and, when
+ * they have come, brought into the order in which products read them, in place (arch/sm90/prompt_ring.cuh says which): a warp has whole lines of 4 rows
+ * at a time, and a lane 16 bytes of them.
+ *
+ * An mbarrier `full` a stage counts the copies' bytes and the warp that brings it; `empty` the warps that have read it. */
+#pragma once
+#include "arch/cuda/base.cuh"
+#include "arch/sm90/batch_mx.h"
+#include "arch/sm90/prompt_ring.cuh"
+
+/* 16 bytes. */
+__device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+}
+
+struct batch_mx_bars {
+    uint64_t full[CU_BATCH_MX_STAGES], empty[CU_BATCH_MX_STAGES];
+};
+
+struct batch_mx_ring {
+    uint32_t stages, full, empty; /* shared addresses */
+    uint32_t slot, parity;
+
+    __device__ __forceinline__ void open(const void *dynamic, batch_mx_bars &bars)
+    {
+        stages = (smem_at(dynamic) + 1023) & ~1023u;
+        full = smem_at(bars.full);
+        empty = smem_at(bars.empty);
+        slot = parity = 0;
+        if (threadIdx.x == 0) {
+            for (uint32_t i = 0; i < CU_BATCH_MX_STAGES; i++) {
+                asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full + 8 * i) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty + 8 * i), "n"(CU_BATCH_MX_READERS) : "memory");
+            }
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        }
+    }
+
+    __device__ __forceinline__ uint32_t stage() const
+    {
+        return stages + slot * CU_BATCH_MX_STAGE_BYTES;
+    }
+
+    /* What was written before is seen by products, too (prompt_ring::wait_full). */
+    __device__ __forceinline__ void wait_full() const
+    {
+        prompt_ring<prompt_mx>::wait(full + 8 * slot, parity);
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+
+    __device__ __forceinline__ void wait_empty() const
+    {
+        prompt_ring<prompt_mx>::wait(empty + 8 * slot, parity ^ 1);
+    }
+
+    /* By one warp, all lanes: the stage is read. */
+    __device__ __forceinline__ void leave()
+    {
+        prompt_ring<prompt_mx>::arrive(empty + 8 * slot);
+        if (++slot == CU_BATCH_MX_STAGES) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+/* What a block does next: tiles tile0 .. of the matrix of an expert, for the `count` places of a list from `place` on. */
+struct batch_mx_item {
+    uint32_t list, expert, place, count, tile0, tiles;
+
+    /* Lines of a unit's activations in a stage. */
+    __device__ __forceinline__ uint32_t lines() const
+    {
+        return count <= CU_BATCH_MX_FEW ? CU_BATCH_MX_FEW : CU_BATCH_MX_ROWS;
+    }
+};
+
+/* A block's share: an even, contiguous part of the tiles of all lists, cut where lists end and into items of like size. */
+struct batch_mx_walk {
+    const struct cu_group *groups; /* in shared memory */
+    uint32_t tiles, at, last;      /* of a matrix; the next tile, counted through all lists, and the end */
+
+    /* Where the share of block i begins. */
+    __device__ __forceinline__ static uint32_t begin(uint32_t lists, uint32_t tiles, uint32_t i)
+    {
+        const uint32_t at = (uint32_t)((uint64_t)lists * tiles * i / gridDim.x), over = at % tiles;
+        return over < CU_BATCH_MX_SNAP ? at - over : tiles - over < CU_BATCH_MX_SNAP ? at + tiles - over : at;
+    }
+
+    __device__ __forceinline__ void open(const struct cu_group *all, uint32_t lists, uint32_t of_matrix)
+    {
+        groups = all;
+        tiles = of_matrix;
+        at = begin(lists, tiles, blockIdx.x);
+        last = begin(lists, tiles, blockIdx.x + 1);
+    }
+
+    __device__ __forceinline__ bool next(batch_mx_item &item)
+    {
+        if (at >= last)
+            return false;
+        item.list = at / tiles;
+        item.tile0 = at - item.list * tiles;
+        item.expert = groups[item.list].expert;
+        item.place = groups[item.list].place;
+        item.count = min(groups[item.list].count, (uint32_t)CU_BATCH_MX_ROWS);
+        const uint32_t most = item.count <= CU_BATCH_MX_FEW ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
+        const uint32_t left = min(last - at, tiles - item.tile0);
+        item.tiles = min(left, CU_DIV_UP(CU_DIV_UP(left, CU_DIV_UP(left, most)), 4) * 4);
+        at += item.tiles;
+        return true;
+    }
+};
+
+/* A warp's rows of activations: rows lane / 8, + 4, ...; the lane has chunk lane % 8 of 16 bytes of a unit's line. */
+struct batch_mx_acts {
+    static constexpr uint32_t EACH = CU_BATCH_MX_ROWS / 4;
+    uint32_t from[EACH]; /* a row's chunk of the first unit, in 16 bytes from `acts` */
+    uint32_t list;
+
+    template <class From> __device__ __forceinline__ void open(const batch_mx_item &item, From at)
+    {
+        if (item.list == list)
+            return;
+        list = item.list;
+        const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++)
+            if (j * 4 < item.count)
+                from[j] = at(item.place + min(j * 4 + lane / 8, item.count - 1)) + lane % 8;
+    }
+
+    /* Inputs from k on, to which only weights of zero belong, are others of the row. */
+    __device__ __forceinline__ void ask(uint32_t stage, const batch_mx_item &item, uint32_t span, const uint8_t *acts, uint32_t k) const
+    {
+        const uint32_t lane = threadIdx.x % 32, line = item.lines() * 128;
+        uint32_t chunk[CU_MX_SPAN];
+#pragma unroll
+        for (uint32_t u = 0; u < CU_MX_SPAN; u++) {
+            const uint32_t c = (span * CU_MX_SPAN + u) * 8;
+            chunk[u] = (c + lane % 8) * 8 < k ? c : lane % 4 - lane % 8;
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++) {
+            if (j * 4 >= item.count)
+                break;
+#pragma unroll
+            for (uint32_t u = 0; u < CU_MX_SPAN; u++)
+                copy16_there(stage + u * line + lane * 16 + j * 512, acts + (uint64_t)(from[j] + chunk[u]) * 16);
+        }
+    }
+
+    /* Word w of the lanes 4 i .. 4 i + 3 of a row, which have 32 inputs, becomes chunk w of them. */
+    __device__ __forceinline__ static void order(uint32_t stage, const batch_mx_item &item)
+    {
+        const uint32_t lane = threadIdx.x % 32, row = lane % 8 / 2, chunk = lane % 2 * 4 + lane / 8, line = item.lines() * 128;
+        const uint32_t mine = stage + lane * 16, to = stage + row * 128 + (chunk ^ row) * 16, odd = (chunk & 4 ? -64 : 64);
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++) {
+            if (j * 4 >= item.count)
+                break;
+            uint4 v[CU_MX_SPAN];
+#pragma unroll
+            for (uint32_t u = 0; u < CU_MX_SPAN; u++)
+                v[u] = lds16(mine + u * line + j * 512);
+            __syncwarp();
+#pragma unroll
+            for (uint32_t u = 0; u < CU_MX_SPAN; u++)
+                asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to + u * line + j * 512 + (j % 2 ? odd : 0)),
+                             "r"(v[u].x), "r"(v[u].y), "r"(v[u].z), "r"(v[u].w)
+                             : "memory");
+        }
+    }
+};
+
+/* A stage's weights, by one lane. */
+__device__ __forceinline__ void batch_mx_ask(uint32_t to, const uint8_t *from, uint32_t tiles, uint32_t stride, uint32_t size, uint32_t bar,
+                                             uint64_t policy)
+{
+    bulk_also(bar, tiles * size);
+#pragma unroll 2
+    for (uint32_t i = 0; i < tiles; i++) {
+        copy_bulk(to, from, size, bar, policy);
+        to += CU_MX_STAGE;
+        from += stride;
+    }
+}
+
+/* Units that the last span lacks become zeros, by one warp. */
+__device__ __forceinline__ void batch_mx_fill(uint32_t weights, uint32_t tiles, uint32_t from)
+{
+#pragma unroll 1
+    for (uint32_t tile = 0; tile < tiles; tile++)
+#pragma unroll 1
+        for (uint32_t i = from + threadIdx.x % 32 * 16; i < CU_MX_STAGE; i += 512)
+            sts16(weights + tile * CU_MX_STAGE + i, make_uint4(0, 0, 0, 0));
+}
+
+/* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. */
+template <class From>
+__device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_walk walk, const uint8_t *all, uint64_t bytes, uint32_t k,
+                                               const uint8_t *rows, From from)
+{
+    const uint64_t policy = stream_policy();
+    const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
+    batch_mx_item item;
+    batch_mx_acts acts;
+    acts.list = ~0u;
+    ring.slot = threadIdx.x / 32;
+    const uint32_t stage = ring.stage(), full = ring.full + 8 * ring.slot;
+    for (uint32_t span = ring.slot; walk.next(item); span -= spans) {
+        acts.open(item, from);
+        const uint32_t stride = units * CU_MX_BYTES, weights = stage + CU_BATCH_MX_ACTS(item.lines());
+        const uint8_t *matrix = all + item.expert * bytes + (uint64_t)item.tile0 * stride;
+#pragma unroll 1
+        for (; span < spans; span += CU_BATCH_MX_STAGES) {
+            const uint32_t size = min(units - span * CU_MX_SPAN, (uint32_t)CU_MX_SPAN) * CU_MX_BYTES;
+            ring.wait_empty();
+            __syncwarp();
+            if (elect_one())
+                batch_mx_ask(weights, matrix + span * CU_MX_STAGE, item.tiles, stride, size, full, policy);
+            __syncwarp();
+            acts.ask(stage, item, span, rows, k);
+            if (size < CU_MX_STAGE)
+                batch_mx_fill(weights, item.tiles, size);
+            copy_commit();
+            copy_wait<0>();
+            acts.order(stage, item);
+            prompt_ring<prompt_mx>::arrive(full);
+            ring.parity ^= 1;
+        }
+    }
+}
