@@ -8,7 +8,7 @@
  * Where not even step_rows_max / NIB_PACE_SHARE rows fit, since reading the experts for few rows takes as long as
  * for many, prompts move in long turns: a step with all rows that it may have, then a rest without, of NIB_PACE_TURN
  * steps, so that fewer than one gap in a hundred is long, or of NIB_PACE_REST times the turn's time if that is less, so
- * that one prompt has a ninth of the time at least. With more prompts the rest is shorter, by their number.
+ * that one prompt has a thirteenth of the time at least. With more prompts the rest is shorter, by their number.
  *
  * The bound is for long prompts. One that a step can finish is finished, whatever fits: waiting would cost its first token more
  * than the others' next, and where answers are many, few rows in every step are the slowest way to read prompts.
@@ -25,7 +25,7 @@
 #define NIB_PACE_LEVELS 16  /* up to 1, 2, 3, 4, 6, 8, 12, 16, ... 192, 256 rows */
 #define NIB_PACE_SHARE  16  /* of a step: fewer prompt rows in each step are slower than long turns */
 #define NIB_PACE_TURN   160 /* steps of the longest rest */
-#define NIB_PACE_REST   8   /* times the time of a long turn */
+#define NIB_PACE_REST   12  /* times the time of a long turn */
 
 struct nib_pace_level {
     uint32_t idle_us;    /* of a step that only decodes; 0: not known */
