@@ -108,9 +108,11 @@
 #define CU_MX_BLOCKS 2 /* of a multiprocessor */
 #endif
 #define CU_MX_STATIC   (6u * 1024) /* shared memory that a block declares: groups, barriers */
-#define CU_MX_SUMS     (2 * CU_MX_WARPS * 512)
-#define CU_MX_SPLIT    4  /* warps that share an item */
-#define CU_MX_ROWS_MAX 32 /* of activations that a block holds at a time */
+#define CU_MX_SUMS     (2 * CU_MX_WARPS * CU_MX_LEFT)
+#define CU_MX_SPLIT    8 /* shares of an item's inputs, each summed alone; then they are added in order */
+#define CU_MX_TEAM     4 /* warps that share an item, each two shares */
+#define CU_MX_LEFT     (CU_GEMV_ROWS > 4 ? 1024 : 512) /* bytes that a warp leaves of 8 rows: sums of 2 shares */
+#define CU_MX_ROWS_MAX 32                              /* of activations that a block holds at a time */
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */

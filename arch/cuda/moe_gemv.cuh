@@ -1,6 +1,6 @@
 /* arch/cuda/moe_gemv.cuh: expert products of decode rows. Work is a list of items (group of one expert's rows, tile); a block
- * takes an even, contiguous share of it, each warp an item at a time: the whole of the inputs, or one of SPLIT shares that the
- * warps beside it add up. A warp streams its items through a ring of its own in shared memory, across items, with no barrier.
+ * takes an even, contiguous part of it. TEAM warps beside each other take an item at a time, each two of CU_MX_SPLIT shares of its inputs,
+ * and one of them adds up. A warp streams its items through a ring of its own in shared memory, across items, with no barrier.
  * Activations are fp16, weights E2M1 as fp16; each block of 32 inputs is summed alone and then scaled, so that every E8M0
  * scale is exact. An output depends on its own row only: the order of its sum is fixed. */
 #pragma once
@@ -8,13 +8,14 @@
 #include "arch/cuda/ring.cuh"
 
 /* A stage of the ring is a span: CU_MX_SPAN units of an item. */
-template <int SPLIT> struct mx_stream {
-    static constexpr uint32_t STEP = CU_MX_WARPS / SPLIT;
+template <int TEAM> struct mx_stream {
+    static constexpr uint32_t STEP = CU_MX_WARPS / TEAM;
     nib_gpu_ptr weights;
     const struct cu_group *groups; /* in shared memory */
     uint64_t bytes;                 /* of a matrix */
     const uint8_t *from;            /* next span to ask for */
     uint32_t tiles, units, u0, per; /* this warp's units of an item: u0 .. u0 + per - 1 */
+    uint32_t middle;                /* units of the first of its two shares */
     uint32_t item, last, unit;      /* of the next span */
     warp_ring<CU_MX_RING, CU_MX_STAGE> ring;
 
@@ -26,10 +27,12 @@ template <int SPLIT> struct mx_stream {
 
     __device__ __forceinline__ void open(uint32_t first, uint32_t end)
     {
-        const uint32_t part = threadIdx.x / 32 % SPLIT, spans = CU_DIV_UP(units, CU_MX_SPAN);
-        u0 = spans * part / SPLIT * CU_MX_SPAN;
-        per = min(spans * (part + 1) / SPLIT * CU_MX_SPAN, units) - u0;
-        item = first + threadIdx.x / 32 / SPLIT;
+        const uint32_t share = threadIdx.x / 32 % TEAM * 2, spans = CU_DIV_UP(units, CU_MX_SPAN);
+        static_assert(TEAM * 2 == CU_MX_SPLIT, "two shares a warp");
+        u0 = spans * share / CU_MX_SPLIT * CU_MX_SPAN;
+        middle = spans * (share + 1) / CU_MX_SPLIT * CU_MX_SPAN - u0;
+        per = min(spans * (share + 2) / CU_MX_SPLIT * CU_MX_SPAN, units) - u0;
+        item = first + threadIdx.x / 32 / TEAM;
         last = per ? end : 0;
         unit = 0;
         if (item < last)
@@ -143,61 +146,85 @@ __device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, mx_lane<NT, 
     }
 }
 
-/* Adds the sums of the SPLIT warps that share an item, in order; true for the first of them, which gets them all. `turn` counts
- * the calls: places are used in turns, and a barrier says that a place is full, another that it is read, so that the others may be two
- * calls ahead of the first. */
-template <int SPLIT> __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, float acc[4])
+/* Adds the sums of the TEAM warps that share an item, `first` and `acc` of each warp's two shares, in order; true for the first warp,
+ * which gets them all in acc. `turn` counts the calls: places are used in turns, and a barrier says that a place is full, another that
+ * it is read, so that the others may be two calls ahead of the first. FEW: odd columns are empty. */
+template <bool FEW, int TEAM>
+__device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, const float first[4], float acc[4])
 {
-    static_assert(CU_MX_WARPS / SPLIT * 4 < 16, "four barriers of each warps that share");
-    const uint32_t warp = threadIdx.x / 32, part = warp % SPLIT, full = 1 + warp / SPLIT * 4 + (turn & 1), read = full + 2;
-    float4 *mine = sums + ((turn & 1) * CU_MX_WARPS + warp) * 32 + threadIdx.x % 32;
+    static_assert(CU_MX_WARPS / TEAM * 4 < 16, "four barriers of each warps that share");
+    static_assert(FEW || CU_MX_LEFT == 2 * 512, "room for all columns");
+    constexpr uint32_t LEFT = CU_MX_LEFT / 16;
+    const uint32_t warp = threadIdx.x / 32, part = warp % TEAM, full = 1 + warp / TEAM * 4 + (turn & 1), read = full + 2;
+    float4 *mine = sums + ((turn & 1) * CU_MX_WARPS + warp) * LEFT + threadIdx.x % 32;
     if (part != 0) {
         if (turn >= 2)
-            asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(SPLIT * 32) : "memory");
-        *mine = make_float4(acc[0], acc[1], acc[2], acc[3]);
-        asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(SPLIT * 32) : "memory");
+            asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
+        if (FEW) {
+            *mine = make_float4(first[0], acc[0], first[2], acc[2]);
+        } else {
+            mine[0] = make_float4(first[0], first[1], first[2], first[3]);
+            mine[32] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+        }
+        asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(TEAM * 32) : "memory");
         return false;
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(SPLIT * 32) : "memory");
 #pragma unroll
-    for (int p = 1; p < SPLIT; p++) {
-        const float4 v = mine[p * 32];
-        acc[0] += v.x;
-        acc[1] += v.y;
-        acc[2] += v.z;
-        acc[3] += v.w;
+    for (int i = 0; i < 4; i++)
+        acc[i] = first[i] + acc[i];
+    asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(TEAM * 32) : "memory");
+#pragma unroll
+    for (int p = 1; p < TEAM; p++) {
+        const float4 v = mine[p * LEFT];
+        if (FEW) {
+            acc[0] = acc[0] + v.x + v.y;
+            acc[2] = acc[2] + v.z + v.w;
+        } else {
+            const float4 w = mine[p * LEFT + 32];
+            acc[0] = acc[0] + v.x + w.x;
+            acc[1] = acc[1] + v.y + w.y;
+            acc[2] = acc[2] + v.z + w.z;
+            acc[3] = acc[3] + v.w + w.w;
+        }
     }
-    asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(SPLIT * 32) : "memory");
+    asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
     return true;
 }
 
-/* One item: this warp's share of the products of `tile` with the rows of `group`, which lie at `acts`. */
-template <int NT, bool FEW, int SPLIT, class Done>
-__device__ __forceinline__ void mx_item(mx_stream<SPLIT> &s, const gemv_shared &sh, uint32_t acts_at, uint32_t &turn,
+/* One item: this warp's shares of the products of `tile` with the rows of `group`, which lie at `acts`. */
+template <int NT, bool FEW, int TEAM, class Done>
+__device__ __forceinline__ void mx_item(mx_stream<TEAM> &s, const gemv_shared &sh, uint32_t acts_at, uint32_t &turn,
                                         const struct cu_group &group, uint32_t tile, uint32_t zeros, const Done &done)
 {
     constexpr int AT_ONCE = NT == 1 ? CU_MX_SPAN : 1; /* units: registers */
     const float2 bias = done.bias(group.expert, tile);
     mx_lane<NT, FEW> acts(acts_at, sh.stride, s.u0, group.count, zeros);
-    float acc[NT][4];
+    float first[NT][4], acc[NT][4];
 #pragma unroll
     for (int n = 0; n < NT; n++)
-        acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-    uint32_t u = 0;
-    for (; u + CU_MX_SPAN <= s.per; u += CU_MX_SPAN) {
+        for (int i = 0; i < 4; i++)
+            first[n][i] = acc[n][i] = 0;
+    for (uint32_t u = 0; u < s.per; u += CU_MX_SPAN) {
         const uint32_t span = s.pop();
+        if (u == s.middle)
 #pragma unroll
-        for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
-            mx_units<NT, FEW, AT_ONCE>(span, i, acts, acc);
-    }
-    if (u < s.per) {
-        const uint32_t span = s.pop();
-        for (uint32_t i = 0; u + i < s.per; i++)
-            mx_units<NT, FEW, 1>(span, i, acts, acc);
+            for (int n = 0; n < NT; n++)
+                for (int i = 0; i < 4; i++) {
+                    first[n][i] = acc[n][i];
+                    acc[n][i] = 0;
+                }
+        if (u + CU_MX_SPAN <= s.per) {
+#pragma unroll
+            for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
+                mx_units<NT, FEW, AT_ONCE>(span, i, acts, acc);
+        } else {
+            for (uint32_t i = 0; u + i < s.per; i++)
+                mx_units<NT, FEW, 1>(span, i, acts, acc);
+        }
     }
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-        if (!mx_gather<SPLIT>(sh.sums, turn++, acc[n]))
+        if (!mx_gather<FEW, TEAM>(sh.sums, turn++, first[n], acc[n]))
             continue;
         if (FEW)
             mx_spread(acc[n]);
@@ -253,8 +280,8 @@ __device__ __forceinline__ bool mx_acts(const gemv_shared &sh, const uint8_t *co
 }
 
 /* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. */
-template <int SPLIT, class From, class Done>
-__device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared &sh, const struct cu_group *groups,
+template <int TEAM, class From, class Done>
+__device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared &sh, const struct cu_group *groups,
                                           uint32_t first, uint32_t last, uint32_t k, const mx_guess &guess,
                                           From from, const Done &done)
 {
@@ -263,7 +290,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared
     if (threadIdx.x == 0)
         zeros = make_uint4(0, 0, 0, 0);
     const uint32_t room = min((dynamic_shared_bytes() - (sh.acts - smem_at(gemv_dynamic))) / sh.stride, (uint32_t)CU_MX_ROWS_MAX);
-    uint32_t item = first + threadIdx.x / 32 / SPLIT, turn = 0, phase = 0;
+    uint32_t item = first + threadIdx.x / 32 / TEAM, turn = 0, phase = 0;
     for (uint32_t g0 = first / s.tiles; g0 * s.tiles < last;) {
         uint32_t g1 = g0, rows = 0;
         do { /* the threads below the group's count look where its rows lie */
@@ -283,12 +310,14 @@ __device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared
                 acts += groups[at_group++].count * sh.stride;
             const struct cu_group group = groups[at_group];
             const uint32_t tile = item - at_group * s.tiles;
-            if (group.count <= 4)
-                mx_item<1, true, SPLIT>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
-            else if (CU_GEMV_ROWS <= 8 || group.count <= 8)
-                mx_item<1, false, SPLIT>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
-            else
-                mx_item<2, false, SPLIT>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+            if (CU_GEMV_ROWS <= 4 || group.count <= 4)
+                mx_item<1, true, TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+            else if constexpr (CU_GEMV_ROWS > 4) {
+                if (group.count <= 8)
+                    mx_item<1, false, TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+                else
+                    mx_item<2, false, TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+            }
         }
         __syncthreads();
         g0 = g1;
@@ -297,7 +326,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<SPLIT> &s, const gemv_shared
 
 /* from(place): its row of activations; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this
  * one began when the routing was done, so that weights are asked for while it still runs. */
-template <int SPLIT, bool EARLY, class From, class Done>
+template <int TEAM, bool EARLY, class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
                                          const uint8_t *likely, From from, const Done &done)
 {
@@ -317,7 +346,7 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
         room = cu_mx_room(CU_GEMV_ROWS, k);
     sh.sums = (float4 *)gemv_dynamic;
     sh.acts = smem_at(gemv_dynamic) + room.acts_at;
-    mx_stream<SPLIT> s;
+    mx_stream<TEAM> s;
     s.weights = w;
     s.groups = groups;
     s.tiles = cu_tiles(n);
@@ -345,6 +374,6 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     s.open(first, last);
     if (EARLY)
         overlap_wait();
-    mx_phases<SPLIT>(s, sh, groups, first, last, k, guess, from, done);
+    mx_phases<TEAM>(s, sh, groups, first, last, k, guess, from, done);
     s.ring.close();
 }

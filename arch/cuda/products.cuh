@@ -62,7 +62,7 @@ KERNEL(head_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t *rows = route_array(m, 3);
-    moe_gemv<CU_MX_SPLIT, false>(
+    moe_gemv<CU_MX_TEAM, false>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
         [&](uint32_t place) { return acts_row(m, rows[place]); },
         done_up(m, layer));
@@ -71,7 +71,7 @@ KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
 KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t inner = m->intermediate;
-    moe_gemv<CU_MX_SPLIT, true>(
+    moe_gemv<CU_MX_TEAM, true>(
         m, m->layer[layer].down, m->hidden, inner, NULL,
         [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }

@@ -116,20 +116,34 @@ __device__ __noinline__ void token_route()
     }
 }
 
-/* Half `half` of an expert's stage. */
-__device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu_token_stage &s, uint32_t half,
-                                                uint32_t acts, token_sums &to)
+/* Half `half` of an expert's stage, of `units` in all; its sums go to `leaves` of the tile. */
+__device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu_token_stage &s, uint32_t half, uint32_t units,
+                                                uint32_t acts, token_sums *leaves)
 {
-    const uint32_t u0 = half ? s.middle : s.u0, end = half ? s.u0 + s.units : s.middle;
-    piece_keep(to, mx_piece(s.to + (u0 - s.u0) * CU_MX_BYTES, end - u0, acts + u0 * CU_MX_UNIT * 2));
+    static_assert(CU_MX_SPLIT == 2 * CU_TOKEN_PIECES && CU_TOKEN_LEAVES == CU_MX_SPLIT - 1, "two shares a piece");
+    const uint32_t piece = s.part * 2 + half, share = 2 * piece, u0 = cu_mx_first(units, share, CU_MX_SPLIT),
+                   middle = cu_mx_first(units, share + 1, CU_MX_SPLIT), end = cu_mx_first(units, share + 2, CU_MX_SPLIT),
+                   stage = s.to + (u0 - s.u0) * CU_MX_BYTES;
+    const float2 first = mx_piece(stage, middle - u0, acts + u0 * CU_MX_UNIT * 2);
+    const float2 last = mx_piece(stage + (middle - u0) * CU_MX_BYTES, end - middle, acts + middle * CU_MX_UNIT * 2);
     stage_free<1>(number);
+    if (piece == 0) {
+        piece_keep(leaves[0], make_float2(first.x + last.x, first.y + last.y));
+    } else {
+        piece_keep(leaves[share - 1], first);
+        piece_keep(leaves[share], last);
+    }
 }
 
-__device__ __forceinline__ float four_sum(const token_sums *sums, uint32_t row)
+/* `sum` and N leaves behind it. */
+template <int N> __device__ __forceinline__ float leaves_sum(float sum, const token_sums *leaves, uint32_t row)
 {
-    return sums[0][row] + sums[1][row] + sums[2][row] + sums[3][row];
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        sum += leaves[i][row];
+    return sum;
 }
-static_assert(CU_MX_SPLIT == 4, "four_sum");
+#define LEAVES_HALF 3 /* of them are of the first half of the inputs */
 
 /* The first of pieces [0, n) that is this warp's, when `before` pieces were dealt out; one in CU_TOKEN_WARPS is. */
 __device__ __forceinline__ uint32_t first_piece(uint32_t before)
@@ -141,21 +155,21 @@ __device__ __forceinline__ uint32_t first_piece(uint32_t before)
 __device__ __noinline__ void token_up(uint32_t choice, uint32_t before)
 {
     const token_at b(CU_TOKEN_UP);
-    const uint32_t inner = room().m.intermediate;
+    const uint32_t inner = room().m.intermediate, units = cu_mx_units(room().m.hidden);
     const uint32_t list0 = room().chosen[0][choice], count = 2 * (room().chosen[0][choice + 1] - list0), acts = smem_at(room().acts);
     const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
     for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
         const uint32_t item = (list0 + j / 2) / 2;
         const struct cu_token_stage s = room().list[CU_TOKEN_UP][list0 + j / 2];
-        token_sums *sums = room().up_sums + item * CU_MX_SPLIT;
+        token_sums *sums = behind_ring().up_sums + item * CU_TOKEN_LEAVES;
         const uint32_t element = s.tile * 8 + lane % 8;
         stage_wait(b.stage + s.order);
-        expert_multiply(b.stage + s.order, s, j % 2, acts, sums[s.part * 2 + j % 2]);
-        if (!tile_last(&room().up_count[item], CU_MX_SPLIT))
+        expert_multiply(b.stage + s.order, s, j % 2, units, acts, sums);
+        if (!tile_last(&room().up_count[item], CU_TOKEN_PIECES))
             continue;
         (void)bar_wait(&room().bias_bar[1], b.layer & 1);
         const uint32_t pair = room().up_bias[item][lane % 8];
-        const float gate = four_sum(sums, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
+        const float gate = leaves_sum<CU_TOKEN_LEAVES - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
         const float a =
             swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
         const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
@@ -178,11 +192,11 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
     }
 #pragma unroll
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        const token_sums *of = sums + c * CU_MX_SPLIT;
+        const token_sums *of = sums + c * CU_TOKEN_LEAVES;
         if (first <= 2 * c && 2 * c < end)
-            open = of[0][row] + of[1][row];
+            open = leaves_sum<LEAVES_HALF - 1>(of[0][row], of + 1, row);
         if (first <= 2 * c + 1 && 2 * c + 1 < end) {
-            const float y = mx_finish(open + of[2][row] + of[3][row]) + wide16(bias[c][row]);
+            const float y = mx_finish(leaves_sum<CU_TOKEN_LEAVES - LEAVES_HALF>(open, of + LEAVES_HALF, row)) + wide16(bias[c][row]);
             sum = __fmaf_rn(room().weight[c], y, sum);
         }
     }
@@ -199,13 +213,13 @@ __device__ __noinline__ void token_down(uint32_t choice, uint32_t before)
     share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
     const uint32_t tile0 = share.lo / share.per, lane = threadIdx.x % 32, row = lane % CU_TILE;
     const uint32_t list0 = room().chosen[1][choice], count = 2 * (room().chosen[1][choice + 1] - list0);
-    const uint32_t gated = smem_at(room().gated) + choice * cu_mx_units(m->intermediate) * CU_MX_UNIT * 2;
+    const uint32_t units = cu_mx_units(m->intermediate), gated = smem_at(room().gated) + choice * units * CU_MX_UNIT * 2;
     (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
     for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][list0 + j / 2];
-        token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
+        token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_TOKEN_LEAVES;
         stage_wait(b.stage + s.order);
-        expert_multiply(b.stage + s.order, s, j % 2, gated, sums[choice * CU_MX_SPLIT + s.part * 2 + j % 2]);
+        expert_multiply(b.stage + s.order, s, j % 2, units, gated, sums + choice * CU_TOKEN_LEAVES);
         const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
         if (!tile_last(&room().count[s.tile - tile0], 2 * (end - first)))
             continue;
@@ -319,7 +333,7 @@ template <class Form> __device__ __forceinline__ void prepare_lists(const struct
     if (own == ~0u)
         return;
     struct cu_token_stage s = cu_token_find_chosen(op, m, blocks, block, own_choice, own);
-    s.order = (uint8_t)(order + own);
+    s.order = (uint16_t)(order + own);
     room().list[op][i] = s;
 }
 
@@ -329,7 +343,7 @@ template <class Form> __device__ __forceinline__ void token_prepare(const struct
     const uint32_t tid = threadIdx.x;
     if (tid == CU_TOKEN_FEEDER)
         bars_open();
-    if (tid < CU_TOKEN_PARTS)
+    if (tid < CU_TOKEN_TILES)
         room().count[tid] = room().up_count[tid] = 0;
     if (tid < NIB_MAX_EXPERTS_USED) /* to be read by who waits in vain */
         room().expert[tid] = 0;
@@ -337,7 +351,7 @@ template <class Form> __device__ __forceinline__ void token_prepare(const struct
         room().packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
         const uint32_t end = smem_at(&room().m.layer[m->layers]);
         room().ring = (end + 127) / 128 * 128;
-        room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - TOKEN_SLACK - room().ring;
+        room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - sizeof(token_behind) - room().ring;
         room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS,
                              cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x).lo / (2 * NIB_MAX_EXPERTS_USED)) *
                          CU_TILE;

@@ -1,8 +1,8 @@
 /* arch/sm90/token.h: how the fused decode kernel (arch/sm90/token.cuh) shares a layer's weights among its blocks, and what
  * the blocks hand to each other. C, also for the row's table and tests. Pure; any thread; cannot fail.
  *
- * A stage is what one bulk copy brings: one share of the inputs of a tile of 16 output rows, of an expert two. A share is
- * multiplied by one warp. The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, moe_gemv.cuh),
+ * A stage is what one bulk copy brings: one share of the inputs of a tile of 16 output rows, multiplied by one warp; of an expert
+ * four, two by a warp (a piece). The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, moe_gemv.cuh),
  * and sums are added in the same order, so that both ways give the same bits. Each block takes an even, contiguous range of
  * an op's stages; a tile may be cut once, between two blocks. */
 #ifndef NIB_ARCH_SM90_TOKEN_H
@@ -31,13 +31,21 @@
 
 /* Largest model and grid. Hidden: one float4 a thread of a block of CU_ROW_THREADS. */
 #define CU_TOKEN_HIDDEN  3072
-#define CU_TOKEN_INNER   3072
+#define CU_TOKEN_INNER   2880
 #define CU_TOKEN_Q       4096
 #define CU_TOKEN_QKV_DIM 5120
 #define CU_TOKEN_BLOCKS  256
 #define CU_TOKEN_LIST    32 /* stages of an op that a block has */
 #define CU_TOKEN_ASKS    96 /* stages of a layer that a block has */
-#define CU_TOKEN_PARTS   64 /* sums of 16 rows that a block holds of one op */
+#define CU_TOKEN_TILES   16 /* tiles of up, and four times those of down, that a block has a part of */
+#define CU_TOKEN_DENSE   8  /* the same of QKV and OUT */
+#define CU_TOKEN_PARTS   84 /* sums of 16 rows that a block holds of one op: 3 tiles of down */
+#define CU_TOKEN_UP_SUMS 91 /* the same of up: 13 tiles */
+
+/* A warp multiplies a quarter of the inputs of an expert's tile, two shares. It leaves their two sums, of the first quarter one: the
+ * shares are added in order. */
+#define CU_TOKEN_PIECES 4
+#define CU_TOKEN_LEAVES 7
 
 #define CU_TOKEN_ROUTE_PARTS (CU_ROUTE_THREADS / 32) /* its warps share the inputs */
 
@@ -104,7 +112,8 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
     if (blocks == 0)
         return 0;
     const uint32_t most = CU_DIV_UP(qkv * CU_GEMV_WARPS, blocks) + 1, experts = (CU_DIV_UP(up, blocks) + 1) * 2;
-    const uint32_t down_sums = m->experts_used * CU_MX_SPLIT;
+    const uint32_t per = 2 * m->experts_used,
+                   down = (CU_DIV_UP(out * per, blocks) + per - 2) / per + 1; /* tiles of down */
     const int fits =
         m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER && m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q &&
         m->heads == m->kv_heads * NIB_GQA_GROUP && qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
@@ -114,9 +123,10 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
         most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) + CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) +
                 experts + CU_DIV_UP(out * 2 * m->experts_used, blocks) + 3 <=
             CU_TOKEN_ASKS &&
-        (CU_DIV_UP(qkv, blocks) + 2) * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
-        (CU_DIV_UP(out, blocks) + 2) * (down_sums > CU_OUT_WARPS ? down_sums : CU_OUT_WARPS) <= CU_TOKEN_PARTS &&
-        (CU_DIV_UP(up, blocks) + 1) * CU_MX_SPLIT <= CU_TOKEN_PARTS;
+        CU_DIV_UP(qkv, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
+        CU_DIV_UP(out, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_OUT_WARPS <= CU_TOKEN_PARTS &&
+        down <= CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED && down * m->experts_used * CU_TOKEN_LEAVES <= CU_TOKEN_PARTS &&
+        CU_DIV_UP(up, blocks) <= CU_TOKEN_TILES && CU_DIV_UP(up, blocks) * CU_TOKEN_LEAVES <= CU_TOKEN_UP_SUMS;
     return fits ? blocks : 0;
 }
 
@@ -124,13 +134,13 @@ enum cu_token_op { CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER, CU_TOKEN_UP, CU_
 
 /* A stage of an op, the same in every layer. */
 struct cu_token_stage {
-    uint32_t offset;           /* bytes from the matrix' first */
-    uint16_t tile;             /* of the matrix */
-    uint8_t part;              /* which of the tile's stages; experts: which half of the inputs */
-    uint8_t choice;            /* experts: whose */
-    uint8_t u0, middle, units; /* inputs: first unit, experts: first of the second half, number */
-    uint8_t order;             /* experts: when it is asked for, up and down counted together */
-    uint32_t to;               /* shared address in the ring */
+    uint32_t offset;   /* bytes from the matrix' first */
+    uint16_t tile;     /* of the matrix */
+    uint8_t part;      /* which of the tile's stages; experts: which half of the inputs */
+    uint8_t choice;    /* experts: whose */
+    uint8_t u0, units; /* inputs: first unit, number */
+    uint16_t order;    /* experts: when it is asked for, up and down counted together */
+    uint32_t to;       /* shared address in the ring */
 };
 
 /* What a block does of an op that cuts tiles. */
@@ -185,7 +195,6 @@ NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, 
                                          (uint8_t)part,
                                          0,
                                          (uint8_t)u0,
-                                         0,
                                          (uint8_t)(end - u0),
                                          0,
                                          0};
@@ -195,15 +204,12 @@ NIB_BOTH struct cu_token_stage cu_token_dense_stage(uint32_t s, uint32_t parts, 
 /* A half of the inputs of an expert's tile. */
 NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t tile, uint32_t choice, uint32_t half, uint32_t units)
 {
-    const uint32_t u0 = cu_mx_first(units, 2 * half, CU_MX_SPLIT),
-                   middle = cu_mx_first(units, 2 * half + 1, CU_MX_SPLIT);
-    const uint32_t end = cu_mx_first(units, 2 * half + 2, CU_MX_SPLIT);
+    const uint32_t u0 = cu_mx_first(units, half, 2), end = cu_mx_first(units, half + 1, 2);
     const struct cu_token_stage stage = {(tile * units + u0) * CU_MX_BYTES,
                                          (uint16_t)tile,
                                          (uint8_t)half,
                                          (uint8_t)choice,
                                          (uint8_t)u0,
-                                         (uint8_t)middle,
                                          (uint8_t)(end - u0),
                                          0,
                                          0};

@@ -58,7 +58,7 @@ __device__ __forceinline__ void feed_biases(uint32_t layer)
     const uint32_t lane = threadIdx.x % 32, of = lane % 16, c = of % NIB_MAX_EXPERTS_USED;
     const struct cu_share share = room().share[CU_TOKEN_DOWN];
     const uint32_t per = 2 * NIB_MAX_EXPERTS_USED, t = of / NIB_MAX_EXPERTS_USED, tile = share.lo / per + t;
-    static_assert(CU_TOKEN_PARTS / CU_MX_SPLIT == 16, "half a warp");
+    static_assert(CU_TOKEN_TILES == 16, "half a warp");
     if (lane < 16 && 2 * of < room().listed[CU_TOKEN_UP]) {
         const struct cu_token_stage s = room().list[CU_TOKEN_UP][2 * of];
         const nib_gpu_ptr from = m.layer[layer].up_bias + ((uint64_t)room().expert[s.choice] * m.intermediate + s.tile * 8) * 4;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void feed_dense_biases(uint32_t layer)
     const uint32_t per = out ? CU_OUT_WARPS : CU_GEMV_WARPS;
     const struct cu_share share = room().share[out ? CU_TOKEN_OUT : CU_TOKEN_QKV];
     const uint32_t tile = share.lo / per + t;
-    static_assert(CU_TOKEN_PARTS / CU_OUT_WARPS == 8, "half a warp");
+    static_assert(CU_TOKEN_DENSE == 8, "half a warp");
     if (tile * per < share.hi)
         bias_copy(room().dense_bias[out][t] + half * 8,
                   out ? l.out_bias + (tile * CU_TILE + half * 8) * 2

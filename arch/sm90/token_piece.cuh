@@ -73,7 +73,7 @@ template <class Form> __device__ __forceinline__ float2 dense_piece(uint32_t sta
         unit[0].multiply(acc);
         stage += 2 * Form::unit_bytes;
         acts += 2 * 64;
-        unit[0].load(stage, acts, there); /* behind the last: not used (TOKEN_SLACK) */
+        unit[0].load(stage, acts, there); /* behind the last: not used (token_behind) */
         unit[1].multiply(acc);
     }
     if (u < units)
@@ -125,7 +125,7 @@ __device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t units, uint3
         stage += 2 * CU_MX_BYTES;
         scales += 2 * CU_MX_BYTES;
         acts += 2 * 128;
-        mx_load(stage, scales, acts, there, in[0]); /* behind the last: not used (TOKEN_SLACK) */
+        mx_load(stage, scales, acts, there, in[0]); /* behind the last: not used (token_behind) */
         mx_multiply(in[1], acc);
     }
     if (u < units)

@@ -18,7 +18,6 @@ struct token_attn_room {
 };
 
 #define TOKEN_OWN (8 * CU_TILE)
-#define TOKEN_SLACK CU_DENSE_BYTES /* behind the ring: an expert's unit is read that does not count */
 
 /* A stage as it is asked for. */
 struct __align__(16) token_ask {
@@ -40,17 +39,17 @@ struct token_room {
         struct {
             uint4 acts_x[CU_TOKEN_HIDDEN * 2 / 16];
             /* of the chosen experts, behind x, by tile of the block */
-            uint32_t up_bias[CU_TOKEN_PARTS / CU_MX_SPLIT][CU_TILE / 2]; /* pairs */
-            uint16_t down_bias[CU_TOKEN_PARTS / (NIB_MAX_EXPERTS_USED * CU_MX_SPLIT)][NIB_MAX_EXPERTS_USED][CU_TILE];
+            uint32_t up_bias[CU_TOKEN_TILES][CU_TILE / 2]; /* pairs */
+            uint16_t down_bias[CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED][NIB_MAX_EXPERTS_USED][CU_TILE];
         };
     };
-    token_sums sums[CU_TOKEN_PARTS], up_sums[CU_TOKEN_PARTS];
-    uint32_t count[CU_TOKEN_PARTS], up_count[CU_TOKEN_PARTS]; /* pieces of a tile that have left their sums */
+    token_sums sums[CU_TOKEN_PARTS];
+    uint32_t count[CU_TOKEN_TILES], up_count[CU_TOKEN_TILES]; /* pieces of a tile that have left their sums */
     uint64_t gated_bar[NIB_MAX_EXPERTS_USED];                 /* a choice's activations are there */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
     /* by tile of the block, bf16 */
-    __align__(16) uint16_t dense_bias[2][CU_TOKEN_PARTS / CU_OUT_WARPS][CU_TILE]; /* QKV, OUT */
+    __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */
     struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order: `asks` of them */
     uint32_t asks;
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
@@ -79,6 +78,17 @@ extern __shared__ uint4 token_dynamic[];
 __device__ __forceinline__ token_room &room()
 {
     return *(token_room *)token_dynamic;
+}
+
+/* Behind the ring: sums of up. A unit that does not count may be read here. */
+struct token_behind {
+    token_sums up_sums[CU_TOKEN_UP_SUMS];
+};
+static_assert(sizeof(struct token_behind) % 16 == 0 && sizeof(struct token_behind) >= CU_DENSE_BYTES, "behind the ring");
+
+__device__ __forceinline__ token_behind &behind_ring()
+{
+    return *(token_behind *)((uint8_t *)token_dynamic + CU_TOKEN_SHARED - sizeof(token_behind));
 }
 
 __device__ __forceinline__ uint64_t token_now()
