@@ -3,6 +3,9 @@
  * Softmax over the scores q.k / 8 and the head's sink, whose probability is dropped (gpt-oss model card); base 2 inside. */
 #pragma once
 #include "arch/cuda/kv8.cuh"
+#if NIB_SM >= 90
+#include "arch/sm90/batch_acts.cuh"
+#endif
 
 #define ATTN_SCALE (0.125f * 1.44269504088896f)
 #define LOG2E      1.44269504088896f
@@ -403,6 +406,16 @@ __device__ __forceinline__ float attn_alone(float most, float sum, float o, floa
     return scale * o / (keep + scale * sum);
 }
 
+/* Output i of a decode row, to where each of the output projections reads it. */
+__device__ __forceinline__ void attn_put(const struct nib_gpu_machine *m, uint32_t row, uint32_t i, float value)
+{
+    const __nv_bfloat16 v = __float2bfloat16(value);
+    ((__nv_bfloat16 *)acts_row(m, row))[i] = v;
+#if NIB_SM >= 90
+    batch_acts_put(m, row, i, v);
+#endif
+}
+
 #define ATTN_OUTPUTS (NIB_GQA_GROUP * NIB_HEAD_DIM / CU_ATTN_THREADS) /* of a thread */
 
 /* Grid: x KV heads, y splits (a block takes y, y + gridDim.y, ...), z decode rows.
@@ -441,7 +454,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     attn_query(at<const __nv_bfloat16>(m->q) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
     if (key0 < end)
         span.ask_last(key0, ahead, sh.v[warp]);
-    __nv_bfloat16 *out = (__nv_bfloat16 *)acts_row(m, row) + kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM;
+    auto put = [&](uint32_t i, float value) { attn_put(m, row, kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i, value); };
     for (uint32_t split = blockIdx.y; split < splits; split += gridDim.y) {
         attn_state st;
         attn_clear(st, -1e30f, -1e30f);
@@ -464,7 +477,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
             float most, all, o;
             attn_merge_warps(sh, h, d, &most, &all, &o);
             if (splits == 1) {
-                out[i] = __float2bfloat16(attn_alone(most, all, o, sinks[k]));
+                put(i, attn_alone(most, all, o, sinks[k]));
                 continue;
             }
             float *part = attn_part(m, row, head, split);
@@ -491,8 +504,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
 #pragma unroll
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
         const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS;
-        out[i] = __float2bfloat16(
-            attn_finish(m, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM, splits, sinks[k]));
+        put(i, attn_finish(m, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM, splits, sinks[k]));
     }
     if (threadIdx.x == 0)
         *arrived = 0;

@@ -29,12 +29,13 @@ static uint64_t route_bytes(uint32_t rows, uint32_t experts)
 
 static uint64_t scratch_bytes(const struct nib_shape *shape, uint32_t slots, uint32_t rows)
 {
-    (void)shape;
     (void)slots;
     (void)rows;
 #if NIB_SM >= 90
-    return sizeof(struct cu_scratch) + sizeof(struct cu_token);
+    return cu_batch_acts_at() +
+           cu_batch_acts_bytes(shape->hidden > nib_q_dim(shape) ? shape->hidden : nib_q_dim(shape));
 #else
+    (void)shape;
     return sizeof(struct cu_scratch);
 #endif
 }

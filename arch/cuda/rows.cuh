@@ -1,11 +1,31 @@
 /* arch/cuda/rows.cuh: a block a row of the step: embedding, the sum of experts, and the norm that the next op reads. */
 #pragma once
 #include "arch/cuda/base.cuh"
+#if NIB_SM >= 90
+#include "arch/sm90/batch_acts.cuh"
+#endif
+
+#define ROW_NOWHERE (~0u)
+
+/* The row's place among the activations of sm_90's products of many rows (arch/sm90/batch_dense.h), or ROW_NOWHERE. By the whole block. */
+__device__ __forceinline__ uint32_t row_place(const struct nib_gpu_step *step, uint32_t row, bool last_layer)
+{
+    __shared__ uint32_t place;
+    if (NIB_SM < 90 || !last_layer)
+        return NIB_SM >= 90 && row < min(step->decode_count, (uint32_t)NIB_MAX_SLOTS) ? row : ROW_NOWHERE;
+    if (threadIdx.x == 0)
+        place = ROW_NOWHERE;
+    __syncthreads();
+    if (threadIdx.x < min(step->want_count, (uint32_t)NIB_MAX_SLOTS) && step->want[threadIdx.x] == row)
+        place = threadIdx.x;
+    __syncthreads();
+    return place;
+}
 
 /* acts = bf16(x / sqrt(mean(x^2) + 1e-5) * w); thread i of the block's THREADS holds x[4 (i + THREADS p) ..] in v[p]. The order
- * of the sum is that of a block of CU_ROW_THREADS, of which a thread here stands for some: the same for every row. */
+ * of the sum is that of a block of CU_ROW_THREADS, of which a thread here stands for some: the same for every row. place: as row_place has it. */
 template <uint32_t THREADS, uint32_t PARTS>
-__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, nib_gpu_ptr w, const float4 v[PARTS])
+__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, uint32_t place, nib_gpu_ptr w, const float4 v[PARTS])
 {
     constexpr uint32_t STANDS = CU_ROW_THREADS / THREADS;
     __shared__ float sums[CU_ROW_THREADS / 32];
@@ -31,9 +51,14 @@ __device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32
         if (i * 4 >= hidden)
             continue;
         const uint2 g = weight[i];
-        to[i] = make_uint2(
+        const uint2 y = make_uint2(
             pack_bf16(v[p].x * scale * __uint_as_float(g.x << 16), v[p].y * scale * __uint_as_float(g.x & 0xffff0000u)),
             pack_bf16(v[p].z * scale * __uint_as_float(g.y << 16), v[p].w * scale * __uint_as_float(g.y & 0xffff0000u)));
+        to[i] = y;
+#if NIB_SM >= 90
+        if (place != ROW_NOWHERE)
+            batch_acts_put(m, place, i * 2, y);
+#endif
     }
 }
 
@@ -85,12 +110,12 @@ KERNEL(embed, CU_ROW_THREADS, 1)
         v[p] = bf16_four(from[i]);
         x[i] = v[p];
     }
-    norm_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, row, m->layer[0].attn_norm, v);
+    norm_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, row, row_place(step, row, false), m->layer[0].attn_norm, v);
 }
 
 /* A block of THREADS a row, which PARTS parts hold. */
 template <uint32_t THREADS, uint32_t PARTS>
-__device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib_gpu_ptr norm)
+__device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib_gpu_ptr norm, bool last_layer)
 {
     const uint32_t row = blockIdx.x, hidden = m->hidden, used = m->experts_used;
     float weight[NIB_MAX_EXPERTS_USED];
@@ -101,8 +126,10 @@ __device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib
         weight[c] = __uint_as_float(route_array(m, 1)[i]);
         down[c] = at<const float4>(m->down, (uint64_t)route_array(m, 2)[i] * hidden * 4);
     }
-    if (row >= step_of(m)->rows_count)
+    const struct nib_gpu_step *step = step_of(m);
+    if (row >= step->rows_count)
         return;
+    const uint32_t place = row_place(step, row, last_layer);
     float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
     float4 v[PARTS], y[PARTS][NIB_MAX_EXPERTS_USED];
 #pragma unroll
@@ -135,18 +162,19 @@ __device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib
         v[p].w += sum.w;
         x[i] = v[p];
     }
-    norm_row<THREADS, PARTS>(m, row, norm, v);
+    norm_row<THREADS, PARTS>(m, row, place, norm, v);
 }
 
 /* Many rows whose parts fit in CU_MANY_PARTS come in smaller blocks: more of them on a multiprocessor. */
 KERNEL(combine, CU_ROW_THREADS, 1)
 {
-    const nib_gpu_ptr norm = layer + 1 < m->layers ? m->layer[layer + 1].attn_norm : m->final_norm;
+    const bool last = layer + 1 == m->layers;
+    const nib_gpu_ptr norm = last ? m->final_norm : m->layer[layer + 1].attn_norm;
     overlap_next();
     prefetch(norm, m->hidden * 2);
     overlap_wait();
     if (blockDim.x == CU_ROW_THREADS)
-        combine_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, norm);
+        combine_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, norm, last);
     else
-        combine_row<CU_MANY_THREADS, CU_MANY_PARTS>(m, norm);
+        combine_row<CU_MANY_THREADS, CU_MANY_PARTS>(m, norm, last);
 }

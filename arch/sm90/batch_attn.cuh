@@ -549,7 +549,6 @@ __device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, bat
         const uint32_t run = place.run(), splits = place.of.splits;
         const float sink = bf16_at(m->layer[view.layer].sinks, head) * LOG2E;
         float *parts = attn_part(m, row, head, 0), *part = parts + place.split * CU_ATTN_PART;
-        __nv_bfloat16 *to = (__nv_bfloat16 *)acts_row(m, row) + head * NIB_HEAD_DIM;
         batch_attn_out out(sink);
         batch_attn_eight e;
         for (uint32_t i = 0; i < run; i += ATTN_FOLD) {
@@ -584,8 +583,8 @@ __device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, bat
         }
 #pragma unroll
         for (uint32_t i = 0; i < batch_attn_lane::DIMS; i++)
-            to[my.dim(i)] =
-                __float2bfloat16(splits > 1 ? out.all[i].value() : attn_alone(e.max[0], e.sum[0], e.o[i][0], sink));
+            attn_put(m, row, head * NIB_HEAD_DIM + my.dim(i),
+                     splits > 1 ? out.all[i].value() : attn_alone(e.max[0], e.sum[0], e.o[i][0], sink));
     }
 }
 

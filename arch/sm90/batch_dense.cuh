@@ -60,7 +60,7 @@ __device__ __forceinline__ void batch_products(uint32_t weights, uint32_t first,
     for (uint32_t k = 0; k < COUNT; k++)
 #pragma unroll
         for (uint32_t i = 0; i < Shape::each; i++)
-            wgmma(wgmma_bf16(), acc[i], a[k][i], rows + k * 2);
+            wgmma(wgmma_bf16(), acc[i], a[k][i], rows + Shape::further(k));
     wgmma_commit();
     wgmma_wait<0>();
 #pragma unroll
@@ -81,18 +81,18 @@ __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t unit
     for (uint32_t left = units; left > 0; left -= min(left, (uint32_t)CU_BATCH_UNITS)) {
         ring.wait_full();
         const uint32_t weights = ring.weights_at();
-        const uint64_t rows = wgmma_tokens(ring.acts_at());
+        const uint64_t rows = wgmma_tokens64(ring.acts_at());
         if (Shape::each * N < 128 && left > 1) { /* registers for all fragments */
             batch_products<Shape, N, 4>(weights, 0, rows, acc);
         } else if (Shape::groups > 2) { /* registers for one */
 #pragma unroll
             for (uint32_t k = 0; k < 2 * CU_BATCH_UNITS; k++)
                 if (k < 2 || left > 1)
-                    batch_products<Shape, N, 1>(weights + k / 2 * Shape::Form::unit_bytes, k % 2, rows + k * 2, acc);
+                    batch_products<Shape, N, 1>(weights + k / 2 * Shape::Form::unit_bytes, k % 2, rows + Shape::further(k), acc);
         } else {
             batch_products<Shape, N, 2>(weights, 0, rows, acc);
             if (left > 1)
-                batch_products<Shape, N, 2>(weights + Shape::Form::unit_bytes, 0, rows + 4, acc);
+                batch_products<Shape, N, 2>(weights + Shape::Form::unit_bytes, 0, rows + Shape::further(2), acc);
         }
         ring.leave();
     }
@@ -279,13 +279,11 @@ __device__ __forceinline__ void batch_take(batch_ring<Shape> &ring, uint32_t all
     }
 }
 
-/* y = x W^T. count(): rows; row(i): where the activations of one begin, in bytes from m->acts. After the op before has ended. Every thread of the
- * grid calls it once. */
-template <class Shape, class Count, class Row, class Done>
-__device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_gpu_ptr weights, uint32_t n, uint32_t k, Count count, Row row,
+/* y = x W^T. count(): rows, after the op before has ended. Every thread of the grid calls it once. */
+template <class Shape, class Count, class Done>
+__device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_gpu_ptr weights, uint32_t n, uint32_t k, Count count,
                                           const Done &done)
 {
-    uint32_t *rows_at = batch_room()->rows_at;
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     batch_ring<Shape> ring;
     ring.open(batch_dense_dynamic);
@@ -310,35 +308,26 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     else
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-    if (warp == BATCH_ACTS_WARPS) {
+    if (warp == BATCH_WEIGHTS_WARP)
         batch_weights(ring, weights, tiles, units, learn);
-    } else {
-        const uint32_t all = learn();
-        for (uint32_t i = threadIdx.x; i < all; i += BATCH_ACTS_WARPS * 32)
-            rows_at[i] = row(i);
-        asm volatile("bar.sync 2, %0;" ::"n"(BATCH_ACTS_WARPS * 32) : "memory");
-        batch_bring(ring, at<const uint8_t>(m->acts), warp, tiles, units, all);
-    }
+    else if (warp == BATCH_ACTS_WARP)
+        batch_bring(ring, batch_acts(m), tiles, units, learn());
 }
 
 template <class Shape> __device__ __forceinline__ void qkv_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct nib_gpu_step *step = step_of(m);
     const batch_qkv_done done = {m, step->rows, layer};
-    const uint32_t stride = acts_stride16(m) * 16;
     batch_run<Shape>(
-        m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, [&] { return step->decode_count; },
-        [&](uint32_t r) { return r * stride; }, done);
+        m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, [&] { return step->decode_count; }, done);
 }
 
 template <class Form, uint32_t ROWS> __device__ __forceinline__ void out_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
 {
     typedef batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS> shape;
     const batch_out_done done = {m, layer};
-    const uint32_t stride = acts_stride16(m) * 16;
     batch_run<shape>(
-        m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
-        [&](uint32_t r) { return r * stride; }, done);
+        m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; }, done);
 }
 
 template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
@@ -361,10 +350,8 @@ template <class Shape> __device__ __forceinline__ void head_batch_run(const stru
 {
     const struct nib_gpu_step *step = step_of(m);
     const batch_head_done done = {m};
-    const uint32_t stride = acts_stride16(m) * 16;
     batch_run<Shape>(
-        m, m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
-        [&](uint32_t r) { return min((uint32_t)step->want[r], m->step_rows_max - 1) * stride; }, done);
+        m, m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; }, done);
 }
 
 /* How many rows there are says how a block's registers are used. */

@@ -3,10 +3,10 @@
 #ifndef NIB_ARCH_SM90_BATCH_DENSE_H
 #define NIB_ARCH_SM90_BATCH_DENSE_H
 
-#include "arch/cuda/layout.h"
+#include "arch/sm90/token.h"
 
-#define CU_BATCH_UNITS 2   /* of inputs in a stage, at most */
-#define CU_BATCH_LINE  128 /* bytes of a stage's activations of a row */
+#define CU_BATCH_UNITS 2  /* of inputs in a stage, at most */
+#define CU_BATCH_LINE  64 /* bytes of a unit's activations of a row */
 
 /* qkv and out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, tiles of each, rows at a time. */
 #define CU_BATCH_QKV_PARTS 2
@@ -36,5 +36,24 @@
 #define CU_BATCH_ROOM   (224u * 1024) /* of a ring, at most; a block has 227 KB */
 #define CU_BATCH_SHARED (CU_BATCH_ROOM + 1024)
 #define CU_BATCH_LESS   (CU_BATCH_ROOM - 2048) /* tells a kernel that the bucket has few rows */
+
+/* Activations as these products read them, beside those of `acts`: [unit of 32 inputs][place][64 bytes]. Chunk w of 16 bytes has words (two inputs
+ * each) w, w + 4, w + 8 and w + 12 of the unit, and lies at w ^ place / 2 % 4, where wgmma looks for it (64-byte swizzle). The place is the decode row's number;
+ * after the last layer the row's number among those that want logits. In `scratch`, behind struct cu_token. */
+NIB_BOTH uint64_t cu_batch_acts_at(void)
+{
+    return cu_up(sizeof(struct cu_scratch) + sizeof(struct cu_token), 1024);
+}
+
+NIB_BOTH uint64_t cu_batch_acts_bytes(uint32_t k)
+{
+    return (uint64_t)CU_DIV_UP(k, CU_DENSE_UNIT) * NIB_MAX_SLOTS * CU_BATCH_LINE;
+}
+
+/* Where a word lies. */
+NIB_BOTH uint32_t cu_batch_acts_word(uint32_t place, uint32_t word)
+{
+    return (word / 16 * NIB_MAX_SLOTS + place) * CU_BATCH_LINE + ((word ^ place / 2) % 4) * 16 + word % 16 / 4 * 4;
+}
 
 #endif

@@ -1,17 +1,15 @@
 /* arch/sm90/batch_dense_ring.cuh: the ring of stages of a batched dense product, and the warps that fill it. A stage is up to 64 inputs of one
- * share (arch/cuda/gemv.cuh) of `tiles` weight tiles and of up to `tokens` rows. One warp asks for weights by bulk copies. Three bring activations: copied
- * as they lie (cp.async), and when they have come, brought into the order in which products read them, in place: a warp has whole lines of 4 rows, a lane its
- * own 16 bytes (arch/sm90/prompt_ring.cuh).
+ * share (arch/cuda/gemv.cuh) of `tiles` weight tiles and of up to `tokens` rows. Both come by bulk copies: one warp asks for weights, one for activations, which lie
+ * as products read them (arch/sm90/batch_dense.h).
  *
- * An mbarrier `full` a stage counts the bytes of weights, the thread that asked for them and the warps that brought activations; `empty`
- * the warps that have read it. */
+ * An mbarrier `full` a stage counts the bytes and the two threads that asked for them; `empty` the warps that have read it. */
 #pragma once
 #include "arch/cuda/weights.cuh"
-#include "arch/sm90/batch_dense.h"
+#include "arch/sm90/batch_acts.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
-#define BATCH_ACTS_WARPS 3
-#define BATCH_ACTS_AHEAD 3 /* stages of activations on their way */
+#define BATCH_ACTS_WARP    0 /* of the warpgroup that brings */
+#define BATCH_WEIGHTS_WARP 3
 
 /* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. */
 template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false>
@@ -20,7 +18,7 @@ struct batch_shape {
     typedef FORM Form;
     static constexpr uint32_t groups = GROUPS, wide = WIDE, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
     static constexpr uint32_t tiles = GROUPS * WIDE * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
-    static constexpr uint32_t weights_bytes = tiles * tile_bytes, acts_bytes = TOKENS * CU_BATCH_LINE;
+    static constexpr uint32_t weights_bytes = tiles * tile_bytes, unit_acts = TOKENS * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
     static constexpr uint32_t room = TOKENS > CU_BATCH_FEW || PARTS == 1 ? CU_BATCH_ROOM : CU_BATCH_LESS - 1024;
     static constexpr uint32_t stages = room / (weights_bytes + acts_bytes);
     static constexpr uint32_t held = PARTS == 1 ? 2 : SHARES / PARTS; /* sums that a warp has at a time; a cluster's blocks but the first hand over so many */
@@ -30,6 +28,12 @@ struct batch_shape {
     __host__ __device__ __forceinline__ static constexpr uint32_t share(uint32_t rank)
     {
         return (SHARES * rank + PARTS - 1) / PARTS;
+    }
+
+    /* The k-th 16 inputs of a stage's activations, in a descriptor. */
+    __host__ __device__ __forceinline__ static constexpr uint32_t further(uint32_t k)
+    {
+        return (k / 2 * unit_acts >> 4) + k % 2 * 2;
     }
 
     /* First unit of a share. */
@@ -44,8 +48,7 @@ struct batch_shape {
 /* What a block has beside the ring. */
 struct batch_static {
     uint64_t full[BATCH_STAGES_MAX], empty[BATCH_STAGES_MAX];
-    uint4 kept[12][2];               /* a warp's, what it needs again when an item is done */
-    uint32_t rows_at[NIB_MAX_SLOTS]; /* where the activations of each row begin, in bytes from m->acts */
+    uint4 kept[12][2]; /* a warp's, what it needs again when an item is done */
 };
 
 __device__ __forceinline__ batch_static *batch_room()
@@ -75,7 +78,7 @@ template <class Shape> struct batch_ring {
         acts = (smem_at(dynamic) + 1023) & ~1023u;
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(1 + BATCH_ACTS_WARPS) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(2) : "memory");
                 asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty()), "n"(Shape::groups * 4) : "memory");
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -103,11 +106,9 @@ template <class Shape> struct batch_ring {
         }
     }
 
-    /* As prompt_ring has it: the readers fence. */
     __device__ __forceinline__ void wait_full() const
     {
         prompt_ring<prompt_mx>::wait(full(), parity);
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
 
     __device__ __forceinline__ void wait_empty() const
@@ -218,6 +219,14 @@ template <class Shape> __device__ __forceinline__ uint32_t batch_early(uint32_t 
     return all;
 }
 
+/* By the warps that fill the ring: it is used to add up. */
+template <class Shape> __device__ __forceinline__ void batch_added()
+{
+    cluster_sync();
+    cluster_sync();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /* `have` units of the tiles from tile0 on, from unit u on, to the ring's next stage. All lanes of a warp, which asks for copies as one. */
 template <class Shape>
 __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t *w, uint32_t all_tiles, uint32_t units, uint32_t tile0,
@@ -257,100 +266,43 @@ __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_p
     while (work.next(item)) {
         while (stages.next(u, have))
             batch_ask(ring, w, all_tiles, units, item.tile0, u, have, policy);
-        if (Shape::parts > 1) { /* the ring is used to add up */
-            cluster_sync();
-            cluster_sync();
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        }
+        if (Shape::parts > 1)
+            batch_added<Shape>();
         stages.open(units);
     }
 }
 
-/* The warps that bring activations. */
-template <class Shape> struct batch_acts {
-    static_assert(BATCH_ACTS_AHEAD < Shape::stages && BATCH_ACTS_AHEAD < 4, "a stage is handed over before its place is needed");
-
-    const uint8_t *acts;
-    uint32_t warp, from, to; /* bytes: of a lane's 16 in a row, and where its line of stmatrix lies, in 4 rows */
-    uint32_t groups;         /* of 4 rows, in the stages on their way, the newest in the lowest byte */
-    uint32_t waiting;        /* stages on their way */
-    batch_ring<Shape> come;  /* the first of them */
-
-    __device__ __forceinline__ batch_acts(const batch_ring<Shape> &ring, const uint8_t *all, uint32_t which) : acts(all), warp(which), come(ring)
-    {
-        const uint32_t lane = threadIdx.x % 32;
-        from = lane % 8 * 16;
-        to = lane % 8 / 2 * 128 + (lane % 2 * 4 + lane / 8) * 16;
-        groups = waiting = 0;
-    }
-
-    __device__ __forceinline__ void ask(batch_ring<Shape> &ring, const batch_item &item, uint32_t u, uint32_t have)
-    {
-        const uint32_t lane = threadIdx.x % 32, all = CU_DIV_UP(item.rows, 4), *rows_at = batch_room()->rows_at + item.first;
-        const bool there = lane % 8 < have * 4;
-        const uint8_t *now = acts + u * (CU_DENSE_UNIT * 2) + (there ? from : 0);
-        ring.wait_empty();
-        const uint32_t stage = ring.acts_at() + lane * 16;
-#pragma unroll 2
-        for (uint32_t g = warp; g < all; g += BATCH_ACTS_WARPS)
-            copy16(stage + g * 4 * CU_BATCH_LINE, now + rows_at[min(g * 4 + lane / 8, item.rows - 1)], there);
-        copy_commit();
-        ring.next();
-        groups = groups << 8 | all;
-        waiting++;
-    }
-
-    /* The first stage on its way has come: word w of lanes 4i .. 4i + 3, which have 32 inputs of a row, becomes chunk w of them. */
-    __device__ __forceinline__ void hand_over()
-    {
-        const uint32_t all = groups >> 8 * (waiting - 1) & 0xff, stage = come.acts_at(), lane = threadIdx.x % 32;
-#pragma unroll 2
-        for (uint32_t g = warp; g < all; g += BATCH_ACTS_WARPS) {
-            const uint32_t at = stage + g * 4 * CU_BATCH_LINE;
-            const uint4 v = lds16(at + lane * 16);
-            /* the line's place in 8: the upper 4 rows of them have bit 2 set */
-            asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                             at + (to ^ (lane % 8 / 2 + g % 2 * 4) * 16)),
-                         "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                         : "memory");
-        }
-        prompt_ring<prompt_mx>::arrive(come.full());
-        come.next();
-        waiting--;
-    }
-};
-
-/* rows_at of the block: where each row's begin, in bytes from `acts`. */
+/* The warp that asks for activations, `all` of them, of `count` rows. */
 template <class Shape>
-__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t warp, uint32_t all_tiles, uint32_t units,
-                                            uint32_t count)
+__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t all_tiles, uint32_t units, uint32_t count)
 {
-    batch_acts<Shape> acts(ring, all, warp);
     batch_work<Shape> work;
     batch_stages<Shape> stages;
     batch_item item;
     uint32_t u, have;
+    asm volatile("fence.proxy.async.global;" ::: "memory"); /* the op before wrote them */
     work.open(count, all_tiles);
     if (work.end == 0) /* what was asked for early comes without rows */
         for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
             prompt_ring<prompt_mx>::arrive(ring.full());
     while (work.next(item)) {
+        const uint32_t bytes = item.rows * CU_BATCH_LINE;
         stages.open(units);
         while (stages.next(u, have)) {
-            acts.ask(ring, item, u, have);
-            if (acts.waiting > BATCH_ACTS_AHEAD) {
-                copy_wait<BATCH_ACTS_AHEAD>();
-                acts.hand_over();
+            const uint8_t *from = all + (u * NIB_MAX_SLOTS + item.first) * CU_BATCH_LINE;
+            ring.wait_empty();
+            __syncwarp();
+            if (elect_one()) {
+                bulk_expect(ring.full(), have * bytes);
+#pragma unroll
+                for (uint32_t i = 0; i < CU_BATCH_UNITS; i++)
+                    if (i < have)
+                        copy_bulk(ring.acts_at() + i * Shape::unit_acts, from + i * NIB_MAX_SLOTS * CU_BATCH_LINE, bytes, ring.full());
             }
+            __syncwarp();
+            ring.next();
         }
-        if (Shape::parts > 1 || work.now >= work.end) {
-            copy_wait<0>();
-            while (acts.waiting)
-                acts.hand_over();
-        }
-        if (Shape::parts > 1) {
-            cluster_sync();
-            cluster_sync();
-        }
+        if (Shape::parts > 1)
+            batch_added<Shape>();
     }
 }

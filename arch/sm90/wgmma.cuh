@@ -37,6 +37,12 @@ __device__ __forceinline__ uint64_t wgmma_tokens(uint32_t shared)
     return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 16 | (shared & 0x3ffff) >> 4;
 }
 
+/* The same of 32 inputs in 64 bytes a token, chunks xor-ed by token / 2 % 4: 512 bytes between groups. */
+__device__ __forceinline__ uint64_t wgmma_tokens64(uint32_t shared)
+{
+    return (uint64_t)2 << 62 | (uint64_t)(512 >> 4) << 32 | (uint64_t)1 << 16 | (shared & 0x3ffff) >> 4;
+}
+
 // clang-format off
 #define WGMMA_T0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define WGMMA_T1 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
