@@ -56,31 +56,35 @@ static bool rested(const struct nib_pace *pace, uint32_t prompts)
 uint32_t nib_pace_rows(struct nib_pace *pace, const struct nib_pace_ask *ask)
 {
     struct nib_pace_level *level = level_of(pace, ask->decode_rows);
+    pace->turn = false;
     if (!level->measuring && (level->idle_us == 0 || level->since_idle >= MEASURE_EVERY)) {
         level->measuring = true;
         return 0;
     }
-    if (level->rows != 0) {
-        const uint32_t fit = (uint32_t)nib_min_u64(level->rows, ask->fit_max);
-        return fit > ask->finish_rows ? fit : ask->finish_rows;
+    if (level->rows == 0) {
+        if (!rested(pace, ask->prompts))
+            return ask->finish_rows;
+        pace->turn = ++pace->turns % TRY_EVERY != 0;
+        if (pace->turn)
+            return ask->turn_max;
+        level->rows = pace->rows_min;
+        rest(pace);
     }
-    if (!rested(pace, ask->prompts))
-        return ask->finish_rows;
-    if (++pace->turns % TRY_EVERY != 0)
-        return ask->turn_max;
-    level->rows = pace->rows_min;
-    rest(pace);
-    return (uint32_t)nib_min_u64(level->rows, ask->fit_max);
+    if (ask->finish_rows == 0)
+        return (uint32_t)nib_min_u64(level->rows, ask->fit_max);
+    const uint32_t finish = ask->finish_rows + level->rows / 2;
+    return (uint32_t)nib_min_u64(finish > level->rows ? finish : level->rows, ask->fit_max);
 }
 
-void nib_pace_begun(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows)
+bool nib_pace_begun(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows)
 {
-    if (decode_rows == 0)
-        return;
-    if (prompt_rows > level_of(pace, decode_rows)->rows)
+    const bool turn = pace->turn && prompt_rows != 0;
+    pace->turn = false;
+    if (turn)
         rest(pace);
-    else if (pace->since_long < NIB_PACE_TURN)
+    else if (decode_rows != 0 && pace->since_long < NIB_PACE_TURN)
         pace->since_long++;
+    return turn;
 }
 
 static uint32_t bounded_us(uint64_t step_us)
@@ -116,15 +120,15 @@ static void fits(const struct nib_pace *pace, struct nib_pace_level *level, uint
         (uint32_t)nib_min_u64(easily ? 2 * prompt_rows : prompt_rows + prompt_rows / 16 + 1, pace->step_rows_max);
 }
 
-void nib_pace_took(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows, uint64_t step_us)
+void nib_pace_took(struct nib_pace *pace, const struct nib_pace_step *step)
 {
-    if (decode_rows == 0)
+    if (step->decode_rows == 0)
         return;
-    struct nib_pace_level *level = level_of(pace, decode_rows);
-    const uint32_t took_us = bounded_us(step_us);
+    struct nib_pace_level *level = level_of(pace, step->decode_rows);
+    const uint32_t took_us = bounded_us(step->us), prompt_rows = step->prompt_rows;
     pace->rest_us += took_us;
     if (prompt_rows == 0) {
-        level->idle_us = nib_pace_average(level->idle_us, step_us);
+        level->idle_us = nib_pace_average(level->idle_us, step->us);
         level->since_idle = 0;
         level->measuring = false;
         return;
@@ -133,7 +137,7 @@ void nib_pace_took(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_
     if (level->idle_us == 0)
         return;
     const uint64_t more_us = took_us > level->idle_us ? took_us - level->idle_us : 0;
-    if (prompt_rows > level->rows) { /* a long turn, or begun before rows fell */
+    if (step->turn) {
         pace->turn_us = more_us;
         pace->rest_us = 0;
     }

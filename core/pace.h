@@ -10,8 +10,9 @@
  * steps, so that fewer than one gap in a hundred is long, or of NIB_PACE_REST times the turn's time if that is less, so
  * that one prompt has a thirteenth of the time at least. With more prompts the rest is shorter, by their number.
  *
- * The bound is for long prompts. One that a step can finish is finished, whatever fits: waiting would cost its first token more
- * than the others' next, and where answers are many, few rows in every step are the slowest way to read prompts.
+ * The bound is for long prompts. Short ones are finished, as many as a step holds, whatever fits: waiting would cost their first
+ * token more than the others' next, and where answers are many, few rows in every step are the slowest way to read prompts. Such a step
+ * is no long turn: those come as often as they would.
  *
  * Prompts never starve: of any NIB_PACE_TURN + NIB_PACE_LEVELS + 1 steps in which they may have rows one has. One thread. Cannot fail. */
 #ifndef NIB_CORE_PACE_H
@@ -43,6 +44,7 @@ struct nib_pace {
     uint32_t turns;      /* long ones */
     uint64_t rest_us;    /* since the last of them */
     uint64_t turn_us;    /* what its prompt rows took; 0: none was measured */
+    bool turn;           /* what was given last is a long turn */
     struct nib_pace_level levels[NIB_PACE_LEVELS];
 };
 
@@ -62,16 +64,22 @@ struct nib_pace_ask {
     uint32_t prompts;     /* that are fed, from 1 */
     uint32_t fit_max;     /* rows at most */
     uint32_t turn_max;    /* in a long turn */
-    uint32_t finish_rows; /* with which a short prompt is finished, at most fit_max; 0: there is none */
+    uint32_t finish_rows; /* with which short prompts are finished, at most fit_max; 0: there is none */
 };
 
-/* Prompt rows that the next step may have. */
+/* Prompt rows that the next step may have: those that fit, a long turn's, or those that finish short prompts and half of what fits. */
 uint32_t nib_pace_rows(struct nib_pace *pace, const struct nib_pace_ask *ask);
 
-/* A step was begun with so many rows. */
-void nib_pace_begun(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows);
+/* A step was begun with so many rows. Whether it is a long turn. */
+bool nib_pace_begun(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows);
 
-/* Such a step took so long. */
-void nib_pace_took(struct nib_pace *pace, uint32_t decode_rows, uint32_t prompt_rows, uint64_t step_us);
+/* What a step was begun with, and how long it took. */
+struct nib_pace_step {
+    uint32_t decode_rows, prompt_rows;
+    bool turn;
+    uint64_t us;
+};
+
+void nib_pace_took(struct nib_pace *pace, const struct nib_pace_step *step);
 
 #endif

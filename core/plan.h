@@ -131,7 +131,7 @@ struct nib_plan_request {
         memory_limit_bytes;    /* plan as if the memory were this small, the driver's part of a GPU's included; 0 = the
                                     profile's */
     uint32_t queue_max;        /* requests that wait; 0 = NIB_PLAN_QUEUE */
-    uint32_t prefill_rows_max; /* prompt rows of a step that also decodes; 0 = half of step_rows_max */
+    uint32_t prefill_rows_max; /* prompt rows of a step that also decodes; 0 = all, on a CPU half of step_rows_max */
     bool prefix_off;           /* every prompt is computed from its start: see core/prefix.h */
     bool prefix_shared;        /* one user's prompts may serve another's */
     uint32_t draft_tokens;     /* guessed tokens of one sequence in a step; 0 = none */

@@ -225,13 +225,14 @@ static struct nib_sched_config sched_config(const struct nib_plan_request *r, co
     uint64_t longest = nib_round_up(d->ctx_tokens, NIB_PROMPT_CHUNK_TOKENS);
     uint32_t queue = r->queue_max ? r->queue_max : NIB_PLAN_QUEUE;
     uint64_t prompt_tokens = (d->slots + 1ull) * longest + queue * nib_min_u64(longest, NIB_WAITING_PROMPT_TOKENS);
-    uint32_t half_step = d->step_rows_max > 1 ? d->step_rows_max / 2 : 1;
+    /* a GPU reads a whole step's prompt rows faster than two halves, and a CPU's step is long */
+    const uint32_t beside = plan->row->gpu || d->step_rows_max == 1 ? d->step_rows_max : d->step_rows_max / 2;
     return (struct nib_sched_config){
         .dims = *d,
         .vocab = plan->shape->vocab,
         .queue_max = queue,
         .prompt_tokens_max = (uint32_t)prompt_tokens,
-        .prefill_rows_max = r->prefill_rows_max ? r->prefill_rows_max : half_step,
+        .prefill_rows_max = r->prefill_rows_max ? r->prefill_rows_max : beside,
         .draft_tokens = r->draft_tokens,
         .prefix = prefix_config(r, plan->shape),
     };

@@ -18,7 +18,8 @@
  * Prompts: half of the prompt rows of a step go to the sequence admitted first, the rest to those
  * with the least left, so that a short prompt need not wait for a long one and the long one moves
  * on. Beside answers prompts have few rows, as core/pace.h says, unless more prompts are fed than answers go on:
- * then what most wait for goes first.
+ * then what most wait for goes first. Prompts that half a step finishes are finished there, and a longer one gives way to
+ * them but for an eighth, since their rows are what the answers wait for.
  *
  * A prompt that begins as one before it of the same owner did begins behind the pages which that one
  * computed (core/prefix.h), as far as they are known when it is admitted. Window pages are saved where

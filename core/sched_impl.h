@@ -61,6 +61,7 @@ struct sched_slot {
 struct sched_flight {
     uint64_t serial;
     uint32_t decode_rows, prompt_rows;
+    bool turn;   /* long: core/pace.h */
     bool drafts; /* some rows are guessed: nothing begins before its tokens are known */
     uint32_t count;
     uint16_t slot[NIB_MAX_SLOTS];   /* [count] row order */

@@ -96,41 +96,67 @@ static uint32_t pick_prefill(struct nib_sched *sched, const uint32_t *take, bool
     return best;
 }
 
-/* Prompt rows that this step may have, after its decode rows. Half of them are the oldest prompt's, so that twice what
- * is left of the shortest finishes it. */
-static uint32_t prefill_room(struct nib_sched *sched, uint32_t decode_rows)
+/* Prompt rows of a step, and how many of them the oldest prompt has before others have any. */
+struct deal {
+    uint32_t rows, oldest;
+};
+
+static struct deal half_to_oldest(uint32_t rows)
+{
+    return (struct deal){.rows = rows, .oldest = (rows + 1) / 2};
+}
+
+/* A prompt is short when half a step finishes it. */
+static uint32_t short_max(const struct nib_sched *sched)
+{
+    return (uint32_t)nib_min_u64(sched->config.prefill_rows_max, (sched->config.dims.step_rows_max + 1) / 2);
+}
+
+/* What core/pace.h is asked. Ret: rows that all short prompts need which do not wait. */
+static uint64_t count_prompts(struct nib_sched *sched, struct nib_pace_ask *ask)
+{
+    uint64_t rows = 0;
+    for (uint32_t at = 0; at < sched->config.dims.slots; at++) {
+        const uint32_t left = sched->slots[at].state == SLOT_RUNNING ? prompt_of(sched, at)->left : 0;
+        ask->prompts += left != 0;
+        if (left <= short_max(sched) && !sched->slots[at].waits)
+            rows += left;
+    }
+    return rows;
+}
+
+/* The prompt rows of this step, after its decode rows. A long prompt gives way to those that are finished, but for an eighth. */
+static struct deal prefill_room(struct nib_sched *sched, uint32_t decode_rows, uint32_t oldest)
 {
     const struct nib_sched_config *config = &sched->config;
     const uint32_t room = config->dims.step_rows_max - decode_rows;
     if (decode_rows == 0)
-        return room;
+        return half_to_oldest(room);
     struct nib_pace_ask ask = {
         .decode_rows = decode_rows, .fit_max = (uint32_t)nib_min_u64(room, config->prefill_rows_max), .turn_max = room};
-    uint32_t least = UINT32_MAX;
-    for (uint32_t at = 0; at < config->dims.slots; at++) {
-        const uint32_t left = sched->slots[at].state == SLOT_RUNNING ? prompt_of(sched, at)->left : 0;
-        if (left == 0)
-            continue;
-        ask.prompts++;
-        least = (uint32_t)nib_min_u64(least, left);
-    }
+    const uint64_t finish = count_prompts(sched, &ask);
     if (config->gap_percent == 0 || ask.prompts == 0 || ask.prompts > decode_rows || room == 0)
-        return ask.fit_max;
-    if (least <= config->prefill_rows_max)
-        ask.finish_rows = (uint32_t)nib_min_u64(ask.fit_max, 2ull * least);
-    return nib_pace_rows(&sched->pace, &ask);
+        return half_to_oldest(ask.fit_max);
+    const bool gives_way = finish != 0 && prompt_of(sched, oldest)->left > short_max(sched);
+    ask.finish_rows = (uint32_t)nib_min_u64(ask.fit_max, gives_way ? finish + finish / 7 + 1 : finish);
+    const uint32_t rows = nib_pace_rows(&sched->pace, &ask);
+    if (!gives_way || sched->pace.turn)
+        return half_to_oldest(rows);
+    const uint32_t eighth = (rows + 7) / 8, over = rows > finish ? rows - (uint32_t)finish : 0;
+    return (struct deal){.rows = rows, .oldest = over > eighth ? over : eighth};
 }
 
 static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, struct sched_flight *flight)
 {
     const struct nib_sched_config *config = &sched->config;
     flight->decode_rows = step->rows_count;
-    uint32_t room = prefill_room(sched, step->rows_count);
     uint32_t take[NIB_MAX_SLOTS] = {0};
-    uint32_t limit = (room + 1) / 2; /* the oldest has half; later turns are bounded by room alone */
     for (uint32_t at = 0; at < config->dims.slots; at++)
         sched->slots[at].waits = false;
-    nib_sched_wait(sched, pick_prefill(sched, take, true));
+    const uint32_t first = pick_prefill(sched, take, true);
+    nib_sched_wait(sched, first);
+    const struct deal deal = prefill_room(sched, step->rows_count, first);
+    uint32_t room = deal.rows;
     for (bool oldest = true; room > 0; oldest = false) {
         uint32_t at = pick_prefill(sched, take, oldest);
         if (at == SCHED_NONE)
@@ -138,7 +164,7 @@ static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, str
         if (!nib_sched_begin(sched, at, oldest, step))
             continue;
         uint32_t left = prompt_of(sched, at)->left - take[at];
-        uint32_t give = (uint32_t)nib_min_u64(left, oldest ? limit : room);
+        uint32_t give = (uint32_t)nib_min_u64(left, oldest ? deal.oldest : room);
         take[at] += give;
         room -= give;
     }
@@ -147,7 +173,7 @@ static void put_prefill_rows(struct nib_sched *sched, struct nib_step *step, str
             put_rows(sched, at, take[at], 0, step, flight);
     flight->prompt_rows = step->rows_count - flight->decode_rows;
     if (config->gap_percent != 0)
-        nib_pace_begun(&sched->pace, flight->decode_rows, flight->prompt_rows);
+        flight->turn = nib_pace_begun(&sched->pace, flight->decode_rows, flight->prompt_rows);
 }
 
 enum nib_err nib_sched_next_step(struct nib_sched *sched, uint64_t now_ms, struct nib_step *ret_step,
@@ -186,7 +212,10 @@ enum nib_err nib_sched_took(struct nib_sched *sched, uint64_t step_us)
         return NIB_E_STATE;
     const struct sched_flight *flight = &sched->flights[0];
     if (sched->config.gap_percent != 0)
-        nib_pace_took(&sched->pace, flight->decode_rows, flight->prompt_rows, step_us);
+        nib_pace_took(&sched->pace, &(struct nib_pace_step){.decode_rows = flight->decode_rows,
+                                                            .prompt_rows = flight->prompt_rows,
+                                                            .turn = flight->turn,
+                                                            .us = step_us});
     if (sched->config.draft_tokens != 0 && flight->decode_rows != 0 && flight->prompt_rows == 0)
         nib_draft_took(&sched->cost, flight->decode_rows, step_us);
     return NIB_OK;

@@ -33,12 +33,18 @@ static uint64_t cost_us(const struct cost *cost, uint32_t rows)
     return cost->idle_us + (rows ? cost->fixed_us + (uint64_t)cost->row_us * rows : 0);
 }
 
+static void took(uint32_t decode_rows, uint32_t prompt_rows, bool turn, uint64_t us)
+{
+    nib_pace_took(
+        &pace, &(struct nib_pace_step){.decode_rows = decode_rows, .prompt_rows = prompt_rows, .turn = turn, .us = us});
+}
+
 /* One step whose result comes before the next begins; its prompt rows. */
 static uint32_t one(const struct nib_pace_ask *a, const struct cost *cost)
 {
     const uint32_t rows = nib_pace_rows(&pace, a);
-    nib_pace_begun(&pace, a->decode_rows, rows);
-    nib_pace_took(&pace, a->decode_rows, rows, cost_us(cost, rows));
+    const bool turn = nib_pace_begun(&pace, a->decode_rows, rows);
+    took(a->decode_rows, rows, turn, cost_us(cost, rows));
     return rows;
 }
 
@@ -65,9 +71,9 @@ START_TEST(what_is_not_known_is_measured_first)
     nib_pace_init(&pace, 200, STEP_ROWS);
     const struct nib_pace_ask a = ask(5, 1);
     ck_assert_uint_eq(nib_pace_rows(&pace, &a), 0);
-    nib_pace_begun(&pace, 5, 0);
+    ck_assert(!nib_pace_begun(&pace, 5, 0));
     ck_assert_uint_eq(nib_pace_rows(&pace, &a), STEP_ROWS / NIB_PACE_SHARE); /* its result is not there yet */
-    nib_pace_took(&pace, 5, 0, 1000);
+    took(5, 0, false, 1000);
     const struct nib_pace_ask near = ask(6, 1), far = ask(7, 1);
     ck_assert_uint_gt(nib_pace_rows(&pace, &near), 0); /* of the same level */
     ck_assert_uint_eq(nib_pace_rows(&pace, &far), 0);
@@ -193,10 +199,33 @@ START_TEST(a_short_prompt_does_not_wait_for_the_rest)
     struct nib_pace_ask b = ask(64, 1);
     (void)run(50, &b, &cheap);
     ck_assert_uint_le(one(&b, &cheap), 500); /* what fits, and then more than that */
+    b.finish_rows = 700;
+    const uint32_t rows = one(&b, &cheap);
+    ck_assert_uint_ge(rows, 700 + 150); /* and half of what fits */
+    ck_assert_uint_lt(rows, b.fit_max);
     b.finish_rows = 1000;
-    ck_assert_uint_eq(one(&b, &cheap), 1000);
+    ck_assert_uint_eq(one(&b, &cheap), b.fit_max);
     b.finish_rows = 1;
     ck_assert_uint_ge(one(&b, &cheap), 300);
+}
+END_TEST
+
+/* Short prompts that come all the time hold no long one up, nor does it come more often for them. */
+START_TEST(finished_prompts_are_no_turns)
+{
+    const struct cost cost = {.idle_us = 3000, .fixed_us = 5000, .row_us = 11};
+    nib_pace_init(&pace, 200, STEP_ROWS);
+    struct nib_pace_ask a = ask(8, 1);
+    (void)run(20, &a, &cost);
+    for (uint32_t every = 7; every <= 70; every *= 3) {
+        uint32_t turns = 0;
+        for (uint32_t i = 0; i < 8000; i++) {
+            a.finish_rows = i % every == 0 ? 512 : 0;
+            turns += one(&a, &cost) == a.turn_max;
+        }
+        ck_assert_uint_ge(turns, 8000 / (NIB_PACE_TURN + 20));
+        ck_assert_uint_le(turns, 8000 / 40); /* steps that finish are rest, too, and a longer one */
+    }
 }
 END_TEST
 
@@ -218,8 +247,8 @@ START_TEST(one_slow_step_changes_little)
     const struct cost cost = {.idle_us = 12000, .fixed_us = 3000, .row_us = 20};
     const struct nib_pace_ask a = ask(64, 1);
     (void)run(200, &a, &cost);
-    nib_pace_took(&pace, 64, 0, 1u << 30);
-    nib_pace_took(&pace, 64, 200, UINT64_MAX);
+    took(64, 0, false, 1u << 30);
+    took(64, 200, false, UINT64_MAX);
     (void)run(500, &a, &cost);
     const struct seen seen = run(1000, &a, &cost);
     ck_assert_uint_eq(seen.over, 0);
@@ -243,8 +272,8 @@ START_TEST(steps_without_answers_say_nothing)
 {
     nib_pace_init(&pace, 200, STEP_ROWS);
     const struct nib_pace before = pace;
-    nib_pace_begun(&pace, 0, STEP_ROWS);
-    nib_pace_took(&pace, 0, STEP_ROWS, 66000);
+    ck_assert(!nib_pace_begun(&pace, 0, STEP_ROWS));
+    took(0, STEP_ROWS, false, 66000);
     ck_assert_mem_eq(&before, &pace, sizeof pace);
 }
 END_TEST
@@ -252,5 +281,5 @@ END_TEST
 NIB_SUITE(pace, what_is_not_known_is_measured_first, rows_that_fit_are_found, rows_never_pass_their_bounds,
           rows_follow_a_cost_that_changes, where_nothing_fits_prompts_take_long_turns,
           one_gap_in_a_hundred_is_long_at_most, long_turns_have_a_thirteenth_of_the_time, more_prompts_rest_less,
-          a_short_prompt_does_not_wait_for_the_rest, few_rows_are_tried_again, one_slow_step_changes_little,
-          a_ratio_of_one_leaves_only_turns, steps_without_answers_say_nothing)
+          a_short_prompt_does_not_wait_for_the_rest, finished_prompts_are_no_turns, few_rows_are_tried_again,
+          one_slow_step_changes_little, a_ratio_of_one_leaves_only_turns, steps_without_answers_say_nothing)

@@ -321,6 +321,32 @@ START_TEST(a_short_prompt_goes_between)
 }
 END_TEST
 
+/* Three answers, a long prompt, then two short ones: these are finished together, and the long one has an eighth. */
+START_TEST(short_prompts_are_finished_and_a_long_one_gives_way)
+{
+    open_sched(6, 192, 256, 1);
+    config.prefill_rows_max = 256;
+    config.gap_percent = 100; /* nothing fits beside an answer */
+    begin_sched();
+    for (uint32_t uid = 1; uid <= 3; uid++)
+        submit(uid, 10, 900);
+    timed();
+    submit(4, 3000, 900);
+    for (int i = 0; i < 10; i++)
+        timed();
+    ck_assert_uint_eq(step.rows_count, 3);
+    submit(1, 60, 900);
+    submit(2, 70, 900);
+    timed();
+    ck_assert_uint_eq(rows_of(4), 60);
+    ck_assert_uint_eq(rows_of(5), 70);
+    ck_assert_uint_eq(rows_of(3), 19);
+    ck_assert_uint_eq(step.rows_count, 152);
+    timed();
+    ck_assert_uint_eq(step.rows_count, 5);
+}
+END_TEST
+
 /* ---- order ---- */
 
 START_TEST(uids_take_turns)
@@ -978,10 +1004,10 @@ NIB_SUITE(sched, the_next_turn_feeds_what_is_new, window_pages_lie_where_prompts
           one_request_is_fed_and_decoded, a_step_ahead_feeds_back_and_drops_what_follows_a_stop,
           two_ahead_never_begin_a_token_past_the_length, decode_comes_first_and_prompts_keep_to_their_share,
           without_decode_prompts_fill_the_step, prompts_leave_answers_their_pace, what_most_wait_for_goes_first,
-          a_short_prompt_goes_between, uids_take_turns, a_newcomer_waits_one_turn_of_each_other_uid_at_most,
-          newcomers_cannot_starve_a_waiting_uid, a_big_request_is_overtaken_a_bounded_number_of_times,
-          cancel_takes_effect_at_the_next_step, cancel_at_every_token_of_every_slot,
-          a_deadline_ends_waiting_and_running_requests, failed_logits_end_their_request_only,
-          a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
+          a_short_prompt_goes_between, short_prompts_are_finished_and_a_long_one_gives_way, uids_take_turns,
+          a_newcomer_waits_one_turn_of_each_other_uid_at_most, newcomers_cannot_starve_a_waiting_uid,
+          a_big_request_is_overtaken_a_bounded_number_of_times, cancel_takes_effect_at_the_next_step,
+          cancel_at_every_token_of_every_slot, a_deadline_ends_waiting_and_running_requests,
+          failed_logits_end_their_request_only, a_lost_engine_fails_everything, draining_finishes_what_was_accepted,
           submit_names_what_is_wrong_and_changes_nothing, a_full_queue_and_full_prompt_memory_refuse,
           retry_follows_how_long_slots_are_held, a_config_out_of_range_is_refused, finish_reasons_have_names)
