@@ -69,7 +69,7 @@
 #ifndef CU_MX_RING
 #define CU_MX_RING 3
 #endif
-#define CU_MX_SHARED       (110u * 1024) /* of a block with few rows: two fit */
+#define CU_MX_SHARED       (106u * 1024) /* of a block with few rows: two fit */
 #define CU_MX_WIDE         (222u * 1024) /* of a block with more than 8 */
 #define CU_ROUTE_RING      12
 #define CU_ROUTE_RING_MANY 6
@@ -107,8 +107,9 @@
 #ifndef CU_MX_BLOCKS
 #define CU_MX_BLOCKS 2 /* of a multiprocessor */
 #endif
-#define CU_MX_STATIC   (6u * 1024) /* shared memory that a block declares: groups, barriers */
-#define CU_MX_SUMS     (2 * CU_MX_WARPS * CU_MX_LEFT)
+#define CU_MX_STATIC (6u * 1024) /* shared memory that a block declares: groups, barriers */
+#define CU_MX_SUMS                                                                                                     \
+    (2 * (CU_MX_WARPS / CU_MX_TEAM * (CU_MX_TEAM - 1)) * CU_MX_LEFT) /* all but the first of a team leave sums */
 #define CU_MX_SPLIT    8 /* shares of an item's inputs, each summed alone; then they are added in order */
 #define CU_MX_TEAM     4 /* warps that share an item, each two shares */
 #define CU_MX_LEFT     (CU_GEMV_ROWS > 4 ? 1024 : 512) /* bytes that a warp leaves of 8 rows: sums of 2 shares */

@@ -156,10 +156,11 @@ __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, const flo
     static_assert(FEW || CU_MX_LEFT == 2 * 512, "room for all columns");
     constexpr uint32_t LEFT = CU_MX_LEFT / 16;
     const uint32_t warp = threadIdx.x / 32, part = warp % TEAM, full = 1 + warp / TEAM * 4 + (turn & 1), read = full + 2;
-    float4 *mine = sums + ((turn & 1) * CU_MX_WARPS + warp) * LEFT + threadIdx.x % 32;
+    float4 *left = sums + ((turn & 1) * (CU_MX_WARPS / TEAM) + warp / TEAM) * (TEAM - 1) * LEFT + threadIdx.x % 32;
     if (part != 0) {
         if (turn >= 2)
             asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
+        float4 *mine = left + (part - 1) * LEFT;
         if (FEW) {
             *mine = make_float4(first[0], acc[0], first[2], acc[2]);
         } else {
@@ -175,12 +176,12 @@ __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, const flo
     asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(TEAM * 32) : "memory");
 #pragma unroll
     for (int p = 1; p < TEAM; p++) {
-        const float4 v = mine[p * LEFT];
+        const float4 v = left[(p - 1) * LEFT];
         if (FEW) {
             acc[0] = acc[0] + v.x + v.y;
             acc[2] = acc[2] + v.z + v.w;
         } else {
-            const float4 w = mine[p * LEFT + 32];
+            const float4 w = left[(p - 1) * LEFT + 32];
             acc[0] = acc[0] + v.x + w.x;
             acc[1] = acc[1] + v.y + w.y;
             acc[2] = acc[2] + v.z + w.z;
