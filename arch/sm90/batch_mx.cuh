@@ -1,5 +1,5 @@
 /* arch/sm90/batch_mx.cuh: expert products of many decode rows on Hopper (arch/sm90/BATCH.md). One block a multiprocessor: a warpgroup brings
- * stages, three multiply, each warp a weight tile of 16 output rows for all rows of a list.
+ * stages, three multiply, each warp one or two weight tiles of 16 output rows for all rows of a list: up to 16 by mma.sync, more by wgmma.
  *
  * Bits are those of arch/cuda/moe_gemv.cuh: each block of 32 inputs is summed alone, then scaled and added to the sum of its share of the inputs; the sums of
  * the CU_MX_SPLIT shares are added in order. */
@@ -12,8 +12,10 @@ extern __shared__ uint4 batch_mx_dynamic[];
 // clang-format off
 #define BATCH_MX_T4 "%0, %1, %2, %3"
 #define BATCH_MX_T8 BATCH_MX_T4 ", %4, %5, %6, %7"
-#define BATCH_MX_T16 BATCH_MX_T8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define BATCH_MX_T24 BATCH_MX_T16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define BATCH_MX_T12 BATCH_MX_T8 ", %8, %9, %10, %11"
+#define BATCH_MX_T16 BATCH_MX_T12 ", %12, %13, %14, %15"
+#define BATCH_MX_T20 BATCH_MX_T16 ", %16, %17, %18, %19"
+#define BATCH_MX_T24 BATCH_MX_T20 ", %20, %21, %22, %23"
 #define BATCH_MX_D4(o) "=f"(d[o]), "=f"(d[o + 1]), "=f"(d[o + 2]), "=f"(d[o + 3])
 #define BATCH_MX_D8(o) BATCH_MX_D4(o), BATCH_MX_D4(o + 4)
 #define BATCH_MX_WGMMA(n, d_text, a0_text, a1_text, ...)                                                            \
@@ -25,14 +27,14 @@ extern __shared__ uint4 batch_mx_dynamic[];
 // clang-format on
 
 /* d = a b over a block of 32 inputs, from zero. */
-__device__ __forceinline__ void batch_mx_products(float (&d)[4], const uint32_t a[2][4], uint64_t b)
+__device__ __forceinline__ void batch_mx_products(float (&d)[12], const uint32_t a[2][4], uint64_t b)
 {
-    BATCH_MX_WGMMA(8, BATCH_MX_T4, "{%4, %5, %6, %7}, %8", "{%9, %10, %11, %12}, %13", BATCH_MX_D4(0));
+    BATCH_MX_WGMMA(24, BATCH_MX_T12, "{%12, %13, %14, %15}, %16", "{%17, %18, %19, %20}, %21", BATCH_MX_D8(0), BATCH_MX_D4(8));
 }
 
-__device__ __forceinline__ void batch_mx_products(float (&d)[8], const uint32_t a[2][4], uint64_t b)
+__device__ __forceinline__ void batch_mx_products(float (&d)[20], const uint32_t a[2][4], uint64_t b)
 {
-    BATCH_MX_WGMMA(16, BATCH_MX_T8, "{%8, %9, %10, %11}, %12", "{%13, %14, %15, %16}, %17", BATCH_MX_D8(0));
+    BATCH_MX_WGMMA(40, BATCH_MX_T20, "{%20, %21, %22, %23}, %24", "{%25, %26, %27, %28}, %29", BATCH_MX_D8(0), BATCH_MX_D8(8), BATCH_MX_D4(16));
 }
 
 __device__ __forceinline__ void batch_mx_products(float (&d)[16], const uint32_t a[2][4], uint64_t b)
@@ -66,7 +68,7 @@ __device__ __forceinline__ void batch_mx_take(uint32_t unit, uint4 &codes, uint3
 template <int N, int TILES>
 __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, float (&acc)[TILES][N / 2])
 {
-    constexpr int LINES = N <= CU_BATCH_MX_FEW ? CU_BATCH_MX_FEW : CU_BATCH_MX_ROWS, BLOCKS = 2 * CU_MX_SPAN * TILES, D = N <= 16 ? CU_BATCH_MX_DEPTH : 2;
+    constexpr int LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS, BLOCKS = 2 * CU_MX_SPAN * TILES, D = CU_BATCH_MX_DEPTH;
     uint4 codes[TILES];
     uint32_t scales[TILES], a[D][2][4];
     float block[D][N / 2], scale[D][2];
@@ -93,6 +95,46 @@ __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, flo
 #pragma unroll
     for (int i = BLOCKS - D + 1; i < BLOCKS; i++)
         batch_mx_add(acc[i % TILES], block[i % D], scale[i % D]);
+}
+
+/* The same of up to CU_BATCH_MX_FEW rows, by mma.sync: a warp waits for no other. Lane l reads column l / 4 of each eight; chunks of odd rows lie with those of
+ * the two blocks exchanged (batch_mx_acts::ask). */
+template <int N, int TILES>
+__device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts, float (&acc)[TILES][N / 2])
+{
+    const uint32_t lane = threadIdx.x % 32, first = acts + lane / 4 * 128 + (lane / 4 % 2 * 4 + lane % 4) * 16, other = lane / 4 % 2 ? -64 : 64;
+#pragma unroll
+    for (int u = 0; u < CU_MX_SPAN; u++) {
+        uint4 codes[TILES], b[2][N / 8];
+        uint32_t scales[TILES];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + u * CU_MX_BYTES, codes[t], scales[t]);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            b[0][n] = lds16(first + u * CU_BATCH_MX_HALF * 128 + n * 1024);
+            b[1][n] = lds16(first + other + u * CU_BATCH_MX_HALF * 128 + n * 1024);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                uint32_t a[2][4];
+                float scale[2];
+                mx_fragment(half ? codes[t].z : codes[t].x, a[0]);
+                mx_fragment(half ? codes[t].w : codes[t].y, a[1]);
+                mx_scales(scales[t], half, scale);
+#pragma unroll
+                for (int n = 0; n < N / 8; n++) {
+                    float block[4];
+                    mma_fp16_zero(block, a[0], b[half][n].x, b[half][n].y);
+                    mma_fp16(block, a[1], b[half][n].z, b[half][n].w);
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        acc[t][4 * n + i] = __fmaf_rn(scale[i / 2], block[i], acc[t][4 * n + i]);
+                }
+            }
+    }
 }
 
 /* x / d, rounded as the operator does, for d of at least 1: what it does where neither is far from 1, without a branch. */
@@ -158,7 +200,7 @@ template <int N, int TILES, class Done>
 __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const batch_mx_item &item, uint32_t warp, uint32_t spans,
                                                   const Done &done)
 {
-    constexpr uint32_t LINES = N <= CU_BATCH_MX_FEW ? CU_BATCH_MX_FEW : CU_BATCH_MX_ROWS;
+    constexpr uint32_t LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS;
     float sum[TILES][N / 2];
     float2 bias[TILES]; /* read now, used at the end */
 #pragma unroll
@@ -177,8 +219,11 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const bat
 #pragma unroll 1
         for (; span < spans * part / CU_MX_SPLIT; span++) {
             ring.wait_full();
-            const uint32_t stage = ring.stage();
-            batch_mx_stage<N, TILES>(stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
+            const uint32_t stage = ring.stage(), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
+            if constexpr (N <= CU_BATCH_MX_FEW)
+                batch_mx_stage_few<N, TILES>(tile, stage, acc);
+            else
+                batch_mx_stage<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
             ring.leave();
         }
 #pragma unroll
@@ -194,13 +239,14 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const bat
     }
 }
 
-/* How many of its tiles a warpgroup has, 0 to 2, decides. */
+/* How many of its tiles a warpgroup has, 0 to 2, decides; for few rows, how many a warp has. */
 template <int N, class Done>
 __device__ __forceinline__ void batch_mx_one(batch_mx_ring &ring, const batch_mx_item &item, uint32_t warp, uint32_t spans, const Done &done)
 {
-    if (N <= CU_BATCH_MX_FEW && CU_BATCH_MX_READERS + warp / 4 * 4 < item.tiles) {
-        batch_mx_multiply<N <= CU_BATCH_MX_FEW ? N : 8, 2>(ring, item, warp, spans, done);
-    } else if (warp / 4 * 4 < item.tiles) {
+    const uint32_t first = N <= CU_BATCH_MX_FEW ? warp : warp / 4 * 4;
+    if (N <= CU_BATCH_MX_HALF && CU_BATCH_MX_READERS + first < item.tiles) {
+        batch_mx_multiply<N <= CU_BATCH_MX_HALF ? N : 8, 2>(ring, item, warp, spans, done);
+    } else if (first < item.tiles) {
         batch_mx_multiply<N, 1>(ring, item, warp, spans, done);
     } else {
         for (uint32_t span = 0; span < spans; span++) {
@@ -210,29 +256,39 @@ __device__ __forceinline__ void batch_mx_one(batch_mx_ring &ring, const batch_mx
     }
 }
 
-template <class From, class Done>
+/* EARLY: as in arch/cuda/moe_gemv.cuh; from() reads nothing. */
+template <bool EARLY, class From, class Done>
 __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *rows, From from,
                                          const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
     __shared__ batch_mx_bars bars;
+    __shared__ uint32_t bounds[2];
+    static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
     batch_mx_ring ring;
     ring.open(batch_mx_dynamic, bars);
-    overlap_wait();
+    if (!EARLY)
+        overlap_wait();
     overlap_next();
     const struct cu_route *route = route_head(m);
     const uint32_t lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
-#pragma unroll
-    for (uint32_t i = threadIdx.x; i < CU_GROUPS_MAX * (sizeof *groups / 4); i += CU_BATCH_MX_THREADS) /* those that are not there, too: no load waits */
-        ((uint32_t *)groups)[i] = __ldcg((const uint32_t *)route->group + i);
+    uint32_t cost = 0;
+    if (threadIdx.x < CU_GROUPS_MAX) { /* lists that are not there, too: no load waits */
+        const uint32_t *from = (const uint32_t *)(route->group + threadIdx.x);
+        const struct cu_group group = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
+        groups[threadIdx.x] = group;
+        cost = threadIdx.x < lists ? batch_mx_cost(group.count) : 0;
+    }
+    batch_mx_walk::deal(cost, cu_tiles(n), lists, bounds);
     __syncthreads();
-    batch_mx_walk walk;
-    walk.open(groups, lists, cu_tiles(n));
+    batch_mx_walk walk = {groups, cu_tiles(n), bounds[0], bounds[1]};
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        batch_mx_bring(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
+        batch_mx_bring<EARLY>(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+        if (EARLY)
+            overlap_wait();
         const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
         batch_mx_item item;
         while (walk.next(item)) {
@@ -240,8 +296,12 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
                 batch_mx_one<8>(ring, item, warp, spans, done);
             else if (item.count <= 16)
                 batch_mx_one<16>(ring, item, warp, spans, done);
-            else if (item.count <= CU_BATCH_MX_FEW)
-                batch_mx_one<CU_BATCH_MX_FEW>(ring, item, warp, spans, done);
+            else if (item.count <= 24)
+                batch_mx_one<24>(ring, item, warp, spans, done);
+            else if (item.count <= CU_BATCH_MX_HALF)
+                batch_mx_one<CU_BATCH_MX_HALF>(ring, item, warp, spans, done);
+            else if (item.count <= 40)
+                batch_mx_one<40>(ring, item, warp, spans, done);
             else
                 batch_mx_one<CU_BATCH_MX_ROWS>(ring, item, warp, spans, done);
         }
@@ -251,7 +311,7 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
 KERNEL(up_batch, CU_BATCH_MX_THREADS, 1)
 {
     const uint32_t *rows = route_array(m, 3), stride = acts_stride16(m);
-    batch_mx(
+    batch_mx<false>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, at<const uint8_t>(m->acts),
         [&](uint32_t place) { return __ldcg(rows + place) * stride; }, batch_mx_up_done(m, layer));
 }
@@ -259,7 +319,7 @@ KERNEL(up_batch, CU_BATCH_MX_THREADS, 1)
 KERNEL(down_batch, CU_BATCH_MX_THREADS, 1)
 {
     const uint32_t inner = m->intermediate;
-    batch_mx(
+    batch_mx<true>(
         m, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place) { return place * (inner / 8); },
         batch_mx_down_done(m, layer));
 }

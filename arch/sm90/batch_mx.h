@@ -9,17 +9,22 @@
     (CU_GEMV_ROWS +                                                                                                    \
      1) /* decode rows of a bucket; no list of one with fewer is longer than arch/cuda/moe_gemv.cuh takes */
 #define CU_BATCH_MX_ROWS    CU_LIST_ROWS
-#define CU_BATCH_MX_FEW     32 /* rows up to which a multiplying warp has two weight tiles of an item */
+#define CU_BATCH_MX_HALF    32 /* rows up to which a multiplying warp has two weight tiles of an item */
+#define CU_BATCH_MX_FEW     16 /* rows up to which a warp multiplies by itself, by mma.sync */
 #define CU_BATCH_MX_READERS 12 /* multiplying warps */
 #define CU_BATCH_MX_STAGES  4  /* and as many warps that bring, each the stages of its place in the ring */
 #define CU_BATCH_MX_THREADS ((CU_BATCH_MX_READERS + CU_BATCH_MX_STAGES) * 32)
 #define CU_BATCH_MX_DEPTH   2 /* blocks of 32 inputs whose products are under way in a warp */
 #define CU_BATCH_MX_SNAP    4 /* tiles: a block's share does not begin or end so close to the border of two lists */
 
+#define CU_BATCH_MX_COST       60 /* of a tile, about the instructions of a unit of inputs; for each 8 rows as many more: */
+#define CU_BATCH_MX_COST_FEW   14 /* by mma.sync */
+#define CU_BATCH_MX_COST_MANY  20 /* by wgmma */
+
 /* A stage is CU_MX_SPAN units of an item: for each unit a line of 128 bytes a row, 32 or 48 of them; then the weights of 24 or 12 tiles. */
 #define CU_BATCH_MX_ACTS(rows) (CU_MX_SPAN * (rows)*CU_MX_UNIT * 2)
 #define CU_BATCH_MX_STAGE_BYTES                                                                                        \
-    ((CU_BATCH_MX_ACTS(CU_BATCH_MX_FEW) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)
+    ((CU_BATCH_MX_ACTS(CU_BATCH_MX_HALF) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)
 #define CU_BATCH_MX_SHARED (CU_BATCH_MX_STAGES * CU_BATCH_MX_STAGE_BYTES + 1024)
 
 #endif

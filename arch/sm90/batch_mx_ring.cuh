@@ -44,11 +44,9 @@ struct batch_mx_ring {
         return stages + slot * CU_BATCH_MX_STAGE_BYTES;
     }
 
-    /* What was written before is seen by products, too (prompt_ring::wait_full). */
     __device__ __forceinline__ void wait_full() const
     {
         prompt_ring<prompt_mx>::wait(full + 8 * slot, parity);
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
 
     __device__ __forceinline__ void wait_empty() const
@@ -74,28 +72,54 @@ struct batch_mx_item {
     /* Lines of a unit's activations in a stage. */
     __device__ __forceinline__ uint32_t lines() const
     {
-        return count <= CU_BATCH_MX_FEW ? CU_BATCH_MX_FEW : CU_BATCH_MX_ROWS;
+        return count <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS;
     }
 };
 
-/* A block's share: an even, contiguous part of the tiles of all lists, cut where lists end and into items of like size. */
+/* What a tile takes for a list of so many rows. */
+__device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
+{
+    const uint32_t eights = CU_DIV_UP(min(count, (uint32_t)CU_BATCH_MX_ROWS), 8);
+    return CU_BATCH_MX_COST + eights * (count <= CU_BATCH_MX_FEW ? CU_BATCH_MX_COST_FEW : CU_BATCH_MX_COST_MANY);
+}
+
+/* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into items of like
+ * size. */
 struct batch_mx_walk {
     const struct cu_group *groups; /* in shared memory */
     uint32_t tiles, at, last;      /* of a matrix; the next tile, counted through all lists, and the end */
 
-    /* Where the share of block i begins. */
-    __device__ __forceinline__ static uint32_t begin(uint32_t lists, uint32_t tiles, uint32_t i)
+    /* Where the shares of this block and of the next one begin, counted through all lists, to bounds[2]. All threads call it, a thread a list; `cost`
+     * of its list's tiles, 0: there is none. */
+    __device__ __forceinline__ static void deal(uint32_t cost, uint32_t tiles, uint32_t lists, uint32_t *bounds)
     {
-        const uint32_t at = (uint32_t)((uint64_t)lists * tiles * i / gridDim.x), over = at % tiles;
-        return over < CU_BATCH_MX_SNAP ? at - over : tiles - over < CU_BATCH_MX_SNAP ? at + tiles - over : at;
-    }
-
-    __device__ __forceinline__ void open(const struct cu_group *all, uint32_t lists, uint32_t of_matrix)
-    {
-        groups = all;
-        tiles = of_matrix;
-        at = begin(lists, tiles, blockIdx.x);
-        last = begin(lists, tiles, blockIdx.x + 1);
+        __shared__ uint32_t sums[CU_BATCH_MX_THREADS / 32];
+        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        uint32_t sum = cost, before = 0, total = 0;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            const uint32_t other = __shfl_up_sync(~0u, sum, d);
+            sum += (int)lane >= d ? other : 0;
+        }
+        if (lane == 31)
+            sums[warp] = sum;
+        __syncthreads();
+#pragma unroll
+        for (uint32_t w = 0; w < CU_BATCH_MX_THREADS / 32; w++) {
+            before += w < warp ? sums[w] : 0;
+            total += sums[w];
+        }
+        before += sum - cost;
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t want = (uint32_t)((uint64_t)total * tiles * (blockIdx.x + i) / gridDim.x);
+            if (want >= before * tiles && want < (before + cost) * tiles) {
+                const uint32_t tile = (want - before * tiles) / cost;
+                bounds[i] = threadIdx.x * tiles + (tile < CU_BATCH_MX_SNAP ? 0 : tiles - tile < CU_BATCH_MX_SNAP ? tiles : tile);
+            }
+            if (threadIdx.x == 0 && want >= total * tiles)
+                bounds[i] = lists * tiles;
+        }
     }
 
     __device__ __forceinline__ bool next(batch_mx_item &item)
@@ -107,7 +131,7 @@ struct batch_mx_walk {
         item.expert = groups[item.list].expert;
         item.place = groups[item.list].place;
         item.count = min(groups[item.list].count, (uint32_t)CU_BATCH_MX_ROWS);
-        const uint32_t most = item.count <= CU_BATCH_MX_FEW ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
+        const uint32_t most = item.count <= CU_BATCH_MX_HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
         const uint32_t left = min(last - at, tiles - item.tile0);
         item.tiles = min(left, CU_DIV_UP(CU_DIV_UP(left, CU_DIV_UP(left, most)), 4) * 4);
         at += item.tiles;
@@ -137,6 +161,7 @@ struct batch_mx_acts {
     __device__ __forceinline__ void ask(uint32_t stage, const batch_mx_item &item, uint32_t span, const uint8_t *acts, uint32_t k) const
     {
         const uint32_t lane = threadIdx.x % 32, line = item.lines() * 128;
+        const uint32_t to = stage + (lane ^ (item.count <= CU_BATCH_MX_FEW ? lane / 8 % 2 * 4 : 0)) * 16;
         uint32_t chunk[CU_MX_SPAN];
 #pragma unroll
         for (uint32_t u = 0; u < CU_MX_SPAN; u++) {
@@ -149,7 +174,7 @@ struct batch_mx_acts {
                 break;
 #pragma unroll
             for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                copy16_there(stage + u * line + lane * 16 + j * 512, acts + (uint64_t)(from[j] + chunk[u]) * 16);
+                copy16_there(to + u * line + j * 512, acts + (uint64_t)(from[j] + chunk[u]) * 16);
         }
     }
 
@@ -199,8 +224,9 @@ __device__ __forceinline__ void batch_mx_fill(uint32_t weights, uint32_t tiles, 
             sts16(weights + tile * CU_MX_STAGE + i, make_uint4(0, 0, 0, 0));
 }
 
-/* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. */
-template <class From>
+/* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
+ * still be writing the rows. */
+template <bool EARLY, class From>
 __device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_walk walk, const uint8_t *all, uint64_t bytes, uint32_t k,
                                                const uint8_t *rows, From from)
 {
@@ -211,6 +237,7 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_wal
     acts.list = ~0u;
     ring.slot = threadIdx.x / 32;
     const uint32_t stage = ring.stage(), full = ring.full + 8 * ring.slot;
+    bool waits = EARLY;
     for (uint32_t span = ring.slot; walk.next(item); span -= spans) {
         acts.open(item, from);
         const uint32_t stride = units * CU_MX_BYTES, weights = stage + CU_BATCH_MX_ACTS(item.lines());
@@ -223,12 +250,17 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_wal
             if (elect_one())
                 batch_mx_ask(weights, matrix + span * CU_MX_STAGE, item.tiles, stride, size, full, policy);
             __syncwarp();
+            if (waits)
+                overlap_wait();
+            waits = false;
             acts.ask(stage, item, span, rows, k);
             if (size < CU_MX_STAGE)
                 batch_mx_fill(weights, item.tiles, size);
             copy_commit();
             copy_wait<0>();
-            acts.order(stage, item);
+            if (item.count > CU_BATCH_MX_FEW)
+                acts.order(stage, item);
+            asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
             prompt_ring<prompt_mx>::arrive(full);
             ring.parity ^= 1;
         }

@@ -239,7 +239,7 @@ void rig_machine(struct rig *rig, const struct nib_shape *s, uint32_t layers, ui
     m->q = rig_take(rig, rows * q_dim * 2);
     m->partial = rig_take(rig, decode * s->heads * m->splits_max * 66 * 4);
     m->rope = rig_take(rig, rows * 64ull * 4);
-    m->route = rig_take(rig, rig->k->route_bytes(rows, s->experts));
+    m->route = take_zero(rig, rig->k->route_bytes(rows, s->experts)); /* as at boot */
     m->gated = rig_take(rig, picks * s->intermediate * 2);
     m->down = rig_take(rig, picks * s->hidden * 4);
     m->logits = rig_take(rig, (uint64_t)slots * s->vocab * 4);
