@@ -82,7 +82,7 @@ __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t unit
         ring.wait_full();
         const uint32_t weights = ring.weights_at();
         const uint64_t rows = wgmma_tokens64(ring.acts_at());
-        if (Shape::each * N < 128 && left > 1) { /* registers for all fragments */
+        if ((Shape::groups == 2 || Shape::each * N < 128) && left > 1) { /* registers for all fragments */
             batch_products<Shape, N, 4>(weights, 0, rows, acc);
         } else if (Shape::groups > 2) { /* registers for one */
 #pragma unroll
@@ -186,7 +186,7 @@ __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batc
         for (uint32_t n = 0; n < N / 8; n++)
             if (n % PARTS == rank)
                 tile.put(held[n / PARTS], row0 + n * 8, end, &sum[0][0][4 * n]);
-    cluster_sync();
+    cluster_sync_read();
 }
 
 /* Registers are what sums need: the rest of a warp's state waits in shared memory. */
@@ -216,8 +216,7 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
 {
     const uint32_t part = batch_part<Shape>(), share = Shape::share(part), last = Shape::share(part + 1);
     float sum[Shape::held][Shape::each][N / 2]; /* of a block that adds up: the sum, and the next share's */
-    if (Shape::parts == 1)
-        batch_keep(work, item);
+    batch_keep(work, item);
     if (!Shape::even && part == 0) {
         batch_sum<Shape, N>(ring, batch_units<Shape>(units, share), sum[0]);
 #pragma unroll 1
@@ -240,10 +239,10 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
                 for (int n = 0; n < N / 2; n++)
                     sum[0][0][n] += sum[s][0][n];
     }
+    batch_recall(work, item);
     if constexpr (Shape::parts > 1) {
         batch_add_up<Shape, N>(ring, item, sum, done);
     } else {
-        batch_recall(work, item);
 #pragma unroll
         for (uint32_t i = 0; i < Shape::each; i++) {
             const auto tile = done.open(item.tile0 + batch_tile<Shape>(i));
@@ -308,9 +307,9 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     else
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-    if (warp == BATCH_WEIGHTS_WARP)
-        batch_weights(ring, weights, tiles, units, learn);
-    else if (warp == BATCH_ACTS_WARP)
+    if (warp < BATCH_WEIGHTS_WARPS)
+        batch_weights(ring, weights, warp, tiles, units, learn);
+    else
         batch_bring(ring, batch_acts(m), tiles, units, learn());
 }
 

@@ -1,15 +1,14 @@
 /* arch/sm90/batch_dense_ring.cuh: the ring of stages of a batched dense product, and the warps that fill it. A stage is up to 64 inputs of one
- * share (arch/cuda/gemv.cuh) of `tiles` weight tiles and of up to `tokens` rows. Both come by bulk copies: one warp asks for weights, one for activations, which lie
- * as products read them (arch/sm90/batch_dense.h).
+ * share (arch/cuda/gemv.cuh) of `tiles` weight tiles and of up to `tokens` rows. Both come by bulk copies: three warps ask for weights, each for some of the tiles, as a
+ * thread takes about 140 cycles a copy, and one for activations, which lie as products read them (arch/sm90/batch_dense.h).
  *
- * An mbarrier `full` a stage counts the bytes and the two threads that asked for them; `empty` the warps that have read it. */
+ * An mbarrier `full` a stage counts the bytes and the four threads that asked for them; `empty` the warps that have read it. */
 #pragma once
 #include "arch/cuda/weights.cuh"
 #include "arch/sm90/batch_acts.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
-#define BATCH_ACTS_WARP    0 /* of the warpgroup that brings */
-#define BATCH_WEIGHTS_WARP 3
+#define BATCH_WEIGHTS_WARPS 3 /* of the four that bring; the last one has the activations */
 
 /* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. */
 template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false>
@@ -78,7 +77,7 @@ template <class Shape> struct batch_ring {
         acts = (smem_at(dynamic) + 1023) & ~1023u;
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(2) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(BATCH_WEIGHTS_WARPS + 1) : "memory");
                 asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty()), "n"(Shape::groups * 4) : "memory");
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -172,6 +171,12 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
+/* The same by those who have written nothing that others read; what they read from others has come. */
+__device__ __forceinline__ void cluster_sync_read()
+{
+    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 /* This block's part of the inputs. */
 template <class Shape> __device__ __forceinline__ uint32_t batch_part()
 {
@@ -222,26 +227,27 @@ template <class Shape> __device__ __forceinline__ uint32_t batch_early(uint32_t 
 /* By the warps that fill the ring: it is used to add up. */
 template <class Shape> __device__ __forceinline__ void batch_added()
 {
-    cluster_sync();
-    cluster_sync();
+    cluster_sync_read();
+    cluster_sync_read();
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* `have` units of the tiles from tile0 on, from unit u on, to the ring's next stage. All lanes of a warp, which asks for copies as one. */
+/* `have` units of this warp's tiles of those from tile0 on, from unit u on, to the ring's next stage. All lanes of a warp, which asks for copies as one. */
 template <class Shape>
-__device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t *w, uint32_t all_tiles, uint32_t units, uint32_t tile0,
-                                          uint32_t u, uint32_t have, uint64_t policy)
+__device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t *w, uint32_t which, uint32_t all_tiles, uint32_t units,
+                                          uint32_t tile0, uint32_t u, uint32_t have, uint64_t policy)
 {
-    constexpr uint32_t unit_bytes = Shape::Form::unit_bytes;
-    const uint32_t there = tile0 < all_tiles ? min(all_tiles - tile0, Shape::tiles) : 0, bytes = have * unit_bytes;
-    const uint32_t bar = ring.full(), to = ring.weights_at(), stride = units * unit_bytes;
-    const uint8_t *from = w + ((uint64_t)tile0 * units + u) * unit_bytes;
+    constexpr uint32_t unit_bytes = Shape::Form::unit_bytes, EACH = CU_DIV_UP(Shape::tiles, BATCH_WEIGHTS_WARPS);
+    const uint32_t first = which * EACH, mine = min(Shape::tiles - min(first, Shape::tiles), EACH);
+    const uint32_t there = tile0 + first < all_tiles ? min(all_tiles - tile0 - first, mine) : 0, bytes = have * unit_bytes;
+    const uint32_t bar = ring.full(), to = ring.weights_at() + first * Shape::tile_bytes, stride = units * unit_bytes;
+    const uint8_t *from = w + ((uint64_t)(tile0 + first) * units + u) * unit_bytes;
     ring.wait_empty();
     __syncwarp();
     if (elect_one()) {
         bulk_expect(bar, there * bytes);
 #pragma unroll
-        for (uint32_t i = 0; i < Shape::tiles; i++)
+        for (uint32_t i = 0; i < EACH; i++)
             if (i < there)
                 copy_bulk(to + i * Shape::tile_bytes, from + (uint64_t)i * stride, bytes, bar, policy);
     }
@@ -249,9 +255,9 @@ __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t
     ring.next();
 }
 
-/* The warp that asks for weights. learn(): waits for the op before, then the number of rows. */
+/* A warp that asks for weights, the `which`-th. learn(): waits for the op before, then the number of rows. */
 template <class Shape, class Learn>
-__device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_ptr weights, uint32_t all_tiles, uint32_t units, Learn learn)
+__device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_ptr weights, uint32_t which, uint32_t all_tiles, uint32_t units, Learn learn)
 {
     const uint8_t *w = at<const uint8_t>(weights);
     const uint64_t policy = shared_policy();
@@ -259,13 +265,13 @@ __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_p
     stages.open(units);
     uint32_t u, have;
     for (uint32_t early = batch_early<Shape>(units); early > 0 && stages.next(u, have); early--)
-        batch_ask(ring, w, all_tiles, units, batch_work<Shape>::own_tile(), u, have, policy);
+        batch_ask(ring, w, which, all_tiles, units, batch_work<Shape>::own_tile(), u, have, policy);
     batch_work<Shape> work;
     batch_item item;
     work.open(learn(), all_tiles);
     while (work.next(item)) {
         while (stages.next(u, have))
-            batch_ask(ring, w, all_tiles, units, item.tile0, u, have, policy);
+            batch_ask(ring, w, which, all_tiles, units, item.tile0, u, have, policy);
         if (Shape::parts > 1)
             batch_added<Shape>();
         stages.open(units);
