@@ -124,15 +124,12 @@ __device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu
     const uint32_t piece = s.part * 2 + half, share = 2 * piece, u0 = cu_mx_first(units, share, CU_MX_SPLIT),
                    middle = cu_mx_first(units, share + 1, CU_MX_SPLIT), end = cu_mx_first(units, share + 2, CU_MX_SPLIT),
                    stage = s.to + (u0 - s.u0) * CU_MX_BYTES;
-    const float2 first = mx_piece(stage, middle - u0, acts + u0 * CU_MX_UNIT * 2);
-    const float2 last = mx_piece(stage + (middle - u0) * CU_MX_BYTES, end - middle, acts + middle * CU_MX_UNIT * 2);
+    const float2 rows = mx_piece(stage, middle - u0, end - middle, acts + u0 * CU_MX_UNIT * 2);
     stage_free<1>(number);
-    if (piece == 0) {
-        piece_keep(leaves[0], make_float2(first.x + last.x, first.y + last.y));
-    } else {
-        piece_keep(leaves[share - 1], first);
-        piece_keep(leaves[share], last);
-    }
+    if (piece == 0)
+        piece_keep(leaves[0], make_float2(rows.x + __shfl_down_sync(~0u, rows.x, 1), rows.y + __shfl_down_sync(~0u, rows.y, 1)));
+    else
+        mx_keep(leaves + share - 1, rows);
 }
 
 /* `sum` and N leaves behind it. */
@@ -151,31 +148,17 @@ __device__ __forceinline__ uint32_t first_piece(uint32_t before)
     return (threadIdx.x / 32 + CU_TOKEN_WARPS - before % CU_TOKEN_WARPS) % CU_TOKEN_WARPS;
 }
 
-/* As done_up, of one choice. */
-__device__ __noinline__ void token_up(uint32_t choice, uint32_t before)
+/* As done_up: the warp has seen the last of a tile's sums. */
+__device__ __forceinline__ void up_done(const token_at &b, const struct cu_token_stage &s, uint32_t item, const token_sums *sums)
 {
-    const token_at b(CU_TOKEN_UP);
-    const uint32_t inner = room().m.intermediate, units = cu_mx_units(room().m.hidden);
-    const uint32_t list0 = room().chosen[0][choice], count = 2 * (room().chosen[0][choice + 1] - list0), acts = smem_at(room().acts);
-    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
-    for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
-        const uint32_t item = (list0 + j / 2) / 2;
-        const struct cu_token_stage s = room().list[CU_TOKEN_UP][list0 + j / 2];
-        token_sums *sums = behind_ring().up_sums + item * CU_TOKEN_LEAVES;
-        const uint32_t element = s.tile * 8 + lane % 8;
-        stage_wait(b.stage + s.order);
-        expert_multiply(b.stage + s.order, s, j % 2, units, acts, sums);
-        if (!tile_last(&room().up_count[item], CU_TOKEN_PIECES))
-            continue;
-        (void)bar_wait(&room().bias_bar[1], b.layer & 1);
-        const uint32_t pair = room().up_bias[item][lane % 8];
-        const float gate = leaves_sum<CU_TOKEN_LEAVES - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
-        const float a =
-            swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
-        const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
-        if (lane < 8 && lane % 2 == 0)
-            word_put(room().packets->gated, (choice * inner + element) / 2, bits | next << 16, b.epoch);
-    }
+    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, element = s.tile * 8 + lane % 8;
+    const uint32_t pair = room().up_bias[item][lane % 8];
+    const float gate = leaves_sum<CU_TOKEN_LEAVES - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
+    const float a =
+        swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
+    const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
+    if (lane < 8 && lane % 2 == 0)
+        word_put(room().packets->gated, (s.choice * room().m.intermediate + element) / 2, bits | next << 16, b.epoch);
 }
 
 /* Of row lane % 16 of a tile of down: stages [first, end) of all its choices' halves. *ret_open: the sum of a choice of which only the
@@ -204,52 +187,61 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
     return sum;
 }
 
-/* As done_down, of one choice; the last piece of a tile adds up the choices, as combine does. */
-__device__ __noinline__ void token_down(uint32_t choice, uint32_t before)
+/* As done_down, of stages [first, end) of the choices' halves of a tile; who has the last of them adds up the choices, as combine does. */
+__device__ __forceinline__ void down_done(const token_at &b, const struct cu_token_stage &s, uint32_t item, const token_sums *sums, uint32_t first,
+                                          uint32_t end)
 {
-    const token_at b(CU_TOKEN_DOWN);
-    const struct nib_gpu_machine *m = &room().m;
+    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
+    float open;
+    const float sum = down_total(b, sums, first, end, room().down_bias[item], &open);
+    cu_packet *cut = room().packets->cut[CUT_DOWN][blockIdx.x];
+    if (lane >= CU_TILE)
+        return;
+    if (end == 2 * NIB_MAX_EXPERTS_USED) {
+        const uint32_t at_row = s.tile * CU_TILE + row;
+        word_put(room().packets->x_down, at_row, __float_as_uint(room().x[at_row - room().x_first] + sum), b.epoch);
+    } else {
+        packet_put(cut + row, __float_as_uint(sum), b.epoch);
+        packet_put(cut + CU_TILE + row, __float_as_uint(open), b.epoch);
+    }
+}
+
+/* Up or down of one choice. Both are one function, so that the experts' loop is in the program once: what all warps run should be little. */
+__device__ __noinline__ void token_expert(uint32_t phase)
+{
+    const token_at b(CU_TOKEN_UP);
+    const uint32_t order = CU_TOKEN_ORDER >> 4 * phase, down = order >> 2 & 1, choice = order & 3;
     struct cu_share share = room().share[CU_TOKEN_DOWN];
     share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
-    const uint32_t tile0 = share.lo / share.per, lane = threadIdx.x % 32, row = lane % CU_TILE;
-    const uint32_t list0 = room().chosen[1][choice], count = 2 * (room().chosen[1][choice + 1] - list0);
-    const uint32_t units = cu_mx_units(m->intermediate), gated = smem_at(room().gated) + choice * units * CU_MX_UNIT * 2;
-    (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
-    for (uint32_t j = first_piece(before); j < count; j += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[CU_TOKEN_DOWN][list0 + j / 2];
-        token_sums *sums = room().sums + (s.tile - tile0) * NIB_MAX_EXPERTS_USED * CU_TOKEN_LEAVES;
+    const uint32_t list0 = room().chosen[down][choice], count = 2 * (room().chosen[down][choice + 1] - list0);
+    const uint32_t units = cu_mx_units(down ? room().m.intermediate : room().m.hidden),
+                   acts = down ? smem_at(room().gated) + choice * units * CU_MX_UNIT * 2 : smem_at(room().acts);
+    if (down)
+        (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
+    for (uint32_t j = first_piece(room().before[phase]); j < count; j += CU_TOKEN_WARPS) {
+        const struct cu_token_stage s = room().list[CU_TOKEN_UP + down][list0 + j / 2];
+        const uint32_t item = down ? s.tile - share.lo / share.per : (list0 + j / 2) / 2;
+        const uint32_t first = down ? cu_share_first(share, s.tile) : 0, end = down ? cu_share_end(share, s.tile) : 2;
+        token_sums *sums = down ? room().sums + item * NIB_MAX_EXPERTS_USED * CU_TOKEN_LEAVES
+                                : behind_ring().up_sums + item * CU_TOKEN_LEAVES;
         stage_wait(b.stage + s.order);
-        expert_multiply(b.stage + s.order, s, j % 2, units, gated, sums + choice * CU_TOKEN_LEAVES);
-        const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
-        if (!tile_last(&room().count[s.tile - tile0], 2 * (end - first)))
+        expert_multiply(b.stage + s.order, s, j % 2, units, acts, sums + (down ? choice * CU_TOKEN_LEAVES : 0));
+        if (!tile_last(down ? &room().count[item] : &room().up_count[item], 2 * (end - first)))
             continue;
-        float open;
         (void)bar_wait(&room().bias_bar[1], b.layer & 1);
-        const float sum = down_total(b, sums, first, end, room().down_bias[s.tile - tile0], &open);
-        cu_packet *cut = room().packets->cut[CUT_DOWN][blockIdx.x];
-        if (lane >= CU_TILE)
-            continue;
-        if (end == share.per) {
-            const uint32_t at_row = s.tile * CU_TILE + row;
-            word_put(room().packets->x_down, at_row, __float_as_uint(room().x[at_row - room().x_first] + sum), b.epoch);
-        } else {
-            packet_put(cut + row, __float_as_uint(sum), b.epoch);
-            packet_put(cut + CU_TILE + row, __float_as_uint(open), b.epoch);
-        }
+        if (down)
+            down_done(b, s, item, sums, first, end);
+        else
+            up_done(b, s, item, sums);
     }
 }
 
 /* The experts' products, in the order in which they are asked for. */
 __device__ __forceinline__ void token_experts()
 {
-#pragma unroll
-    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
-        const uint32_t order = CU_TOKEN_ORDER >> 4 * phase;
-        if (order & 4)
-            token_down(order & 3, room().before[phase]);
-        else
-            token_up(order & 3, room().before[phase]);
-    }
+#pragma unroll 1
+    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++)
+        token_expert(phase);
 }
 
 /* The layers, by the warps that multiply. */

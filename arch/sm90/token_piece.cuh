@@ -81,56 +81,113 @@ template <class Form> __device__ __forceinline__ float2 dense_piece(uint32_t sta
     return make_float2(acc[0], acc[2]);
 }
 
-/* What a lane needs of an expert's unit; of activations only the lanes of column 0 have any. */
-struct mx_in {
-    uint4 codes, acts[2];
-    uint32_t scales;
+/* A warp multiplies two shares of an expert's inputs at once, unit by unit: the first in column 0 of mma's result, the second in column
+ * 2, so that lane (g, t) = (lane / 4, lane % 4) has the sums of rows g and g + 8 of share t. A share's products have activations in its
+ * own column only: that they are added to the other's sum, too, as zeros, changes no bit of it. Lanes of other columns have nothing. */
+struct mx_shares {
+    uint4 codes[2], acts[2][2];
+    uint32_t scales;            /* of the lane's share */
+    uint32_t codes_at[2];       /* shared addresses of what is loaded next */
+    uint32_t scales_at, acts_at;
+
+    __device__ __forceinline__ mx_shares(uint32_t stage, uint32_t first, uint32_t acts_first)
+    {
+        const uint32_t lane = threadIdx.x % 32, behind = first * CU_MX_BYTES;
+        codes_at[0] = stage + lane * 16;
+        codes_at[1] = codes_at[0] + behind;
+        scales_at = stage + CU_MX_CODES + lane / 4 * 4 + (lane % 2 ? behind : 0);
+        acts_at = acts_first + lane % 4 * 16 + (lane / 4 == 2 ? first * 128 : 0);
+        acts[0][0] = acts[0][1] = acts[1][0] = acts[1][1] = make_uint4(0, 0, 0, 0);
+    }
+
+    /* Of share C. */
+    template <int C> __device__ __forceinline__ void load()
+    {
+        codes[C] = lds16(codes_at[C]);
+        codes_at[C] += CU_MX_BYTES;
+        if (threadIdx.x % 32 / 4 == 2 * C) {
+            acts[C][0] = lds16(acts_at);
+            acts[C][1] = lds16(acts_at + 64);
+        }
+    }
+
+    __device__ __forceinline__ void load_scales()
+    {
+        scales = lds4(scales_at);
+        scales_at += CU_MX_BYTES;
+        acts_at += 128;
+    }
+
+    /* The products of a unit's two blocks of 32 inputs. */
+    template <int C, bool FIRST> __device__ __forceinline__ void multiply(float even[4], float odd[4]) const
+    {
+        chain<FIRST>(even, codes[C].x, codes[C].y, acts[C][0]);
+        chain<FIRST>(odd, codes[C].z, codes[C].w, acts[C][1]);
+    }
+
+    __device__ __forceinline__ void add(float2 &acc, const float even[4], const float odd[4]) const
+    {
+        acc.x = __fmaf_rn(mx_scale<0>(scales), even[0], acc.x);
+        acc.y = __fmaf_rn(mx_scale<2>(scales), even[2], acc.y);
+        acc.x = __fmaf_rn(mx_scale<1>(scales), odd[0], acc.x);
+        acc.y = __fmaf_rn(mx_scale<3>(scales), odd[2], acc.y);
+    }
+
+  private:
+    template <bool FIRST> static __device__ __forceinline__ void chain(float d[4], uint32_t w0, uint32_t w1, uint4 b)
+    {
+        uint32_t a[4];
+        mx_fragment(w0, a);
+        if (FIRST)
+            mma_fp16_zero(d, a, b.x, b.y);
+        else
+            mma_fp16(d, a, b.x, b.y);
+        mx_fragment(w1, a);
+        mma_fp16(d, a, b.z, b.w);
+    }
 };
 
-__device__ __forceinline__ void mx_load(uint32_t codes, uint32_t scales, uint32_t acts, bool there, mx_in &in)
+/* Two shares of an expert's tile, of `first` and `last` units behind each other at `stage`; activations fp16 from `acts` on. A unit's
+ * words are asked for as soon as those of the unit before are used. When one share has ended, its lanes add zeros, or their row is
+ * not a number anyway. */
+__device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t first, uint32_t last, uint32_t acts)
 {
-    in.codes = lds16(codes);
-    in.scales = lds4(scales);
-    if (there) {
-        in.acts[0] = lds16(acts);
-        in.acts[1] = lds16(acts + 64);
-    }
-}
-
-__device__ __forceinline__ void mx_multiply(const mx_in &in, float acc[1][4])
-{
-    mx_block<1, true>(in.codes.x, in.codes.y, mx_scale<0>(in.scales), mx_scale<2>(in.scales), &in.acts[0], acc);
-    mx_block<1, true>(in.codes.z, in.codes.w, mx_scale<1>(in.scales), mx_scale<3>(in.scales), &in.acts[1], acc);
-}
-
-/* `units` of an expert's tile at `stage`; activations fp16 from `acts` on. The next unit is loaded while one is multiplied. */
-__device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t units, uint32_t acts)
-{
-    const uint32_t lane = threadIdx.x % 32;
-    const bool there = lane < 4;
-    const uint4 zero = make_uint4(0, 0, 0, 0);
-    float acc[1][4] = {{0, 0, 0, 0}};
-    mx_in in[2] = {{zero, {zero, zero}, 0}, {zero, {zero, zero}, 0}};
-    uint32_t scales = stage + CU_MX_CODES + lane / 4 * 4;
-    stage += lane * 16;
-    acts += lane % 4 * 16;
-    if (units == 0)
-        return make_float2(0, 0);
-    mx_load(stage, scales, acts, there, in[0]);
+    float2 acc = make_float2(0, 0);
+    float even[4], odd[4];
+    mx_shares in(stage, first, acts);
+    in.load<0>(); /* behind the last: not used (token_behind) */
+    in.load<1>();
+    in.load_scales();
     uint32_t u = 0;
 #pragma unroll 1
-    for (; u + 1 < units; u += 2) {
-        mx_load(stage + CU_MX_BYTES, scales + CU_MX_BYTES, acts + 128, there, in[1]);
-        mx_multiply(in[0], acc);
-        stage += 2 * CU_MX_BYTES;
-        scales += 2 * CU_MX_BYTES;
-        acts += 2 * 128;
-        mx_load(stage, scales, acts, there, in[0]); /* behind the last: not used (token_behind) */
-        mx_multiply(in[1], acc);
+    for (; u < last; u++) {
+        in.multiply<1, true>(even, odd);
+        in.load<1>();
+        if (u < first) {
+            in.multiply<0, false>(even, odd);
+            in.load<0>();
+        }
+        in.add(acc, even, odd);
+        in.load_scales();
     }
-    if (u < units)
-        mx_multiply(in[0], acc);
-    return make_float2(acc[0][0], acc[0][2]);
+#pragma unroll 1
+    for (; u < first; u++) {
+        in.multiply<0, true>(even, odd);
+        in.load<0>();
+        in.add(acc, even, odd);
+        in.load_scales();
+    }
+    return acc;
+}
+
+/* This lane's sums of a piece to `leaves`, a share's each. */
+__device__ __forceinline__ void mx_keep(token_sums *leaves, float2 rows)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane % 4 < 2) {
+        leaves[lane % 4][lane / 4] = rows.x;
+        leaves[lane % 4][lane / 4 + 8] = rows.y;
+    }
 }
 
 /* This warp has left sums of a tile of which the block has `of` stages; true for the last of them to come, in all lanes. No fence: a
