@@ -18,6 +18,7 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_QKV_PROMPT] = "nib_gpu_qkv_prompt",
     [NIB_GPU_KV_FP8] = "nib_gpu_kv_fp8",
     [NIB_GPU_ATTN_FP8] = "nib_gpu_attn_fp8",
+    [NIB_GPU_ATTN_BATCH_FP8] = "nib_gpu_attn_batch_fp8",
     [NIB_GPU_ATTN_PROMPT_FP8] = "nib_gpu_attn_prompt_fp8",
     [NIB_GPU_ATTN] = "nib_gpu_attn",
     [NIB_GPU_ATTN_BATCH] = "nib_gpu_attn_batch",
@@ -72,6 +73,7 @@ enum nib_gpu_op nib_gpu_op_few(enum nib_gpu_op op)
 {
     switch (op) {
     case NIB_GPU_QKV_BATCH:
+    case NIB_GPU_ATTN_BATCH_FP8:
     case NIB_GPU_ATTN_BATCH:
     case NIB_GPU_OUT_BATCH:
     case NIB_GPU_UP_BATCH:

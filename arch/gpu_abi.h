@@ -39,9 +39,10 @@ enum nib_gpu_op {
     NIB_GPU_QKV,   /* acts -> q (rotated) and the KV pages (k rotated, v) */
     NIB_GPU_QKV_BATCH,
     NIB_GPU_QKV_PROMPT,
-    /* where kv_new is set, and then in place of those without the ending; attention has no _BATCH there, TOKEN is not used */
+    /* where kv_new is set, and then in place of those without the ending; TOKEN is not used there */
     NIB_GPU_KV_FP8, /* all rows: kv_new -> the KV pages */
     NIB_GPU_ATTN_FP8,
+    NIB_GPU_ATTN_BATCH_FP8,
     NIB_GPU_ATTN_PROMPT_FP8,
     NIB_GPU_ATTN, /* q, KV, sinks -> acts; through partials of key splits, which the last block of a head merges */
     NIB_GPU_ATTN_BATCH,

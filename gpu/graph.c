@@ -79,7 +79,8 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
     for (int op = (int)first; op <= (int)last && !err; op++) {
         const enum nib_gpu_op form = nib_gpu_op_in((enum nib_gpu_op)op, e->plan->dense);
         struct nib_gpu_geometry g = geometry(e, form, b);
-        if (b->draft && (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_BATCH || op == NIB_GPU_ATTN_FP8))
+        const enum nib_gpu_op few = nib_gpu_op_few((enum nib_gpu_op)op);
+        if (b->draft && (few == NIB_GPU_ATTN || few == NIB_GPU_ATTN_FP8))
             g.overlap = 0;
         if (g.grid[0])
             err = nib_gpu_launch(e->gpu, form, &g, (struct nib_gpu_target){e->stream, e->machine_at, layer}, msg);

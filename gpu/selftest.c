@@ -17,6 +17,7 @@ static nib_trial_check *const checks[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_QKV_PROMPT] = nib_trial_qkv,
     [NIB_GPU_KV_FP8] = nib_trial_kv8,
     [NIB_GPU_ATTN_FP8] = nib_trial_attn,
+    [NIB_GPU_ATTN_BATCH_FP8] = nib_trial_attn,
     [NIB_GPU_ATTN_PROMPT_FP8] = nib_trial_attn,
     [NIB_GPU_ATTN] = nib_trial_attn,
     [NIB_GPU_ATTN_BATCH] = nib_trial_attn,

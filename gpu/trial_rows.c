@@ -247,7 +247,7 @@ void nib_trial_attn(struct nib_trial *t, enum nib_gpu_op op)
     const uint32_t group = NIB_GQA_GROUP * NIB_HEAD_DIM, heads[2] = {0, t->shape.kv_heads - 1};
     const uint16_t *q = nib_trial_fetch(t, t->m.q, NIB_TRIAL_ROWS * 2ull * q_dim(t));
     const uint8_t *pages = fetch_kv(t);
-    if (nib_gpu_op_few(op) == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8 || t->decode == 0)
+    if (nib_gpu_op_few(op) == NIB_GPU_ATTN || nib_gpu_op_few(op) == NIB_GPU_ATTN_FP8 || t->decode == 0)
         nib_trial_fill(t, t->m.acts, 0xff, acts_bytes(t));
     if (!nib_trial_launch(t, op))
         return;

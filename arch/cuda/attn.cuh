@@ -61,32 +61,38 @@ __device__ __forceinline__ float quad_sum(float v)
     return v + __shfl_xor_sync(~0u, v, 2);
 }
 
-/* Takes in N * 8 keys: s[n] are scores in base 2 (masked: -inf), values at `v` in shared memory, 128 bytes a key, the 16-byte
- * chunks xor-ed by key % 8. A key that is masked for a row leaves its state as it was, bit for bit. Rows g + 8 are there if HALVES is
- * 2. FIRST: the state is as attn_clear left it. */
-template <int N, int HALVES = 2, bool FIRST = false> __device__ __forceinline__ void attn_take(attn_state &st, float s[N][4], uint32_t v)
+/* Scores in base 2 of N * 8 keys (masked: -inf) of the rows of half h to probabilities. Returns what the sums so far are to be
+ * scaled by: a key that is masked for a row leaves its state as it was, bit for bit. FIRST: there are none. */
+template <int N, bool FIRST> __device__ __forceinline__ float attn_weigh(float s[N][4], int h, float &max, float &sum)
+{
+    float most = max, of_keys = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        of_keys = fmaxf(of_keys, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+    most = fmaxf(most, quad_max(of_keys));
+    const float keep = exp2f(max - most);
+    max = most;
+    float of_them = 0;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        s[n][2 * h] = exp2f(s[n][2 * h] - most);
+        s[n][2 * h + 1] = exp2f(s[n][2 * h + 1] - most);
+        of_them += s[n][2 * h] + s[n][2 * h + 1];
+    }
+    sum = FIRST ? of_them : sum * keep + of_them;
+    return keep;
+}
+
+/* Takes in N * 8 keys: s[n] are their scores, as attn_weigh has them, values at `v` in shared memory, 128 bytes a key, the 16-byte
+ * chunks xor-ed by key % 8. Rows g + 8 are there if HALVES is 2. */
+template <int N, int HALVES = 2> __device__ __forceinline__ void attn_take(attn_state &st, float s[N][4], uint32_t v)
 {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (int h = 0; h < HALVES; h++) {
-        float most = st.max[h];
-        float of_keys = -INFINITY;
+        const float keep = attn_weigh<N, false>(s, h, st.max[h], st.sum[h]);
 #pragma unroll
-        for (int n = 0; n < N; n++)
-            of_keys = fmaxf(of_keys, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-        most = fmaxf(most, quad_max(of_keys));
-        const float keep = exp2f(st.max[h] - most);
-        st.max[h] = most;
-        float sum = 0;
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            s[n][2 * h] = exp2f(s[n][2 * h] - most);
-            s[n][2 * h + 1] = exp2f(s[n][2 * h + 1] - most);
-            sum += s[n][2 * h] + s[n][2 * h + 1];
-        }
-        st.sum[h] = FIRST ? sum : st.sum[h] * keep + sum;
-#pragma unroll
-        for (int n = 0; n < 8 && !FIRST; n++) {
+        for (int n = 0; n < 8; n++) {
             st.o[n][2 * h] *= keep;
             st.o[n][2 * h + 1] *= keep;
         }
@@ -289,14 +295,14 @@ __device__ __forceinline__ void attn_step(const Span &span, const uint4 q[2][2],
         s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
         attn_scores(s[n], q, keys.key[n]);
 #pragma unroll
-        for (int c = 0; c < 4; c++) {
-            const uint32_t j = key0 + n * 8 + t * 2 + c % 2;
-            s[n][c] = j >= span.begin && j < span.end && c < 2 ? s[n][c] * ATTN_SCALE : -INFINITY;
+        for (int c = 0; c < 2; c++) {
+            const uint32_t j = key0 + n * 8 + t * 2 + c;
+            s[n][c] = j >= span.begin && j < span.end ? s[n][c] * ATTN_SCALE : -INFINITY;
         }
     }
     copy_wait<0>();
     __syncwarp();
-    attn_take<4>(st, s, smem_at(v));
+    attn_take<4, 1>(st, s, smem_at(v));
     __syncwarp();
 }
 

@@ -254,6 +254,17 @@ __device__ __forceinline__ float square4(float4 v)
     return __fadd_rn(__fmaf_rn(v.x, v.x, __fmul_rn(v.y, v.y)), __fmaf_rn(v.z, v.z, __fmul_rn(v.w, v.w)));
 }
 
+/* x / d, rounded as the operator does, for d of at least 1: what it does where neither is far from 1, without a branch. */
+__device__ __forceinline__ float divide_plain(float x, float d)
+{
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    r = __fmaf_rn(r, __fmaf_rn(-d, r, 1.0f), r);
+    float q = __fmul_rn(x, r);
+    q = __fmaf_rn(__fmaf_rn(-d, q, x), r, q);
+    return __fmaf_rn(__fmaf_rn(-d, q, x), r, q);
+}
+
 __device__ __forceinline__ float warp_sum(float v)
 {
 #pragma unroll

@@ -183,7 +183,7 @@ static uint32_t batch_from(enum nib_gpu_op op)
         return CU_BATCH_OUT_FROM;
     if (op == NIB_GPU_HEAD)
         return CU_BATCH_HEAD_FROM;
-    if (op == NIB_GPU_ATTN)
+    if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8)
         return CU_BATCH_ATTN_FROM;
     if (op == NIB_GPU_UP || op == NIB_GPU_DOWN)
         return CU_BATCH_MX_FROM;
@@ -217,7 +217,7 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         if (rows > CU_BATCH_FEW) /* blocks alone, in pairs */
             ret->grid[0] =
                 least(CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) * CU_DIV_UP(rows, CU_BATCH_ROWS) + 1, m->sms) / 2 * 2;
-    } else if (op == NIB_GPU_ATTN) {
+    } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {
         ret->grid[0] = CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES);
@@ -281,7 +281,7 @@ static void token_geometry(const struct nib_gpu_machine *m, uint32_t decode, uin
 static bool other_form(const struct nib_gpu_machine *m, enum nib_gpu_op op)
 {
     const bool wide = op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_BATCH || op == NIB_GPU_ATTN_PROMPT;
-    const bool fp8 = op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8;
+    const bool fp8 = op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_BATCH_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8;
     return m->kv_new ? wide : fp8;
 }
 
@@ -322,6 +322,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
         break;
     case NIB_GPU_QKV_BATCH:
     case NIB_GPU_ATTN_BATCH:
+    case NIB_GPU_ATTN_BATCH_FP8:
     case NIB_GPU_OUT_BATCH:
     case NIB_GPU_UP_BATCH:
     case NIB_GPU_DOWN_BATCH:

@@ -8,17 +8,20 @@
 #define CU_BATCH_ATTN_WARPS   8 /* of a block: those that take keys in */
 #define CU_BATCH_ATTN_JOINERS 4 /* and those that put splits together */
 #define CU_BATCH_ATTN_THREADS ((CU_BATCH_ATTN_WARPS + CU_BATCH_ATTN_JOINERS) * 32)
-#define CU_BATCH_ATTN_RING    3 /* stages of 32 keys and values, a warp */
+/* Rings of a warp: in a full layer of 32 keys and their values, in a window layer of 32 keys or values; of pages in bf16 and in FP8. */
+#define CU_BATCH_ATTN_RING    3
+#define CU_BATCH_ATTN8_RING   4
+#define CU_BATCH_WINDOW_RING  6
+#define CU_BATCH_WINDOW8_RING 8
 #define CU_BATCH_ATTN_PARTS   3 /* splits whose groups wait to be put together */
 #ifndef CU_BATCH_ATTN_FROM
 #define CU_BATCH_ATTN_FROM 9 /* decode rows of a bucket */
 #endif
 
-#define CU_BATCH_ATTN_STAGE (32 * 2 * NIB_HEAD_DIM * 2)
-#define CU_BATCH_ATTN_PART  (CU_ATTN_KEYS / 32 * NIB_GQA_GROUP * (NIB_HEAD_DIM + 2) * 4)
-/* struct batch_attn_shared */
-#define CU_BATCH_ATTN_SHARED                                                                                           \
-    (CU_BATCH_ATTN_WARPS * CU_BATCH_ATTN_RING * CU_BATCH_ATTN_STAGE + CU_BATCH_ATTN_PARTS * CU_BATCH_ATTN_PART +       \
-     NIB_MAX_SLOTS * 8 + 512)
+#define CU_BATCH_ATTN_PART (CU_ATTN_KEYS / 32 * NIB_GQA_GROUP * (NIB_HEAD_DIM + 2) * 4)
+#define CU_BATCH_ATTN_MEET                                                                                             \
+    (CU_BATCH_ATTN_PARTS * CU_BATCH_ATTN_PART + NIB_MAX_SLOTS * 8 + 512) /* struct batch_attn_shared */
+/* What the rings of bf16 need in a full layer; nothing else needs more. */
+#define CU_BATCH_ATTN_SHARED (CU_BATCH_ATTN_WARPS * CU_BATCH_ATTN_RING * 32 * 2 * NIB_HEAD_DIM * 2 + CU_BATCH_ATTN_MEET)
 
 #endif

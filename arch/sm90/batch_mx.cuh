@@ -137,17 +137,6 @@ __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts,
     }
 }
 
-/* x / d, rounded as the operator does, for d of at least 1: what it does where neither is far from 1, without a branch. */
-__device__ __forceinline__ float batch_mx_divide(float x, float d)
-{
-    float r;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
-    r = __fmaf_rn(r, __fmaf_rn(-d, r, 1.0f), r);
-    float q = __fmul_rn(x, r);
-    q = __fmaf_rn(__fmaf_rn(-d, q, x), r, q);
-    return __fmaf_rn(__fmaf_rn(-d, q, x), r, q);
-}
-
 /* done_up of all sums of a tile at once, with the bits of swiglu (arch/cuda/done.cuh). */
 struct batch_mx_up_done : done_up {
     using done_up::done_up;
@@ -165,7 +154,7 @@ struct batch_mx_up_done : done_up {
             gate[i] = gate[i] > NIB_SWIGLU_LIMIT ? NIB_SWIGLU_LIMIT : gate[i];
             up[i] = up[i] > NIB_SWIGLU_LIMIT ? NIB_SWIGLU_LIMIT : up[i] < -NIB_SWIGLU_LIMIT ? -NIB_SWIGLU_LIMIT : up[i];
             below[i] = 1.0f + expf(-NIB_SWIGLU_ALPHA * gate[i]);
-            a[i] = batch_mx_divide(gate[i], below[i]);
+            a[i] = divide_plain(gate[i], below[i]);
             plain &= fabsf(gate[i]) > 0x1p-40f && below[i] < 0x1p40f;
         }
         if (!plain)

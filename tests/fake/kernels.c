@@ -697,6 +697,7 @@ static const struct {
     [NIB_GPU_QKV_PROMPT] = {qkv, ROWS_PROMPT},
     [NIB_GPU_KV_FP8] = {kv_fp8, ROWS_ALL},
     [NIB_GPU_ATTN_FP8] = {attn, ROWS_DECODE},
+    [NIB_GPU_ATTN_BATCH_FP8] = {attn, ROWS_DECODE},
     [NIB_GPU_ATTN_PROMPT_FP8] = {attn, ROWS_PROMPT},
     [NIB_GPU_ATTN] = {attn, ROWS_DECODE},
     [NIB_GPU_ATTN_BATCH] = {attn, ROWS_DECODE},

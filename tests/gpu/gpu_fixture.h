@@ -74,8 +74,10 @@ static inline void gpu_geometry(enum nib_gpu_op form, const struct nib_gpu_machi
         none = none || m->kv_new;
     if (op == NIB_GPU_KV_FP8)
         none = !m->kv_new;
-    if (op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8)
-        none = !m->kv_new || (op == NIB_GPU_ATTN_FP8 ? decode : prompt) == 0;
+    if (op == NIB_GPU_ATTN_FP8)
+        none = !m->kv_new || decode == 0 || (plain != op) != (decode >= GPU_BATCH_FROM);
+    if (op == NIB_GPU_ATTN_PROMPT_FP8)
+        none = !m->kv_new || prompt == 0;
     *ret = (struct nib_gpu_geometry){.grid = {none ? 0 : 1, 1, 1},
                                      .block = 128,
                                      .shared_bytes = op == NIB_GPU_UP ? 100000 : 0,

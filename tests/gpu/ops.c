@@ -372,8 +372,7 @@ void check_attn(struct check *c)
     rig_fill(c->rig, m->acts, 0xff, rows * check_acts_wide(c) * 2);
     rig_fill(c->rig, m->partial, 0xff, (uint64_t)c->bucket.decode * s->heads * m->splits_max * 66 * 4);
     launch_both(c, NIB_GPU_ATTN);
-    launch(c, NIB_GPU_ATTN_FP8);
-    launch(c, NIB_GPU_ATTN_PROMPT_FP8);
+    launch_both(c, NIB_GPU_ATTN_FP8);
     uint16_t *acts = fetch(c, m->acts, rows * check_acts_wide(c) * 2);
     float *want = malloc(q_dim * 4ull);
     struct error e[2] = {{.bad = 0}, {.bad = 0}};

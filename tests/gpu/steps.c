@@ -114,6 +114,14 @@ static void attend(struct check *c)
     free(q);
 }
 
+/* What a step's decode rows have of it. */
+static void attend_launch(struct check *c, uint32_t layer)
+{
+    static const enum nib_gpu_op ops[] = {NIB_GPU_ATTN, NIB_GPU_ATTN_BATCH, NIB_GPU_ATTN_FP8, NIB_GPU_ATTN_BATCH_FP8};
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++)
+        (void)rig_launch(c->rig, ops[i], layer, c->bucket);
+}
+
 /* The same rows among many, in a bucket of as many as there may be, and each alone: the same bits. Returns the rows that differ. */
 static int attend_alone(struct rig *rig, struct model *model, const struct model_run *runs, uint32_t count)
 {
@@ -130,14 +138,13 @@ static int attend_alone(struct rig *rig, struct model *model, const struct model
         rig_up(rig, rig->m.q, q, count * dim * 2);
         rig_fill(rig, rig->m.acts, 0xff, count * wide);
         c.bucket.decode = NIB_MAX_SLOTS;
-        (void)rig_launch(rig, NIB_GPU_ATTN, layer, c.bucket);
-        (void)rig_launch(rig, NIB_GPU_ATTN_BATCH, layer, c.bucket);
+        attend_launch(&c, layer);
         for (uint32_t i = 0; i < count; i++)
             rig_down(rig, all + i * dim, rig->m.acts + i * wide, dim * 2);
         for (uint32_t i = 0; i < count; i++) {
             c = check_begin(rig, model, "alone", &runs[i], 1);
             rig_up(rig, rig->m.q, q + i * dim, dim * 2);
-            (void)rig_launch(rig, NIB_GPU_ATTN, layer, c.bucket);
+            attend_launch(&c, layer);
             rig_down(rig, one, rig->m.acts, dim * 2);
             differ += memcmp(one, all + i * dim, dim * 2) != 0;
         }
