@@ -26,30 +26,48 @@ template <int N> __device__ __forceinline__ void word_put(uint32_t (*to)[N], uin
     asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[~epoch & 1][i]), "r"(0) : "memory");
 }
 
-/* Four words at from(i) each, i below `count`. All are asked for at once, and again until all are there. */
-template <int N, class From>
-__device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From from)
+__device__ __forceinline__ uint4 words_ask(const uint32_t *from, bool asks)
 {
+    uint4 v = make_uint4(1, 1, 1, 1);
+    if (asks)
+        asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ bool words_there(uint4 v)
+{
+    return v.x && v.y && v.z && v.w;
+}
+
+/* Four words at from(i) each, i below `count`. All are asked for at once, and again until all are there. Returns whether the four at
+ * `also` were seen meanwhile, if they are asked for. */
+template <int N, class From>
+__device__ __forceinline__ bool words_also(uint32_t count, uint4 ret[N], From from, bool asks, const uint32_t *also)
+{
+    bool seen = false;
     for (uint32_t turn = 0;; turn++) {
         bool all = true;
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            ret[i] = make_uint4(1, 1, 1, 1);
-            if ((uint32_t)i < count)
-                asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-                             : "=r"(ret[i].x), "=r"(ret[i].y), "=r"(ret[i].z), "=r"(ret[i].w)
-                             : "l"(from(i))
-                             : "memory");
-        }
+        for (int i = 0; i < N; i++)
+            ret[i] = words_ask(from(i), (uint32_t)i < count);
+        const uint4 look = words_ask(also, asks);
 #pragma unroll
         for (int i = 0; i < N; i++)
-            all &= ret[i].x && ret[i].y && ret[i].z && ret[i].w;
+            all &= words_there(ret[i]);
+        seen |= asks && words_there(look);
         if (all || token_late(turn))
             break;
     }
 #pragma unroll
     for (int i = 0; i < N; i++)
         ret[i] = make_uint4(~ret[i].x, ~ret[i].y, ~ret[i].z, ~ret[i].w);
+    return seen;
+}
+
+template <int N, class From>
+__device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From from)
+{
+    (void)words_also<N>(count, ret, from, false, NULL);
 }
 
 /* Pairs of neighbours: pair i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
