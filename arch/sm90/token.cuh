@@ -350,6 +350,7 @@ template <class Form> __device__ __forceinline__ void token_prepare(const struct
         room().layer = 0;
         room().deadline = ~0ull;
         room().late = 0;
+        room().asked = room().freed = 0;
     }
     prepare_lists<Form>(m);
     const uint32_t words = (offsetof(struct nib_gpu_machine, layer) + m->layers * sizeof m->layer[0]) / 8;

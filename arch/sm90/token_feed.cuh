@@ -6,13 +6,13 @@
 #include "arch/sm90/token_packet.cuh"
 #include "arch/sm90/token_ring.cuh"
 
-/* The layer's experts and their weights, to shared memory. The whole warp. */
-__device__ __noinline__ void feed_choose(uint32_t layer)
+/* The layer's experts and their weights, to shared memory; returns the lane's choice. The whole warp. */
+template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer)
 {
-    enum { EACH = NIB_MAX_EXPERTS / 32, PARTS = CU_TOKEN_ROUTE_PARTS };
+    enum { PARTS = CU_TOKEN_ROUTE_PARTS };
     const uint32_t lane = threadIdx.x % 32, experts = room().m.experts, used = room().m.experts_used;
     const uint32_t mine = lane < experts ? (experts - lane - 1) / 32 + 1 : 0;
-    float value[EACH], bias[EACH], weight;
+    float value[NIB_MAX_EXPERTS / 32] = {0}, bias[EACH], weight;
     uint32_t part[EACH * PARTS];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
@@ -37,6 +37,7 @@ __device__ __noinline__ void feed_choose(uint32_t layer)
         room().weight[lane] = weight;
     }
     __syncwarp();
+    return chosen;
 }
 
 /* Biases come to shared memory before what is streamed meanwhile: a plain load would wait behind it. All lanes: this one's copies make
@@ -61,12 +62,14 @@ __device__ __forceinline__ void feed_biases(uint32_t layer)
     static_assert(CU_TOKEN_TILES == 16, "half a warp");
     if (lane < 16 && 2 * of < room().listed[CU_TOKEN_UP]) {
         const struct cu_token_stage s = room().list[CU_TOKEN_UP][2 * of];
-        const nib_gpu_ptr from = m.layer[layer].up_bias + ((uint64_t)room().expert[s.choice] * m.intermediate + s.tile * 8) * 4;
+        const nib_gpu_ptr from =
+            m.layer[layer].up_bias + ((uint64_t)room().expert[s.choice] * m.intermediate + s.tile * 8) * 4;
         bias_copy(room().up_bias[of], from);
         bias_copy(room().up_bias[of] + 4, from + 16);
     }
     if (lane >= 16 && tile * per < share.hi) {
-        const nib_gpu_ptr from = m.layer[layer].down_bias + ((uint64_t)room().expert[c] * m.hidden + tile * CU_TILE) * 2;
+        const nib_gpu_ptr from =
+            m.layer[layer].down_bias + ((uint64_t)room().expert[c] * m.hidden + tile * CU_TILE) * 2;
         bias_copy(room().down_bias[t][c], from);
         bias_copy(room().down_bias[t][c] + 8, from + 16);
     }
@@ -101,75 +104,81 @@ __device__ __forceinline__ void feed_small(uint32_t layer)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
 }
 
-/* Asks for the layer's stages [i, end) of the matrix at `from`, with `ahead` on their way at most; `base`: number of the layer's
- * first stage. One thread. */
-__device__ __forceinline__ bool feed_stages(token_feed &feed, uint64_t from, uint32_t ahead, uint32_t base, uint32_t i,
-                                            uint32_t end)
-{
-    for (; i < end; i++) {
-        const token_ask a = room().ask[i];
-        if (!feed.wait_read(base + a.after) || !feed.wait_landed(ahead))
-            return false;
-        feed.ask(from, a);
+/* Where the matrices of a layer begin (struct token_kind): lane `matrix` knows. Of an expert's, where the first expert's begins, how long
+ * one is and whose choice. */
+struct feed_matrices {
+    uint64_t from;
+    uint32_t each, choice;
+
+    __device__ __forceinline__ explicit feed_matrices(uint32_t layer)
+    {
+        const struct nib_gpu_machine &m = room().m;
+        const struct nib_gpu_layer &l = m.layer[layer];
+        const uint32_t lane = threadIdx.x % 32, order = CU_TOKEN_ORDER >> 4 * ((lane - CU_TOKEN_UP) & 7);
+        const bool down = order & 4;
+        choice = order & 3;
+        each = lane < CU_TOKEN_UP ? 0
+               : down             ? (uint32_t)cu_mx_bytes(m.hidden, m.intermediate)
+                                  : (uint32_t)cu_mx_bytes(2 * m.intermediate, m.hidden);
+        from = lane == CU_TOKEN_QKV      ? l.qkv
+               : lane == CU_TOKEN_OUT    ? l.out
+               : lane == CU_TOKEN_ROUTER ? l.router
+               : down                    ? l.down
+                                         : l.up;
     }
-    return true;
+};
+
+/* Asks for the layer's stages [i, end), the first `now` of them at once as soon as their places are free, then waits until stages below
+ * `read` were read; `base`: number of the layer's first stage; `mine`: the matrix that the lane knows. The whole warp, each lane with a
+ * stage of 32. False: a wait was in vain. */
+__device__ __noinline__ bool feed_stages(uint64_t mine, uint32_t base, uint32_t i, uint32_t end, uint32_t now,
+                                         uint32_t read)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    token_feed feed;
+    for (; i < end; i += 32) {
+        const token_ask a = room().ask[min(i + lane, end - 1)];
+        const uint64_t from = __shfl_sync(~0u, mine, a.offset & TOKEN_ASK_LOW) + (a.offset & ~TOKEN_ASK_LOW);
+        const uint32_t bytes = a.bytes & ~TOKEN_ASK_LOW, own = base + i + lane,
+                       landed = own - (a.bytes & TOKEN_ASK_LOW);
+#pragma unroll 1
+        for (uint32_t k = 0, next; k < min(end - i, 32u); k = next, now = 0) {
+            next = now ? now : k + 1;
+            const uint32_t after = __shfl_sync(~0u, (uint32_t)a.after, next - 1), behind = __shfl_sync(~0u, landed, k);
+            if (!feed.wait(base + after, now ? TOKEN_NONE : behind)) {
+                feed.leave(base + i + k);
+                return false;
+            }
+            if (k <= lane && lane < next)
+                feed.ask(own, from, a.to, bytes);
+        }
+    }
+    const bool good = feed.wait(read, TOKEN_NONE);
+    feed.leave(base + end);
+    return good;
 }
 
-/* Of the first matrix as much as the empty ring holds, asked for before the step is known. The warp that asks for weights; its first
- * thread learns how many stages these are. */
+/* Of the first matrix as much as the empty ring holds, asked for before the step is known. The warp that asks for weights; it learns how
+ * many stages these are. */
 template <class Form> __device__ __noinline__ uint32_t token_feed_early()
 {
     uint32_t n = 0;
-    if (threadIdx.x % 32 == 0) {
-        token_feed feed(0);
+    if (threadIdx.x % 32 == 0)
         order_stages<Form>();
-        while (n < room().listed[CU_TOKEN_QKV] && room().ask[n].after <= 0)
-            n++;
-        (void)feed_stages(feed, room().m.layer[0].qkv, CU_TOKEN_AHEAD_UP * Form::ahead, 0, 0, n);
-    }
     __syncwarp();
+    while (n < room().listed[CU_TOKEN_QKV] && room().ask[n].after <= 0)
+        n++;
+    (void)feed_stages(room().m.layer[0].qkv, 0, 0, n, n, 0);
     return n;
 }
 
-/* A layer's dense matrices, from ask number i on. The ring takes `early` stages of the first before it is multiplied; what is left of
- * it is needed at once. Returns false when a wait was in vain. */
-template <class Form>
-__device__ __forceinline__ bool feed_dense(token_feed &feed, const struct nib_gpu_layer &l, uint32_t early, uint32_t base, uint32_t i)
-{
-    uint32_t end = room().listed[CU_TOKEN_QKV];
-    bool good = feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_QKV * Form::ahead, base, i, early) &&
-                feed_stages(feed, l.qkv, CU_TOKEN_AHEAD_LATE * Form::ahead, base, early, end);
-#pragma unroll 1
-    for (uint32_t op = CU_TOKEN_OUT; op <= CU_TOKEN_ROUTER && good; op++) {
-        i = end;
-        end += room().listed[op];
-        good = feed_stages(feed, op == CU_TOKEN_OUT ? l.out : l.router, CU_TOKEN_AHEAD_OUT * Form::ahead, base, i, end);
-    }
-    return good;
-}
-
-__device__ __forceinline__ bool feed_experts(token_feed &feed, const struct nib_gpu_layer &l, uint32_t base, uint32_t i)
-{
-    const struct nib_gpu_machine &m = room().m;
-    bool good = true;
-#pragma unroll 1
-    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES && good; phase++) {
-        const token_phase p(phase);
-        const uint64_t expert = room().expert[p.choice], up = cu_mx_bytes(2 * m.intermediate, m.hidden),
-                       down = cu_mx_bytes(m.hidden, m.intermediate), from = p.down ? l.down + expert * down : l.up + expert * up;
-        good = feed_stages(feed, from, p.down ? CU_TOKEN_AHEAD_DOWN : CU_TOKEN_AHEAD_UP, base, i, i + p.end - p.first);
-        i += p.end - p.first;
-    }
-    return good;
-}
-
-/* Asks for everything; `early` stages of the first matrix were asked for. The whole warp; one thread of it asks. A step without
- * work: waits only until these have come. */
+/* Asks for everything; `early` stages of the first matrix were asked for. The whole warp. A step without work: waits only until these
+ * have come. */
 template <class Form> __device__ __noinline__ void token_feeder(bool works, uint32_t early)
 {
-    const bool asks = threadIdx.x % 32 == 0;
     const uint32_t dense = room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
-    token_feed feed(early);
+    const uint32_t qkv = room().listed[CU_TOKEN_QKV], asks = room().asks,
+                   held = early; /* so many of QKV does the ring hold */
     bool good = true;
     uint32_t base = 0;
     if (!works) {
@@ -178,18 +187,21 @@ template <class Form> __device__ __noinline__ void token_feeder(bool works, uint
         return;
     }
 #pragma unroll 1
-    for (uint32_t layer = 0; layer < room().m.layers; layer++, base += room().asks) {
+    for (uint32_t layer = 0; layer < room().m.layers; layer++, base += asks, early = 0) {
         feed_small(layer);
         feed_dense_biases(layer);
-        if (asks) /* all of it is read before the router's sums can be there */
-            good = good && feed_dense<Form>(feed, room().m.layer[layer], early, base, layer ? 0 : early) && feed.wait_read(base + dense);
-        __syncwarp();
-        feed_choose(layer);
-        feed_biases(layer);
-        if (asks)
-            good = good && feed_experts(feed, room().m.layer[layer], base, dense);
-        __syncwarp();
+        const feed_matrices matrices(layer);
+        good = good && feed_stages(matrices.from, base, early, held, 0, 0) &&
+               feed_stages(matrices.from, base, held, qkv, qkv - held, 0) && /* needed at once */
+               feed_stages(matrices.from, base, qkv, dense, 0,
+                           base + dense); /* read before the router's sums can be there */
+        const uint32_t chosen =
+            room().m.experts <= 32 ? feed_choose<1>(layer) : feed_choose<NIB_MAX_EXPERTS / 32>(layer);
+        const uint64_t from = matrices.from + (uint64_t)__shfl_sync(~0u, chosen, matrices.choice) * matrices.each;
+        const uint32_t now = dense + min(CU_TOKEN_AHEAD_UP, asks - dense);
+        good = good && feed_stages(from, base, dense, now, now - dense, base + dense);
+        feed_biases(layer); /* behind the first stages, before the others */
+        good = good && feed_stages(from, base, now, asks, 0, base + dense);
     }
-    if (asks)
-        feed.close();
+    token_feed().close();
 }

@@ -3,6 +3,15 @@
 #pragma once
 #include "arch/sm90/token_room.cuh"
 
+/* Which of a layer's matrices a stage is of: QKV, OUT, ROUTER, or CU_TOKEN_UP and behind it one for each phase of the experts; how many
+ * may be on their way with it. */
+struct token_kind {
+    uint32_t matrix, ahead;
+};
+static_assert(CU_TOKEN_UP + CU_TOKEN_PHASES <= TOKEN_ASK_LOW + 1, "a matrix fits");
+static_assert(CU_TOKEN_AHEAD_QKV * CU_TOKEN_MXFP8 <= TOKEN_ASK_LOW && CU_TOKEN_AHEAD_UP <= TOKEN_ASK_LOW,
+              "a number fits");
+
 /* Places stages one behind the other; one that does not fit before the ring's end begins at its start. */
 struct token_order {
     uint32_t head, given;  /* offset of the next stage; bytes of the ring handed out so far */
@@ -18,7 +27,8 @@ struct token_order {
     }
 
     /* As ask number i of the layer, of which `origin` were asked for before the first one placed. */
-    __device__ __forceinline__ void place(struct cu_token_stage &s, uint32_t i, uint32_t unit, uint32_t origin)
+    __device__ __forceinline__ void place(struct cu_token_stage &s, uint32_t i, uint32_t unit, uint32_t origin,
+                                          token_kind kind)
     {
         const uint32_t n = s.units * unit, bytes = room().ring_bytes;
         if (head + n > bytes) {
@@ -28,7 +38,7 @@ struct token_order {
         while (given + n - (read ? behind[read - 1] : 0) > bytes || placed - read >= CU_TOKEN_SLOTS)
             read++;
         s.to = room().ring + head;
-        room().ask[i] = {s.offset, s.to, n, (int32_t)(origin + read)};
+        room().ask[i] = {s.offset | kind.matrix, s.to, n | kind.ahead, (int32_t)(origin + read)};
         head += n;
         given += n;
         behind[placed++] = given;
@@ -60,18 +70,20 @@ template <class Form> __device__ __noinline__ void order_stages()
         dense += room().listed[op];
     for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
         const token_phase p(phase);
+        const uint32_t ahead = p.down ? CU_TOKEN_AHEAD_DOWN : CU_TOKEN_AHEAD_UP;
         for (uint32_t s = p.first; s < p.end; s++, i++)
-            o.place(room().list[CU_TOKEN_UP + p.down][s], dense + i, CU_MX_BYTES, dense);
+            o.place(room().list[CU_TOKEN_UP + p.down][s], dense + i, CU_MX_BYTES, dense, {CU_TOKEN_UP + phase, ahead});
     }
     const uint32_t experts = i;
     room().asks = dense + experts;
     i = 0;
     for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++) {
         const uint32_t unit = op == CU_TOKEN_ROUTER ? CU_DENSE_BYTES : Form::unit_bytes;
+        const token_kind kind = {op, (op == CU_TOKEN_QKV ? CU_TOKEN_AHEAD_QKV : CU_TOKEN_AHEAD_OUT) * Form::ahead};
         const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * unit : 0;
         if (op == CU_TOKEN_OUT && bytes)
             o.skip((room().ring_bytes - o.head) % bytes);
         for (uint32_t s = 0; s < n; s++, i++)
-            o.place(room().list[op][s], i, unit, 0 - experts);
+            o.place(room().list[op][s], i, unit, 0 - experts, kind);
     }
 }

@@ -41,43 +41,59 @@ __device__ __forceinline__ void bars_open()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* The side that asks: one thread. Numbers count a launch's stages. */
+#define TOKEN_NONE (~0u) /* no stage has this number */
+
+/* The side that asks: a warp, whose lanes all know the same; one of them asks. Numbers count a launch's stages. What lasts lies in shared
+ * memory. */
 struct token_feed {
-    uint32_t asked, freed;
+    uint32_t freed; /* stages below were read */
     uint64_t policy;
 
-    __device__ __forceinline__ explicit token_feed(uint32_t already) : asked(already), freed(0), policy(stream_policy())
+    __device__ __forceinline__ token_feed() : freed(room().freed), policy(stream_policy())
     {
     }
 
-    /* Waits until stages below `number` were read. False: in vain; they may still be read, so nothing more may be asked for. */
-    __device__ __forceinline__ bool wait_read(uint32_t number)
+    /* Stages below `number` were asked for. */
+    __device__ __forceinline__ void leave(uint32_t number) const
     {
-        for (; (int32_t)(number - freed) > 0; freed++)
-            if (!bar_wait(&room().empty[freed % CU_TOKEN_SLOTS], freed / CU_TOKEN_SLOTS & 1))
-                return false;
+        __syncwarp();
+        room().freed = freed;
+        room().asked = number;
+        __syncwarp();
+    }
+
+    /* Waits until stages below `read` were read and stage `landed`, if there is such, has come: a lane each. False: in vain; they may still be read, so
+     * nothing more may be asked for. */
+    __device__ __forceinline__ bool wait(uint32_t read, uint32_t landed)
+    {
+        const bool last = threadIdx.x % 32 == 31;
+        for (;; freed += 31) {
+            const uint32_t number = last ? landed : freed + threadIdx.x % 32;
+            const bool wants = last ? (int32_t)landed >= 0 : (int32_t)(read - number) > 0;
+            uint64_t *bar = (last ? room().full : room().empty) + number % CU_TOKEN_SLOTS;
+            for (uint32_t turn = 0; !__all_sync(~0u, !wants || bar_done(bar, number / CU_TOKEN_SLOTS & 1)); turn++)
+                if (__any_sync(~0u, token_late(turn)))
+                    return false;
+            if ((int32_t)(read - freed) <= 31)
+                break;
+        }
+        freed = (int32_t)(read - freed) > 0 ? read : freed;
         return true;
     }
 
-    /* Waits until fewer than `ahead` are on their way. */
-    __device__ __forceinline__ bool wait_landed(uint32_t ahead)
+    __device__ __forceinline__ void ask(uint32_t number, uint64_t from, uint32_t to, uint32_t bytes) const
     {
-        const uint32_t number = asked - ahead;
-        return (int32_t)number < 0 || bar_wait(&room().full[number % CU_TOKEN_SLOTS], number / CU_TOKEN_SLOTS & 1);
-    }
-
-    __device__ __forceinline__ void ask(uint64_t from, const token_ask &a)
-    {
-        const uint32_t bar = smem_at(&room().full[asked++ % CU_TOKEN_SLOTS]);
-        bulk_expect(bar, a.bytes);
-        if (a.bytes)
-            copy_bulk(a.to, (const void *)(from + a.offset), a.bytes, bar, policy);
+        const uint32_t bar = smem_at(&room().full[number % CU_TOKEN_SLOTS]);
+        bulk_expect(bar, bytes);
+        if (bytes)
+            copy_bulk(to, (const void *)from, bytes, bar, policy);
     }
 
     /* Every copy has landed: the block may end. A launch that gave up has copies that nobody read. */
     __device__ __forceinline__ void close()
     {
-        (void)wait_read(asked);
+        const uint32_t asked = room().asked;
+        (void)wait(asked, TOKEN_NONE);
         for (uint32_t n = asked > CU_TOKEN_SLOTS ? asked - CU_TOKEN_SLOTS : 0; n < asked; n++)
             while (!bar_done(&room().full[n % CU_TOKEN_SLOTS], n / CU_TOKEN_SLOTS & 1))
                 ;

@@ -19,11 +19,13 @@ struct token_attn_room {
 
 #define TOKEN_OWN (8 * CU_TILE)
 
-/* A stage as it is asked for. */
+/* A stage as it is asked for. The low bits of multiples of 16: which of a layer's matrices, and how many may be on their way
+ * with it (struct token_kind). */
 struct __align__(16) token_ask {
     uint32_t offset, to, bytes; /* bytes from the matrix' first; shared address */
     int32_t after;              /* so many of the layer's stages must have been read; negative: of the layer before all but so many */
 };
+#define TOKEN_ASK_LOW 15u
 
 /* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread
  * needs what all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here
@@ -53,6 +55,7 @@ struct token_room {
     struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order: `asks` of them */
     uint32_t asks;
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
+    uint32_t asked, freed;            /* stages of the launch asked for, and read */
     uint32_t x_first;                 /* which is the first of them */
     uint32_t ring, ring_bytes;        /* shared address */
     float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
