@@ -64,37 +64,45 @@ __device__ __forceinline__ void batch_mx_take(uint32_t unit, uint4 &codes, uint3
     scales = lds4(unit + CU_MX_CODES + threadIdx.x % 32 / 4 * 4);
 }
 
-/* A stage: this warp's tiles at `tile` and 12 tiles further, rows at `acts`. While the products of a block run, the next one's fragments are decoded. */
+/* A stage: this warp's tiles at `tile` and 12 tiles further, rows at `acts`. While the products of a unit run, the next one's fragments are decoded. */
 template <int N, int TILES>
 __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, float (&acc)[TILES][N / 2])
 {
-    constexpr int LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS, BLOCKS = 2 * CU_MX_SPAN * TILES, D = CU_BATCH_MX_DEPTH;
+    constexpr int LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS, UNITS = CU_MX_SPAN * TILES;
     uint4 codes[TILES];
-    uint32_t scales[TILES], a[D][2][4];
-    float block[D][N / 2], scale[D][2];
+    uint32_t scales[TILES], a[2][2][2][4];
+    float block[2][N / 2], scale[2][2];
 #pragma unroll
     for (int t = 0; t < TILES; t++)
         batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE, codes[t], scales[t]);
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++) {
-        const int u = i / (2 * TILES), half = i / TILES % 2, t = i % TILES;
-        mx_fragment(half ? codes[t].z : codes[t].x, a[i % D][0]);
-        mx_fragment(half ? codes[t].w : codes[t].y, a[i % D][1]);
-        wgmma_fence();
-        batch_mx_products(block[i % D], a[i % D], acts + u * (LINES * 128 >> 4) + half * 4);
-        wgmma_commit();
-        mx_scales(scales[t], half, scale[i % D]);
-        if (half && u + 1 < CU_MX_SPAN)
-            batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + (u + 1) * CU_MX_BYTES, codes[t], scales[t]);
-        if (i >= D - 1) {
-            wgmma_wait<D - 1>();
-            batch_mx_add(acc[(i - D + 1) % TILES], block[(i - D + 1) % D], scale[(i - D + 1) % D]);
+    for (int i = 0; i < UNITS; i++) {
+        const int u = i / TILES, t = i % TILES;
+        mx_fragment(codes[t].x, a[i % 2][0][0]);
+        mx_fragment(codes[t].y, a[i % 2][0][1]);
+        mx_fragment(codes[t].z, a[i % 2][1][0]);
+        mx_fragment(codes[t].w, a[i % 2][1][1]);
+        if (i > 0) {
+            wgmma_wait<0>();
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+                batch_mx_add(acc[(i - 1) % TILES], block[half], scale[half]);
         }
+        wgmma_fence();
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            batch_mx_products(block[half], a[i % 2][half], acts + u * (LINES * 128 >> 4) + half * 4);
+        wgmma_commit();
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            mx_scales(scales[t], half, scale[half]);
+        if (u + 1 < CU_MX_SPAN)
+            batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + (u + 1) * CU_MX_BYTES, codes[t], scales[t]);
     }
     wgmma_wait<0>();
 #pragma unroll
-    for (int i = BLOCKS - D + 1; i < BLOCKS; i++)
-        batch_mx_add(acc[i % TILES], block[i % D], scale[i % D]);
+    for (int half = 0; half < 2; half++)
+        batch_mx_add(acc[TILES - 1], block[half], scale[half]);
 }
 
 /* The same of up to CU_BATCH_MX_FEW rows, by mma.sync: a warp waits for no other. Lane l reads column l / 4 of each eight; chunks of odd rows lie with those of
@@ -137,22 +145,42 @@ __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts,
     }
 }
 
-/* done_up of all sums of a tile at once, with the bits of swiglu (arch/cuda/done.cuh). */
+/* The smaller or the larger of two; NaN when one is. */
+__device__ __forceinline__ float batch_mx_least(float a, float b)
+{
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+__device__ __forceinline__ float batch_mx_most(float a, float b)
+{
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+/* done_up of all sums of a tile at once, with the bits of swiglu (arch/cuda/done.cuh). early(): the bias as it lies, so that nothing waits for it. */
 struct batch_mx_up_done : done_up {
     using done_up::done_up;
 
-    template <int M>
-    __device__ __forceinline__ void all(uint32_t tile, uint32_t place, uint32_t end, const float (&c)[M], float2 b) const
+    __device__ __forceinline__ uint2 early(uint32_t expert, uint32_t tile) const
     {
+        const uint32_t i = tile * 8 + threadIdx.x % 32 / 4;
+        return make_uint2(i < inner ? __ldg(biases + (uint64_t)expert * inner + i) : 0, 0);
+    }
+
+    /* `left` places from `place` on are the list's. */
+    template <int M> __device__ __forceinline__ void all(uint32_t tile, uint32_t place, uint32_t left, const float (&c)[M], uint2 early) const
+    {
+        const float2 b = make_float2(__uint_as_float(early.x << 16), __uint_as_float(early.x & 0xffff0000u));
         float gate[M / 2], up[M / 2], below[M / 2], a[M / 2];
         bool plain = true;
 #pragma unroll
         for (int i = 0; i < M / 2; i++) {
             const int at = i / 2 * 4 + i % 2;
-            gate[i] = mx_finish(c[at]) + b.x;
-            up[i] = mx_finish(c[at + 2]) + b.y;
-            gate[i] = gate[i] > NIB_SWIGLU_LIMIT ? NIB_SWIGLU_LIMIT : gate[i];
-            up[i] = up[i] > NIB_SWIGLU_LIMIT ? NIB_SWIGLU_LIMIT : up[i] < -NIB_SWIGLU_LIMIT ? -NIB_SWIGLU_LIMIT : up[i];
+            gate[i] = batch_mx_least(mx_finish(c[at]) + b.x, NIB_SWIGLU_LIMIT);
+            up[i] = batch_mx_most(batch_mx_least(mx_finish(c[at + 2]) + b.y, NIB_SWIGLU_LIMIT), -NIB_SWIGLU_LIMIT);
             below[i] = 1.0f + expf(-NIB_SWIGLU_ALPHA * gate[i]);
             a[i] = divide_plain(gate[i], below[i]);
             plain &= fabsf(gate[i]) > 0x1p-40f && below[i] < 0x1p40f;
@@ -161,26 +189,34 @@ struct batch_mx_up_done : done_up {
 #pragma unroll
             for (int i = 0; i < M / 2; i++)
                 a[i] = gate[i] / below[i];
-        const uint32_t element = tile * 8 + threadIdx.x % 32 / 4;
-        if (element >= inner)
-            return;
-        __half *to = gated + (uint64_t)place * inner + element;
+        /* transposed, a lane has two elements of place lane / 4 of eight */
+        const uint32_t row = threadIdx.x % 32 / 4, element = tile * 8 + threadIdx.x % 4 * 2;
+        __half *to = gated + (uint64_t)(place + row) * inner + element;
 #pragma unroll
-        for (int i = 0; i < M / 2; i++)
-            if (place + i / 2 * 8 + i % 2 < end)
-                to[(uint64_t)(i / 2 * 8 + i % 2) * inner] = __float2half(a[i] * (up[i] + 1.0f));
+        for (int n = 0; n < M / 4; n++) {
+            uint32_t v = pack_fp16(a[2 * n] * (up[2 * n] + 1.0f), a[2 * n + 1] * (up[2 * n + 1] + 1.0f));
+            asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(v));
+            if (row + n * 8 < left && element < inner)
+                *(uint32_t *)to = v;
+            to += 8 * inner;
+        }
     }
 };
 
 struct batch_mx_down_done : done_down {
     using done_down::done_down;
 
-    template <int M>
-    __device__ __forceinline__ void all(uint32_t tile, uint32_t place, uint32_t end, const float (&c)[M], float2 b) const
+    __device__ __forceinline__ float2 early(uint32_t expert, uint32_t tile) const
     {
+        return bias(expert, tile);
+    }
+
+    template <int M> __device__ __forceinline__ void all(uint32_t tile, uint32_t place, uint32_t left, const float (&c)[M], float2 b) const
+    {
+        const uint32_t first = place + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int n = 0; n < M / 4; n++)
-            (*this)(tile, place + n * 8, end, c + 4 * n, b);
+            (*this)(tile, first + n * 8, place + left, c + 4 * n, b);
     }
 };
 
@@ -191,10 +227,10 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const bat
 {
     constexpr uint32_t LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS;
     float sum[TILES][N / 2];
-    float2 bias[TILES]; /* read now, used at the end */
+    decltype(done.early(0, 0)) bias[TILES]; /* read now, used at the end */
 #pragma unroll
     for (int t = 0; t < TILES; t++)
-        bias[t] = done.bias(item.expert, item.tile0 + min(warp + t * CU_BATCH_MX_READERS, item.tiles - 1));
+        bias[t] = done.early(item.expert, item.tile0 + min(warp + t * CU_BATCH_MX_READERS, item.tiles - 1));
 #pragma unroll
     for (int i = 0; i < TILES * N / 2; i++)
         sum[i / (N / 2)][i % (N / 2)] = 0;
@@ -224,7 +260,7 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const bat
         const uint32_t mine = warp + t * CU_BATCH_MX_READERS, tile = item.tile0 + mine;
         if (mine >= item.tiles)
             break;
-        done.all(tile, item.place + threadIdx.x % 4 * 2, item.place + item.count, sum[t], bias[t]);
+        done.all(tile, item.place, item.count, sum[t], bias[t]);
     }
 }
 
@@ -251,24 +287,23 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
                                          const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
-    __shared__ batch_mx_bars bars;
     __shared__ uint32_t bounds[2];
     static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
     batch_mx_ring ring;
-    ring.open(batch_mx_dynamic, bars);
+    ring.open(batch_mx_dynamic);
     if (!EARLY)
         overlap_wait();
     overlap_next();
     const struct cu_route *route = route_head(m);
     const uint32_t lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
-    uint32_t cost = 0;
+    uint32_t count = 0;
     if (threadIdx.x < CU_GROUPS_MAX) { /* lists that are not there, too: no load waits */
         const uint32_t *from = (const uint32_t *)(route->group + threadIdx.x);
         const struct cu_group group = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
         groups[threadIdx.x] = group;
-        cost = threadIdx.x < lists ? batch_mx_cost(group.count) : 0;
+        count = threadIdx.x < lists ? group.count : 0;
     }
-    batch_mx_walk::deal(cost, cu_tiles(n), lists, bounds);
+    batch_mx_walk::deal(count, cu_tiles(n), lists, bounds);
     __syncthreads();
     batch_mx_walk walk = {groups, cu_tiles(n), bounds[0], bounds[1]};
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {

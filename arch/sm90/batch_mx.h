@@ -14,17 +14,19 @@
 #define CU_BATCH_MX_READERS 12 /* multiplying warps */
 #define CU_BATCH_MX_STAGES  4  /* and as many warps that bring, each the stages of its place in the ring */
 #define CU_BATCH_MX_THREADS ((CU_BATCH_MX_READERS + CU_BATCH_MX_STAGES) * 32)
-#define CU_BATCH_MX_DEPTH   2 /* blocks of 32 inputs whose products are under way in a warp */
 #define CU_BATCH_MX_SNAP    4 /* tiles: a block's share does not begin or end so close to the border of two lists */
 
-#define CU_BATCH_MX_COST       60 /* of a tile, about the instructions of a unit of inputs; for each 8 rows as many more: */
-#define CU_BATCH_MX_COST_FEW   14 /* by mma.sync */
-#define CU_BATCH_MX_COST_MANY  20 /* by wgmma */
+/* What a tile takes for a list of up to 8, 16, 24, 32, 40 and 48 rows, and what a list's beginning takes beside; measured, in 25 cycles. */
+#define CU_BATCH_MX_COSTS                                                                                              \
+    {                                                                                                                  \
+        63, 80, 90, 100, 142, 157                                                                                      \
+    }
+#define CU_BATCH_MX_COST_LIST 480
 
 /* A stage is CU_MX_SPAN units of an item: for each unit a line of 128 bytes a row, 32 or 48 of them; then the weights of 24 or 12 tiles. */
 #define CU_BATCH_MX_ACTS(rows) (CU_MX_SPAN * (rows)*CU_MX_UNIT * 2)
 #define CU_BATCH_MX_STAGE_BYTES                                                                                        \
     ((CU_BATCH_MX_ACTS(CU_BATCH_MX_HALF) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)
-#define CU_BATCH_MX_SHARED (CU_BATCH_MX_STAGES * CU_BATCH_MX_STAGE_BYTES + 1024)
+#define CU_BATCH_MX_SHARED (CU_BATCH_MX_STAGES * CU_BATCH_MX_STAGE_BYTES + 1024 + 128) /* mbarriers, too */
 
 #endif

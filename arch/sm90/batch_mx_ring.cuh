@@ -15,28 +15,32 @@ __device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
 
-struct batch_mx_bars {
-    uint64_t full[CU_BATCH_MX_STAGES], empty[CU_BATCH_MX_STAGES];
-};
-
 struct batch_mx_ring {
-    uint32_t stages, full, empty; /* shared addresses */
+    uint32_t stages; /* shared address; behind them the mbarriers: no register more */
     uint32_t slot, parity;
 
-    __device__ __forceinline__ void open(const void *dynamic, batch_mx_bars &bars)
+    __device__ __forceinline__ void open(const void *dynamic)
     {
         stages = (smem_at(dynamic) + 1023) & ~1023u;
-        full = smem_at(bars.full);
-        empty = smem_at(bars.empty);
         slot = parity = 0;
         if (threadIdx.x == 0) {
             for (uint32_t i = 0; i < CU_BATCH_MX_STAGES; i++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full + 8 * i) : "memory");
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty + 8 * i), "n"(CU_BATCH_MX_READERS) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full(i)) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty(i)), "n"(CU_BATCH_MX_READERS) : "memory");
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         }
+    }
+
+    __device__ __forceinline__ uint32_t full(uint32_t i) const
+    {
+        return stages + CU_BATCH_MX_STAGES * CU_BATCH_MX_STAGE_BYTES + 8 * i;
+    }
+
+    __device__ __forceinline__ uint32_t empty(uint32_t i) const
+    {
+        return full(i) + 8 * CU_BATCH_MX_STAGES;
     }
 
     __device__ __forceinline__ uint32_t stage() const
@@ -46,18 +50,18 @@ struct batch_mx_ring {
 
     __device__ __forceinline__ void wait_full() const
     {
-        prompt_ring<prompt_mx>::wait(full + 8 * slot, parity);
+        prompt_ring<prompt_mx>::wait(full(slot), parity);
     }
 
     __device__ __forceinline__ void wait_empty() const
     {
-        prompt_ring<prompt_mx>::wait(empty + 8 * slot, parity ^ 1);
+        prompt_ring<prompt_mx>::wait(empty(slot), parity ^ 1);
     }
 
     /* By one warp, all lanes: the stage is read. */
     __device__ __forceinline__ void leave()
     {
-        prompt_ring<prompt_mx>::arrive(empty + 8 * slot);
+        prompt_ring<prompt_mx>::arrive(empty(slot));
         if (++slot == CU_BATCH_MX_STAGES) {
             slot = 0;
             parity ^= 1;
@@ -76,11 +80,15 @@ struct batch_mx_item {
     }
 };
 
-/* What a tile takes for a list of so many rows. */
+/* What a tile takes for a list of `count` rows. */
 __device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
 {
-    const uint32_t eights = CU_DIV_UP(min(count, (uint32_t)CU_BATCH_MX_ROWS), 8);
-    return CU_BATCH_MX_COST + eights * (count <= CU_BATCH_MX_FEW ? CU_BATCH_MX_COST_FEW : CU_BATCH_MX_COST_MANY);
+    constexpr uint32_t costs[CU_BATCH_MX_ROWS / 8] = CU_BATCH_MX_COSTS;
+    uint32_t cost = costs[0];
+#pragma unroll
+    for (uint32_t i = 1; i < CU_BATCH_MX_ROWS / 8; i++)
+        cost = count > i * 8 ? costs[i] : cost;
+    return cost;
 }
 
 /* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into items of like
@@ -89,13 +97,14 @@ struct batch_mx_walk {
     const struct cu_group *groups; /* in shared memory */
     uint32_t tiles, at, last;      /* of a matrix; the next tile, counted through all lists, and the end */
 
-    /* Where the shares of this block and of the next one begin, counted through all lists, to bounds[2]. All threads call it, a thread a list; `cost`
-     * of its list's tiles, 0: there is none. */
-    __device__ __forceinline__ static void deal(uint32_t cost, uint32_t tiles, uint32_t lists, uint32_t *bounds)
+    /* Where the shares of this block and of the next one begin, counted through all lists, to bounds[2]. All threads call it, a thread a list, which has
+     * `count` rows, 0: there is none. */
+    __device__ __forceinline__ static void deal(uint32_t count, uint32_t tiles, uint32_t lists, uint32_t *bounds)
     {
         __shared__ uint32_t sums[CU_BATCH_MX_THREADS / 32];
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        uint32_t sum = cost, before = 0, total = 0;
+        const uint32_t cost = batch_mx_cost(count), mine = count ? CU_BATCH_MX_COST_LIST + cost * tiles : 0;
+        uint32_t sum = mine, before = 0, total = 0;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
             const uint32_t other = __shfl_up_sync(~0u, sum, d);
@@ -109,15 +118,15 @@ struct batch_mx_walk {
             before += w < warp ? sums[w] : 0;
             total += sums[w];
         }
-        before += sum - cost;
+        before += sum - mine;
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
-            const uint32_t want = (uint32_t)((uint64_t)total * tiles * (blockIdx.x + i) / gridDim.x);
-            if (want >= before * tiles && want < (before + cost) * tiles) {
-                const uint32_t tile = (want - before * tiles) / cost;
+            const uint32_t want = (uint32_t)((uint64_t)total * (blockIdx.x + i) / gridDim.x);
+            if (want >= before && want < before + mine) {
+                const uint32_t into = want - before, tile = (into - min(into, (uint32_t)CU_BATCH_MX_COST_LIST)) / cost;
                 bounds[i] = threadIdx.x * tiles + (tile < CU_BATCH_MX_SNAP ? 0 : tiles - tile < CU_BATCH_MX_SNAP ? tiles : tile);
             }
-            if (threadIdx.x == 0 && want >= total * tiles)
+            if (threadIdx.x == 0 && want >= total)
                 bounds[i] = lists * tiles;
         }
     }
@@ -236,7 +245,7 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_wal
     batch_mx_acts acts;
     acts.list = ~0u;
     ring.slot = threadIdx.x / 32;
-    const uint32_t stage = ring.stage(), full = ring.full + 8 * ring.slot;
+    const uint32_t stage = ring.stage(), full = ring.full(ring.slot);
     bool waits = EARLY;
     for (uint32_t span = ring.slot; walk.next(item); span -= spans) {
         acts.open(item, from);
