@@ -216,13 +216,14 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
         if (rows > CU_BATCH_FEW) /* blocks alone, in pairs */
             ret->grid[0] =
-                least(CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) * CU_DIV_UP(rows, CU_BATCH_ROWS) + 1, m->sms) / 2 * 2;
+                least(CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) * CU_DIV_UP(rows, CU_BATCH_ROWS / 2) + 1, m->sms) /
+                2 * 2;
     } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {
         ret->grid[0] = CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES);
     } else if (op == NIB_GPU_HEAD) {
-        ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES), m->sms);
+        ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES) + 1, m->sms) / 2 * 2;
         ret->block = CU_BATCH_HEAD_THREADS;
         ret->shared_bytes = CU_BATCH_SHARED;
     } else if (op == NIB_GPU_UP || op == NIB_GPU_DOWN) {

@@ -117,14 +117,6 @@ __device__ __forceinline__ float4 four(const float *v)
     return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-/* A shared address of this block in the block of that rank. */
-__device__ __forceinline__ uint32_t cluster_at(uint32_t shared, uint32_t rank)
-{
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared), "r"(rank));
-    return there;
-}
-
 __device__ __forceinline__ float4 cluster_get(uint32_t there)
 {
     float4 v;
@@ -132,60 +124,61 @@ __device__ __forceinline__ float4 cluster_get(uint32_t there)
     return v;
 }
 
-/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts; the blocks leave what others
- * need in the ring, which is empty. */
+/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts; the blocks leave all of theirs in
+ * the ring, which is empty. */
 template <class Shape, int N, class Done>
 __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
                                              const Done &done)
 {
-    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, WARPS = Shape::groups * 4;
+    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, WARPS = Shape::groups * 4, SIDE = N / 8 > PARTS ? 2 : 1;
     static_assert(HELD * WARPS * (N / 8) * 512 <= Shape::stages * (Shape::weights_bytes + Shape::acts_bytes), "room");
     const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
     const uint32_t room = ring.acts + warp * 512 + lane * 16;
     asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
 #pragma unroll
     for (uint32_t n = 0; n < N / 8; n++)
-        if (n % PARTS != rank)
 #pragma unroll
-            for (uint32_t s = 0; s < HELD; s++)
-                if (s == 0 || rank > 0) {
-                    const float *v = &sum[s][0][4 * n];
-                    sts16(room + (s * (N / 8) + n) * WARPS * 512, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]),
-                                                                             __float_as_uint(v[2]), __float_as_uint(v[3])));
-                }
+        for (uint32_t s = 0; s < HELD; s++)
+            if (s == 0 || rank > 0) {
+                const float *v = &sum[s][0][4 * n];
+                sts16(room + (s * (N / 8) + n) * WARPS * 512,
+                      make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
+            }
     const auto tile = done.open(item.tile0 + batch_tile<Shape>(0));
     const uint32_t row0 = item.first + lane % 4 * 2, end = item.first + item.rows;
-    typename decltype(done.open(0))::held held[CU_DIV_UP(N / 8, PARTS)];
-#pragma unroll
-    for (uint32_t n = 0; n < CU_DIV_UP(N / 8, PARTS); n++)
-        held[n] = tile.ask(row0 + (n * PARTS + rank) * 8, end);
+    typename decltype(done.open(0))::held next[SIDE];
+    tile.ask(next, row0 + rank * 8, PARTS * 8, end);
     cluster_sync();
+#pragma unroll 1
+    for (uint32_t n0 = rank; n0 < N / 8; n0 += SIDE * PARTS) {
+        typename decltype(done.open(0))::held held[SIDE];
+        float4 all[SIDE][PARTS][HELD];
 #pragma unroll
-    for (uint32_t n = 0; n < N / 8; n++)
-        if (n % PARTS == rank) {
-            float4 part[PARTS][HELD];
+        for (uint32_t i = 0; i < SIDE; i++)
 #pragma unroll
             for (uint32_t r = 0; r < PARTS; r++)
 #pragma unroll
                 for (uint32_t s = 0; s < (r == 0 ? 1 : HELD); s++)
-                    part[r][s] = r == rank ? four(&sum[s][0][4 * n])
-                                           : cluster_get(cluster_at(room + (s * (N / 8) + n) * WARPS * 512, r));
-            float4 all = part[0][0];
+                    all[i][r][s] = cluster_get(cluster_at(room + (s * (N / 8) + min(n0 + i * PARTS, N / 8 - 1)) * WARPS * 512, r));
+#pragma unroll
+        for (uint32_t i = 0; i < SIDE; i++)
+            held[i] = next[i];
+        if (n0 + SIDE * PARTS < N / 8)
+            tile.ask(next, row0 + (n0 + SIDE * PARTS) * 8, PARTS * 8, end);
+#pragma unroll
+        for (uint32_t i = 0; i < SIDE; i++) {
 #pragma unroll
             for (uint32_t r = 1; r < PARTS; r++)
 #pragma unroll
                 for (uint32_t s = 0; s < HELD; s++)
-                    add4(all, part[r][s]);
-            sum[0][0][4 * n] = all.x;
-            sum[0][0][4 * n + 1] = all.y;
-            sum[0][0][4 * n + 2] = all.z;
-            sum[0][0][4 * n + 3] = all.w;
+                    add4(all[i][0][0], all[i][r][s]);
+            const float4 v = all[i][0][0];
+            const float c[4] = {v.x, v.y, v.z, v.w};
+            const uint32_t n = n0 + i * PARTS;
+            if (threadIdx.x / 32 % 4 < Shape::wide && n < N / 8)
+                tile.put(held[i], row0 + n * 8, end, c);
         }
-    if (threadIdx.x / 32 % 4 < Shape::wide)
-#pragma unroll
-        for (uint32_t n = 0; n < N / 8; n++)
-            if (n % PARTS == rank)
-                tile.put(held[n / PARTS], row0 + n * 8, end, &sum[0][0][4 * n]);
+    }
     cluster_sync_read();
 }
 
@@ -243,13 +236,19 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
     if constexpr (Shape::parts > 1) {
         batch_add_up<Shape, N>(ring, item, sum, done);
     } else {
+        constexpr uint32_t TOGETHER = N / 8 < 4 ? N / 8 : 4; /* what is read for them comes at once */
 #pragma unroll
         for (uint32_t i = 0; i < Shape::each; i++) {
             const auto tile = done.open(item.tile0 + batch_tile<Shape>(i));
             const uint32_t row0 = item.first + threadIdx.x % 4 * 2, end = item.first + item.rows;
 #pragma unroll
-            for (uint32_t n = 0; n < N / 8; n++)
-                tile.put(tile.ask(row0 + n * 8, end), row0 + n * 8, end, &sum[0][i][4 * n]);
+            for (uint32_t n = 0; n < N / 8; n += TOGETHER) {
+                typename decltype(done.open(0))::held held[TOGETHER];
+                tile.ask(held, row0 + n * 8, 8, end);
+#pragma unroll
+                for (uint32_t j = 0; j < TOGETHER; j++)
+                    tile.put(held[j], row0 + (n + j) * 8, end, &sum[0][i][4 * (n + j)]);
+            }
         }
     }
 }
@@ -286,6 +285,8 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     batch_ring<Shape> ring;
     ring.open(batch_dense_dynamic);
+    if (Shape::pair)
+        cluster_sync(); /* before one arrives at the other's mbarriers */
     overlap_next();
     auto learn = [&] {
         overlap_wait();
@@ -301,6 +302,8 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         else
             asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         batch_take(ring, tiles, units, learn(), done);
+        if (Shape::pair)
+            cluster_sync(); /* nor does it leave before the other has read all */
         return;
     }
     if (Shape::groups == 2)
@@ -331,8 +334,13 @@ template <class Form, uint32_t ROWS> __device__ __forceinline__ void out_batch_r
 
 template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    if (dynamic_shared_bytes() < CU_BATCH_SHARED)
+    if (dynamic_shared_bytes() < CU_BATCH_SHARED) {
         qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_QKV_WIDE, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
+        return;
+    }
+    overlap_wait();
+    if (step_of(m)->decode_count <= CU_BATCH_QKV_HALVES)
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS / 2, 1, CU_GEMV_WARPS>>(m, layer);
     else
         qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS, 1, CU_GEMV_WARPS>>(m, layer);
 }
@@ -357,42 +365,45 @@ template <class Shape> __device__ __forceinline__ void head_batch_run(const stru
 template <class Form> __device__ __forceinline__ void head_batch_rows(const struct nib_gpu_machine *m)
 {
     overlap_wait();
-    if (step_of(m)->want_count <= CU_BATCH_HEAD_FEW)
+    const uint32_t count = step_of(m)->want_count;
+    if (count <= CU_BATCH_HEAD_FEW)
         head_batch_run<batch_shape<Form, CU_BATCH_HEAD_FEW_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS, true>>(m);
-    else
+    else if (count <= CU_BATCH_HEAD_MANY)
         head_batch_run<batch_shape<Form, CU_BATCH_HEAD_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
+    else
+        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS, false, true>>(m);
 }
 
-#define CLUSTER_KERNEL(name, blocks)                                                                                   \
-    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(CU_BATCH_THREADS, 1)                   \
+#define CLUSTER_KERNEL(name, threads, blocks)                                                                          \
+    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1)                            \
         nib_gpu_##name(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
 
-CLUSTER_KERNEL(qkv_batch, CU_BATCH_QKV_PARTS)
+CLUSTER_KERNEL(qkv_batch, CU_BATCH_THREADS, CU_BATCH_QKV_PARTS)
 {
     qkv_batch_rows<weights_bf16>(m, layer);
 }
 
-CLUSTER_KERNEL(qkv_batch_mxfp8, CU_BATCH_QKV_PARTS)
+CLUSTER_KERNEL(qkv_batch_mxfp8, CU_BATCH_THREADS, CU_BATCH_QKV_PARTS)
 {
     qkv_batch_rows<weights_mxfp8>(m, layer);
 }
 
-CLUSTER_KERNEL(out_batch, CU_BATCH_OUT_PARTS)
+CLUSTER_KERNEL(out_batch, CU_BATCH_THREADS, CU_BATCH_OUT_PARTS)
 {
     out_batch_rows<weights_bf16>(m, layer);
 }
 
-CLUSTER_KERNEL(out_batch_mxfp8, CU_BATCH_OUT_PARTS)
+CLUSTER_KERNEL(out_batch_mxfp8, CU_BATCH_THREADS, CU_BATCH_OUT_PARTS)
 {
     out_batch_rows<weights_mxfp8>(m, layer);
 }
 
-KERNEL(head_batch, CU_BATCH_HEAD_THREADS, 1)
+CLUSTER_KERNEL(head_batch, CU_BATCH_HEAD_THREADS, 2)
 {
     head_batch_rows<weights_bf16>(m);
 }
 
-KERNEL(head_batch_mxfp8, CU_BATCH_HEAD_THREADS, 1)
+CLUSTER_KERNEL(head_batch_mxfp8, CU_BATCH_HEAD_THREADS, 2)
 {
     head_batch_rows<weights_mxfp8>(m);
 }

@@ -1,6 +1,6 @@
 /* arch/sm90/batch_dense_done.cuh: what becomes of the sums of a batched dense product: the arithmetic of arch/cuda/done.cuh, in two steps, so that what
- * must be read for several rows is asked for at once. open(tile): a tile of 16 output rows; ask(row, end): what the sums of the
- * lane's rows row, row + 1 below `end` need; put(): c as in arch/cuda/done.cuh. */
+ * must be read for several rows is asked for at once. open(tile): a tile of 16 output rows; ask(held, row, step, end): what the sums of the
+ * lane's rows row + j step and the next ones, those below `end`, need; put(): c as in arch/cuda/done.cuh. */
 #pragma once
 #include "arch/cuda/done.cuh"
 
@@ -13,43 +13,57 @@ struct batch_qkv_tile {
 
     struct held {
         float cos[2], sin[2];
-        __nv_bfloat16 *to[2]; /* NULL: the row is not there */
+        __nv_bfloat16 *to[2];
     };
 
-    __device__ __forceinline__ __nv_bfloat16 *place(uint32_t row) const
+    /* Keys and values: where those of each row's position begin. */
+    template <uint32_t COUNT>
+    __device__ __forceinline__ void ask_pages(held (&h)[COUNT], uint32_t row, uint32_t step, uint32_t last) const
     {
-        const uint32_t heads = m->heads;
-        if (head < heads)
-            return at<__nv_bfloat16>(m->q) + ((uint64_t)row * heads + head) * NIB_HEAD_DIM + dim;
-        if (m->kv_new)
-            return at<__nv_bfloat16>(m->kv_new) + ((uint64_t)row * 2 * m->kv_heads + head - heads) * NIB_HEAD_DIM + dim;
-        const uint32_t slot = rows[row].slot, pos = rows[row].pos;
-        const uint64_t page = page_at(m, layer, slot, pos / NIB_KV_PAGE_TOKENS, NIB_GPU_QKV);
-        return at<__nv_bfloat16>(m->layer[layer].kv, page + (uint64_t)(head - heads) * PAGE_HEAD_BYTES) +
-               pos % NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM + dim;
-    }
-
-    __device__ __forceinline__ held ask(uint32_t row, uint32_t end) const
-    {
-        const float *cos_of = at<const float>(m->rope), *sin_of = cos_of + m->step_rows_max * 32;
-        const bool turns = head < m->heads + m->kv_heads;
-        held h;
+        const layer_pages pages(m, layer);
+        const uint8_t *kv = at<const uint8_t>(m->layer[layer].kv, (uint64_t)(head - m->heads) * PAGE_HEAD_BYTES);
+        uint32_t slot[COUNT][2], pos[COUNT][2], id[COUNT][2];
 #pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            const bool there = row + i < end && head < m->heads + 2 * m->kv_heads;
-            h.cos[i] = there && turns ? cos_of[(row + i) * 32 + dim] : 1;
-            h.sin[i] = there && turns ? sin_of[(row + i) * 32 + dim] : 0;
-            h.to[i] = there ? place(row + i) : NULL;
+        for (uint32_t j = 0; j < 2 * COUNT; j++) {
+            const struct nib_row *of = &rows[min(row + j / 2 * step + j % 2, last)];
+            slot[j / 2][j % 2] = of->slot;
+            pos[j / 2][j % 2] = of->pos;
         }
-        return h;
+#pragma unroll
+        for (uint32_t j = 0; j < 2 * COUNT; j++)
+            id[j / 2][j % 2] = pages.id(slot[j / 2][j % 2], pos[j / 2][j % 2] / NIB_KV_PAGE_TOKENS);
+#pragma unroll
+        for (uint32_t j = 0; j < 2 * COUNT; j++)
+            h[j / 2].to[j % 2] = (__nv_bfloat16 *)(kv + pages.from(id[j / 2][j % 2], NIB_GPU_QKV)) +
+                                 pos[j / 2][j % 2] % NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM + dim;
     }
 
-    __device__ __forceinline__ void put(const held &h, uint32_t, uint32_t, const float c[4]) const
+    /* Rows that are not there are the last one again, until they are put. */
+    template <uint32_t COUNT> __device__ __forceinline__ void ask(held (&h)[COUNT], uint32_t row, uint32_t step, uint32_t end) const
+    {
+        const float *cos_of = at<const float>(m->rope) + dim, *sin_of = cos_of + m->step_rows_max * 32;
+        const uint32_t heads = m->heads, kv_heads = m->kv_heads, last = end - 1;
+        const bool turns = head < heads + kv_heads, paged = head >= heads && !m->kv_new;
+        __nv_bfloat16 *to = head < heads ? at<__nv_bfloat16>(m->q) + head * NIB_HEAD_DIM
+                                         : at<__nv_bfloat16>(m->kv_new) + (head - heads) * NIB_HEAD_DIM;
+        const uint32_t stride = (head < heads ? heads : 2 * kv_heads) * NIB_HEAD_DIM;
+#pragma unroll
+        for (uint32_t j = 0; j < 2 * COUNT; j++) {
+            const uint32_t r = min(row + j / 2 * step + j % 2, last);
+            h[j / 2].cos[j % 2] = turns ? cos_of[r * 32] : 1;
+            h[j / 2].sin[j % 2] = turns ? sin_of[r * 32] : 0;
+            h[j / 2].to[j % 2] = to + (uint64_t)r * stride + dim;
+        }
+        if (paged && head < heads + 2 * kv_heads)
+            ask_pages(h, row, step, last);
+    }
+
+    __device__ __forceinline__ void put(const held &h, uint32_t row, uint32_t end, const float c[4]) const
     {
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
             float a = c[i] + bias0, b = c[i + 2] + bias1;
-            if (!h.to[i])
+            if (row + i >= end || head >= m->heads + 2 * m->kv_heads)
                 continue;
             if (head < m->heads + m->kv_heads)
                 rotate(a, b, h.cos[i], h.sin[i]);
@@ -85,13 +99,13 @@ struct batch_out_tile {
         float old[4];
     };
 
-    __device__ __forceinline__ held ask(uint32_t row, uint32_t end) const
+    template <uint32_t COUNT> __device__ __forceinline__ void ask(held (&h)[COUNT], uint32_t row, uint32_t step, uint32_t end) const
     {
-        held h;
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
-            h.old[i] = there[i / 2] && row + i % 2 < end ? x[(uint64_t)(row + i % 2) * hidden + i / 2 * 8] : 0;
-        return h;
+        for (uint32_t j = 0; j < COUNT; j++)
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++)
+                h[j].old[i] = there[i / 2] ? x[(uint64_t)min(row + j * step + i % 2, end - 1) * hidden + i / 2 * 8] : 0;
     }
 
     __device__ __forceinline__ void put(const held &h, uint32_t row, uint32_t end, const float c[4]) const
@@ -122,9 +136,8 @@ struct batch_head_tile : done_head {
     struct held {
     };
 
-    __device__ __forceinline__ held ask(uint32_t, uint32_t) const
+    template <uint32_t COUNT> __device__ __forceinline__ void ask(held (&)[COUNT], uint32_t, uint32_t, uint32_t) const
     {
-        return {};
     }
 
     __device__ __forceinline__ void put(const held &, uint32_t row, uint32_t end, const float c[4]) const

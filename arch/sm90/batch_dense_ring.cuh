@@ -10,9 +10,11 @@
 
 #define BATCH_WEIGHTS_WARPS 3 /* of the four that bring; the last one has the activations */
 
-/* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. */
-template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false>
+/* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. PAIR: a cluster's two
+ * blocks have the same tiles, each for other rows, and each asks for half of the weights of both. */
+template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false, bool PAIR = false>
 struct batch_shape {
+    static constexpr bool pair = PAIR;
     static constexpr bool even = PARTS > 1 && SHARES % PARTS == 0, idle = IDLE; /* idle: a warpgroup has no work */
     typedef FORM Form;
     static constexpr uint32_t groups = GROUPS, wide = WIDE, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
@@ -56,6 +58,42 @@ __device__ __forceinline__ batch_static *batch_room()
     return &room;
 }
 
+__device__ __forceinline__ uint32_t cluster_rank()
+{
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of the cluster's blocks. */
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/* The same by those who have written nothing that others read; what they read from others has come. */
+__device__ __forceinline__ void cluster_sync_read()
+{
+    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/* A shared address of this block in the block of that rank. */
+__device__ __forceinline__ uint32_t cluster_at(uint32_t shared, uint32_t rank)
+{
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared), "r"(rank));
+    return there;
+}
+
+/* As copy_bulk, to the same place in both blocks of a cluster, and to the mbarrier of each. */
+__device__ __forceinline__ void copy_bulk_both(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1], "
+                 "%2, [%3], %4, %5;" ::"r"(dst),
+                 "l"(src), "r"(bytes), "r"(bar), "h"((uint16_t)3), "l"(policy)
+                 : "memory");
+}
+
 template <class Shape> struct batch_ring {
     static_assert(Shape::stages <= BATCH_STAGES_MAX, "barriers");
     uint32_t acts; /* shared address */
@@ -78,7 +116,7 @@ template <class Shape> struct batch_ring {
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
                 asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(BATCH_WEIGHTS_WARPS + 1) : "memory");
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty()), "n"(Shape::groups * 4) : "memory");
+                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty()), "n"(Shape::groups * (Shape::pair ? 8 : 4)) : "memory");
             }
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -119,6 +157,8 @@ template <class Shape> struct batch_ring {
     __device__ __forceinline__ void leave()
     {
         prompt_ring<prompt_mx>::arrive(empty());
+        if (Shape::pair && threadIdx.x % 32 == 0)
+            asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_at(empty(), cluster_rank() ^ 1)) : "memory");
         next();
     }
 };
@@ -137,8 +177,8 @@ template <class Shape> struct batch_work {
     {
         count = rows;
         chunks = CU_DIV_UP(rows, Shape::tokens);
-        now = Shape::parts > 1 ? 0 : blockIdx.x;
-        end = Shape::parts > 1 ? chunks : chunks * CU_DIV_UP(all_tiles, Shape::tiles);
+        now = Shape::parts > 1 ? 0 : blockIdx.x / (Shape::pair ? 2 : 1);
+        end = Shape::parts > 1 ? chunks : (Shape::pair ? 1 : chunks) * CU_DIV_UP(all_tiles, Shape::tiles);
     }
 
     __device__ __forceinline__ static uint32_t own_tile()
@@ -150,32 +190,13 @@ template <class Shape> struct batch_work {
     {
         if (now >= end)
             return false;
-        item.tile0 = Shape::parts > 1 ? own_tile() : now / chunks * Shape::tiles;
-        item.first = (Shape::parts > 1 ? now : now % chunks) * Shape::tokens;
+        item.tile0 = Shape::parts > 1 ? own_tile() : (Shape::pair ? now : now / chunks) * Shape::tiles;
+        item.first = (Shape::parts > 1 ? now : Shape::pair ? cluster_rank() : now % chunks) * Shape::tokens;
         item.rows = min(count - item.first, Shape::tokens);
-        now += Shape::parts > 1 ? 1 : gridDim.x;
+        now += Shape::parts > 1 ? 1 : gridDim.x / (Shape::pair ? 2 : 1);
         return true;
     }
 };
-
-__device__ __forceinline__ uint32_t cluster_rank()
-{
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-/* All threads of the cluster's blocks. */
-__device__ __forceinline__ void cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-/* The same by those who have written nothing that others read; what they read from others has come. */
-__device__ __forceinline__ void cluster_sync_read()
-{
-    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
 
 /* This block's part of the inputs. */
 template <class Shape> __device__ __forceinline__ uint32_t batch_part()
@@ -248,7 +269,9 @@ __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t
         bulk_expect(bar, there * bytes);
 #pragma unroll
         for (uint32_t i = 0; i < EACH; i++)
-            if (i < there)
+            if (Shape::pair && i < there && i % 2 == cluster_rank())
+                copy_bulk_both(to + i * Shape::tile_bytes, from + (uint64_t)i * stride, bytes, bar, policy);
+            else if (!Shape::pair && i < there)
                 copy_bulk(to + i * Shape::tile_bytes, from + (uint64_t)i * stride, bytes, bar, policy);
     }
     __syncwarp();
