@@ -182,7 +182,7 @@ struct nib_gpu_machine {
 };
 
 struct nib_gpu_geometry {
-    uint32_t grid[3];
+    uint32_t grid[4]; /* x, y, z; blocks of a cluster, along x, 0: what the kernel was made for */
     uint32_t block;
     uint32_t shared_bytes; /* dynamic */
     uint32_t overlap;      /* 1: may start before the op before it has ended (programmatic dependent launch): the kernel

@@ -73,6 +73,7 @@ enum nib_cu_jit_option { NIB_CU_JIT_ERROR_LOG = 5, NIB_CU_JIT_ERROR_LOG_BYTES = 
 #define NIB_CU_EVENT_NO_TIMING     2u
 #define NIB_CU_CTX_SCHED_YIELD     2u
 #define NIB_CU_CAPTURE_RELAXED     2  /* CUstreamCaptureMode */
+#define NIB_CU_ATTR_CLUSTER        4u /* CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION */
 #define NIB_CU_ATTR_OVERLAP        6u /* CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION */
 
 typedef uint64_t nib_cu_ptr; /* CUdeviceptr */
@@ -91,7 +92,8 @@ struct nib_cu_launch_attribute {
     uint32_t pad;
     union {
         char bytes[64];
-        int on; /* of NIB_CU_ATTR_OVERLAP */
+        int on;             /* of NIB_CU_ATTR_OVERLAP */
+        unsigned blocks[3]; /* of NIB_CU_ATTR_CLUSTER */
     } value;
 };
 

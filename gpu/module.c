@@ -100,14 +100,19 @@ enum nib_err nib_gpu_module_allow(struct nib_gpu *gpu, enum nib_gpu_op op, uint3
 enum nib_err nib_gpu_launch(struct nib_gpu *gpu, enum nib_gpu_op op, const struct nib_gpu_geometry *g,
                             struct nib_gpu_target target, struct nib_msg *msg)
 {
-    struct nib_cu_launch_attribute attribute = {.id = NIB_CU_ATTR_OVERLAP, .value.on = 1};
-    const bool overlap = g->overlap && gpu->cuda.version >= OVERLAP_VERSION_MIN;
+    struct nib_cu_launch_attribute attributes[2] = {{0}};
+    unsigned count = 0;
+    if (g->overlap && gpu->cuda.version >= OVERLAP_VERSION_MIN)
+        attributes[count++] = (struct nib_cu_launch_attribute){.id = NIB_CU_ATTR_OVERLAP, .value.on = 1};
+    if (g->grid[3])
+        attributes[count++] =
+            (struct nib_cu_launch_attribute){.id = NIB_CU_ATTR_CLUSTER, .value.blocks = {g->grid[3], 1, 1}};
     const struct nib_cu_launch_config config = {.grid = {g->grid[0], g->grid[1], g->grid[2]},
                                                 .block = {g->block, 1, 1},
                                                 .shared_bytes = g->shared_bytes,
                                                 .stream = target.stream,
-                                                .attributes = overlap ? &attribute : NULL,
-                                                .attributes_count = overlap ? 1 : 0};
+                                                .attributes = count ? attributes : NULL,
+                                                .attributes_count = count};
     void *arguments[] = {&target.machine_at, &target.layer};
     struct nib_msg why;
     enum nib_err err = NIB_CU(&gpu->cuda, &why, cuLaunchKernelEx, &config, gpu->function[op], arguments, NULL);

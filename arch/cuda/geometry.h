@@ -11,6 +11,7 @@
 #include "arch/sm90/batch_dense.h"
 #include "arch/sm90/batch_mx.h"
 #include "arch/sm90/prompt.h"
+#include "arch/sm90/route_few.h"
 #include "arch/sm90/token.h"
 #endif
 
@@ -249,6 +250,11 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
             each < CU_ROUTE_ROWS ? CU_ROUTE_RING : CU_ROUTE_RING_MANY; /* two blocks of many rows fit */
         *ret = (struct nib_gpu_geometry){{x, CU_DIV_UP(rows, each), 1}, CU_ROUTE_THREADS, 0, 0};
         ret->shared_bytes = cu_route_bytes(ring, each, m->hidden);
+#if NIB_SM >= 90
+        if (cu_route_few(m, rows))
+            *ret = (struct nib_gpu_geometry){
+                {CU_ROUTE_BLOCKS, 1, 1, CU_ROUTE_BLOCKS}, CU_ROUTE_THREADS, cu_route_few_bytes(m->experts), 0};
+#endif
     } else {
         const bool many =
             op == NIB_GPU_COMBINE && rows >= CU_MANY_ROWS && m->hidden <= CU_MANY_THREADS * CU_MANY_PARTS * 4;

@@ -441,10 +441,20 @@ template <int RING> __device__ __forceinline__ void route_rows(const struct nib_
         at<struct cu_scratch>(m->scratch)->routed = 0;
 }
 
-/* Grid: x the tiles of experts, or 1 for all; y groups of rows: cu_route_rows. */
+#if NIB_SM >= 90
+#include "arch/sm90/route_few.cuh"
+#endif
+
+/* Grid: x the tiles of experts, or 1 for all; y groups of rows: cu_route_rows. Or a cluster. */
 KERNEL(route, CU_ROUTE_THREADS, 2)
 {
     overlap_next();
+#if NIB_SM >= 90
+    if (route_cluster() > 1) {
+        route_few(m, layer);
+        return;
+    }
+#endif
     if (dynamic_shared_bytes() == cu_route_bytes(CU_ROUTE_RING_MANY, CU_ROUTE_ROWS, m->hidden))
         route_rows<CU_ROUTE_RING_MANY>(m, layer);
     else

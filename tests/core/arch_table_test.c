@@ -79,6 +79,8 @@ START_TEST(launches_fit_what_the_row_needs)
                     ck_assert_msg(g.shared_bytes <= rows[i].shared_bytes, "%s %s: %u bytes of shared memory",
                                   rows[i].name, nib_gpu_op_symbol((enum nib_gpu_op)op), g.shared_bytes);
                     ck_assert_uint_le(g.block, 1024);
+                    ck_assert_uint_le(g.grid[3], 8); /* portable clusters, whole ones */
+                    ck_assert(g.grid[3] == 0 || g.grid[0] % g.grid[3] == 0);
                     ck_assert_uint_le(g.grid[1], 65535);
                     ck_assert_uint_le(g.grid[2], 65535);
                 }

@@ -506,7 +506,9 @@ FAKE_EXPORT int cuLaunchKernelEx(const struct nib_cu_launch_config *config, stru
                        config->block[2], config->shared_bytes, function->shared_max);
         return NIB_CU_INVALID_VALUE;
     }
-    struct fake_work work = {.kind = FAKE_KERNEL, .function = function, .overlap = config->attributes_count != 0};
+    struct fake_work work = {.kind = FAKE_KERNEL, .function = function};
+    for (unsigned i = 0; i < config->attributes_count; i++)
+        work.overlap |= config->attributes[i].id == NIB_CU_ATTR_OVERLAP;
     memcpy(&work.machine, arguments[0], sizeof work.machine);
     memcpy(&work.layer, arguments[1], sizeof work.layer);
     return fake_enqueue(config->stream, &work);

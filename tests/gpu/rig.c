@@ -265,13 +265,19 @@ bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct r
         return false;
     if (rig->blocks[op])
         g.grid[0] = rig->blocks[op];
-    struct nib_cu_launch_attribute overlap = {.id = NIB_CU_ATTR_OVERLAP, .value = {.on = 1}};
+    struct nib_cu_launch_attribute attributes[2] = {{0}};
+    unsigned count = 0;
+    if (g.overlap && rig->overlap)
+        attributes[count++] = (struct nib_cu_launch_attribute){.id = NIB_CU_ATTR_OVERLAP, .value = {.on = 1}};
+    if (g.grid[3])
+        attributes[count++] =
+            (struct nib_cu_launch_attribute){.id = NIB_CU_ATTR_CLUSTER, .value = {.blocks = {g.grid[3], 1, 1}}};
     const struct nib_cu_launch_config config = {.grid = {g.grid[0], g.grid[1], g.grid[2]},
                                                 .block = {g.block, 1, 1},
                                                 .shared_bytes = g.shared_bytes,
                                                 .stream = rig->stream,
-                                                .attributes = &overlap,
-                                                .attributes_count = g.overlap && rig->overlap ? 1 : 0};
+                                                .attributes = attributes,
+                                                .attributes_count = count};
     void *arguments[] = {&rig->m_at, &layer};
     struct nib_msg msg;
     if (NIB_CU(&rig->cu, &msg, cuLaunchKernelEx, &config, rig->function[op], arguments, NULL) != NIB_OK) {
