@@ -16,6 +16,15 @@ struct done_qkv {
     const struct nib_gpu_machine *m;
     const struct nib_row *rows;
     uint32_t layer;
+    const uint64_t *kv; /* kv_at of the first rows_known rows */
+    uint32_t rows_known;
+
+    /* Where in the layer's KV the row's keys of the first head lie. */
+    __device__ __forceinline__ uint64_t kv_at(uint32_t row) const
+    {
+        const struct nib_row r = rows[row];
+        return page_at(m, layer, r.slot, r.pos / NIB_KV_PAGE_TOKENS, NIB_GPU_QKV) + r.pos % NIB_KV_PAGE_TOKENS * (NIB_HEAD_DIM * 2);
+    }
 
     __device__ __forceinline__ void one(uint32_t head, uint32_t dim, uint32_t row, float a, float b) const
     {
@@ -30,11 +39,9 @@ struct done_qkv {
         } else if (m->kv_new) {
             to = at<__nv_bfloat16>(m->kv_new) + ((uint64_t)row * 2 * kv_heads + head - heads) * NIB_HEAD_DIM;
         } else {
-            const struct nib_row r = rows[row];
-            const uint64_t page = page_at(m, layer, r.slot, r.pos / NIB_KV_PAGE_TOKENS, NIB_GPU_QKV);
             /* keys of all heads, then values: head - heads counts through both */
-            to = at<__nv_bfloat16>(m->layer[layer].kv, page + (uint64_t)(head - heads) * PAGE_HEAD_BYTES) +
-                 r.pos % NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM;
+            to = at<__nv_bfloat16>(m->layer[layer].kv,
+                                   (row < rows_known ? kv[row] : kv_at(row)) + (uint64_t)(head - heads) * PAGE_HEAD_BYTES);
         }
         to[dim] = __float2bfloat16(a);
         to[dim + 32] = __float2bfloat16(b);

@@ -238,11 +238,18 @@ template <uint32_t THREADS> struct gemv_row {
     }
 };
 
+/* Brings what is read at the end to the first-level cache. */
+__device__ __forceinline__ void touch(const void *p)
+{
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
 /* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
- * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. Every block of the grid, WARPS warps,
- * calls it once. */
-template <int WARPS, class Form, class Count, class From, class Done>
-__device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, Count count, From from, Done done)
+ * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. `early`: the step block may be read before
+ * the op before this one has ended. before(rows) is called as soon as it may. Every block of the grid, WARPS warps, calls it once. */
+template <int WARPS, class Form, class Count, class From, class Done, class Before>
+__device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, bool early, Count count, From from, Done done,
+                                           Before before)
 {
     constexpr uint32_t ring_bytes = Form::ring * Form::span * Form::unit_bytes;
     __shared__ uint64_t came;
@@ -257,11 +264,19 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
     dense_stream<WARPS, Form::ring, Form> s;
     overlap_next();
     s.open(w, units, first, step, tiles, sh.ring);
+    uint32_t all = 0;
+    if (early) {
+        all = count();
+        before(all);
+    }
     overlap_wait();
     gemv_row<WARPS * 32> row0;
     if (GEMV_AHEAD)
         row0.ask((const uint8_t *)from(0), k);
-    const uint32_t all = count();
+    if (!early) {
+        all = count();
+        before(all);
+    }
     uint32_t turn = 0;
     for (uint32_t r0 = 0; r0 < all; r0 += CU_GEMV_ROWS) {
         const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = GEMV_AHEAD && r0 == 0;

@@ -280,11 +280,14 @@ __device__ __forceinline__ bool mx_acts(const gemv_shared &sh, const uint8_t *co
 #endif
 }
 
-/* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. */
+#define MX_NEAR 32 /* places whose rows are read with the groups */
+
+/* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. near: the rows of the first MX_NEAR
+ * places. */
 template <int TEAM, class From, class Done>
 __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared &sh, const struct cu_group *groups,
                                           uint32_t first, uint32_t last, uint32_t k, const mx_guess &guess,
-                                          From from, const Done &done)
+                                          const uint32_t *near, From from, const Done &done)
 {
     __shared__ uint4 zeros;
     __shared__ const uint8_t *rows_from[CU_MX_ROWS_MAX]; /* of a phase */
@@ -297,7 +300,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
         do { /* the threads below the group's count look where its rows lie */
             const struct cu_group group = groups[g1++];
             if (threadIdx.x < group.count)
-                rows_from[rows + threadIdx.x] = (const uint8_t *)from(group.place + threadIdx.x);
+                rows_from[rows + threadIdx.x] = (const uint8_t *)from(group.place + threadIdx.x, near);
             rows += group.count;
         } while (g1 * s.tiles < last && rows + groups[g1].count <= room);
         __syncthreads();
@@ -325,7 +328,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
     }
 }
 
-/* from(place): its row of activations; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this
+/* from(place, near): its row of activations, near[] as for mx_phases; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this
  * one began when the routing was done, so that weights are asked for while it still runs. */
 template <int TEAM, bool EARLY, class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
@@ -333,6 +336,7 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
     __shared__ uint64_t barriers[CU_MX_WARPS][CU_MX_RING], came;
+    __shared__ uint32_t near[MX_NEAR];
     gemv_shared sh;
     sh.came = smem_at(&came);
 #if NIB_SM >= 90
@@ -364,8 +368,11 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     const uint32_t *words = (const uint32_t *)route->group, sure = m->experts_used * (uint32_t)(sizeof *groups / 4);
     const uint32_t early = threadIdx.x < sure ? __ldcg(words + threadIdx.x) : 0;
     const uint32_t count = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX), all = count * (sizeof *groups / 4);
+    const uint32_t row = threadIdx.x < MX_NEAR && !EARLY ? __ldcg(route_array(m, 3) + threadIdx.x) : 0; /* there, whatever the count */
     if (threadIdx.x < sure)
         ((uint32_t *)groups)[threadIdx.x] = early;
+    if (threadIdx.x < MX_NEAR)
+        near[threadIdx.x] = row;
     for (uint32_t i = sure + threadIdx.x; i < all; i += CU_MX_THREADS)
         ((uint32_t *)groups)[i] = __ldcg(words + i);
     __syncthreads();
@@ -375,6 +382,6 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     s.open(first, last);
     if (EARLY)
         overlap_wait();
-    mx_phases<TEAM>(s, sh, groups, first, last, k, guess, from, done);
+    mx_phases<TEAM>(s, sh, groups, first, last, k, guess, near, from, done);
     s.ring.close();
 }

@@ -3,21 +3,36 @@
 #include "arch/cuda/done.cuh"
 #include "arch/cuda/moe_gemv.cuh"
 
+/* What the products' ends need is read beforehand. From layer 1 on the step block, what BEGIN and EMBED made of it, may be read before the op before
+ * this one has ended, since the expert products of the layer before wait for all that came before them; for the head always. */
 template <class Form> __device__ __forceinline__ void qkv_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
+    __shared__ uint64_t kv[CU_GEMV_ROWS];
     const struct nib_gpu_step *step = step_of(m);
-    const struct done_qkv done = {m, step->rows, layer};
+    const uint32_t n = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
+    const struct done_qkv done = {m, step->rows, layer, kv, CU_GEMV_ROWS};
     dense_gemv<CU_GEMV_WARPS, Form>(
-        m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden,
-        [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done);
+        m->layer[layer].qkv, n, m->hidden, layer > 0, [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done,
+        [&](uint32_t all) {
+            const uint32_t rows = min(all, (uint32_t)CU_GEMV_ROWS), tile = blockIdx.x + threadIdx.x / 32 * gridDim.x, lane = threadIdx.x % 32;
+            if (threadIdx.x < rows && !m->kv_new)
+                kv[threadIdx.x] = done.kv_at(threadIdx.x);
+            if (tile >= cu_tiles(n))
+                return;
+            const uint32_t dim = tile % 4 * 8;
+            if (lane < 2)
+                touch(at<const __nv_bfloat16>(m->layer[layer].qkv_bias) + tile / 4 * NIB_HEAD_DIM + dim + lane * 32);
+            if (lane / 2 < rows)
+                touch(at<const float>(m->rope) + (lane % 2 * m->step_rows_max + lane / 2) * 32 + dim);
+        });
 }
 
 template <class Form> __device__ __forceinline__ void out_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct done_out done = {m, layer};
     dense_gemv<CU_OUT_WARPS, Form>(
-        m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; },
-        [&](uint32_t r) { return acts_row(m, r); }, done);
+        m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, false, [&] { return step_of(m)->decode_count; },
+        [&](uint32_t r) { return acts_row(m, r); }, done, [](uint32_t) {});
 }
 
 template <class Form> __device__ __forceinline__ void head_rows(const struct nib_gpu_machine *m)
@@ -25,8 +40,8 @@ template <class Form> __device__ __forceinline__ void head_rows(const struct nib
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
     dense_gemv<CU_GEMV_WARPS, Form>(
-        m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; },
-        [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done);
+        m->lm_head, m->vocab, m->hidden, NIB_SM >= 90, [&] { return step->want_count; },
+        [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done, [](uint32_t) {});
 }
 
 KERNEL(qkv, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
@@ -64,7 +79,7 @@ KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
     const uint32_t *rows = route_array(m, 3);
     moe_gemv<CU_MX_TEAM, false>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
-        [&](uint32_t place) { return acts_row(m, rows[place]); },
+        [&](uint32_t place, const uint32_t *near) { return acts_row(m, place < MX_NEAR ? near[place] : __ldcg(rows + place)); },
         done_up(m, layer));
 }
 
@@ -73,5 +88,5 @@ KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
     const uint32_t inner = m->intermediate;
     moe_gemv<CU_MX_TEAM, true>(
         m, m->layer[layer].down, m->hidden, inner, NULL,
-        [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
+        [&](uint32_t place, const uint32_t *) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }

@@ -28,7 +28,7 @@ template <class Form> __device__ __forceinline__ void qkv_tiles(const struct nib
     const uint32_t k = m->hidden;
     const Form w = {at<const uint8_t>(m->layer[layer].qkv),
                                  cu_tiles((m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM), k / CU_DENSE_UNIT};
-    const struct done_qkv done = {m, step->rows, layer};
+    const struct done_qkv done = {m, step->rows, layer, NULL, 0};
     const uint32_t stride = acts_stride16(m);
     gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) { done(tile, row + i, row + end, c); });

@@ -22,10 +22,11 @@ __device__ __forceinline__ uint32_t row_place(const struct nib_gpu_step *step, u
     return place;
 }
 
-/* acts = bf16(x / sqrt(mean(x^2) + 1e-5) * w); thread i of the block's THREADS holds x[4 (i + THREADS p) ..] in v[p]. The order
+/* acts = bf16(x / sqrt(mean(x^2) + 1e-5) * w); thread i of the block's THREADS holds x[4 (i + THREADS p) ..] in v[p], and so w. The order
  * of the sum is that of a block of CU_ROW_THREADS, of which a thread here stands for some: the same for every row. place: as row_place has it. */
 template <uint32_t THREADS, uint32_t PARTS>
-__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, uint32_t place, nib_gpu_ptr w, const float4 v[PARTS])
+__device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32_t row, uint32_t place, const uint2 w[PARTS],
+                                         const float4 v[PARTS])
 {
     constexpr uint32_t STANDS = CU_ROW_THREADS / THREADS;
     __shared__ float sums[CU_ROW_THREADS / 32];
@@ -44,13 +45,12 @@ __device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32
     const float all = warp_sum(threadIdx.x % 32 < CU_ROW_THREADS / 32 ? sums[threadIdx.x % 32] : 0);
     const float scale = 1.0f / sqrtf(all / (float)hidden + NIB_RMS_EPS);
     uint2 *to = (uint2 *)acts_row(m, row);
-    const uint2 *weight = at<const uint2>(w);
 #pragma unroll
     for (uint32_t p = 0; p < PARTS; p++) {
         const uint32_t i = threadIdx.x + p * THREADS;
         if (i * 4 >= hidden)
             continue;
-        const uint2 g = weight[i];
+        const uint2 g = w[p];
         const uint2 y = make_uint2(
             pack_bf16(v[p].x * scale * __uint_as_float(g.x << 16), v[p].y * scale * __uint_as_float(g.x & 0xffff0000u)),
             pack_bf16(v[p].z * scale * __uint_as_float(g.y << 16), v[p].w * scale * __uint_as_float(g.y & 0xffff0000u)));
@@ -101,19 +101,23 @@ KERNEL(embed, CU_ROW_THREADS, 1)
     const uint2 *from = at<const uint2>(m->embed, (uint64_t)token * hidden * 2);
     float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
     float4 v[CU_ROW_PARTS];
+    uint2 w[CU_ROW_PARTS];
 #pragma unroll
     for (int p = 0; p < CU_ROW_PARTS; p++) {
         const uint32_t i = threadIdx.x + p * CU_ROW_THREADS;
         v[p] = make_float4(0, 0, 0, 0);
+        w[p] = make_uint2(0, 0);
         if (i * 4 >= hidden)
             continue;
         v[p] = bf16_four(from[i]);
+        w[p] = at<const uint2>(m->layer[0].attn_norm)[i];
         x[i] = v[p];
     }
-    norm_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, row, row_place(step, row, false), m->layer[0].attn_norm, v);
+    norm_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, row, row_place(step, row, false), w, v);
 }
 
-/* A block of THREADS a row, which PARTS parts hold. */
+/* A block of THREADS a row, which PARTS parts hold. All but the experts' sums is there before the op before this one has ended: from sm_90 on
+ * the expert products begin when the routing is done, and the op after them not before. */
 template <uint32_t THREADS, uint32_t PARTS>
 __device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib_gpu_ptr norm, bool last_layer)
 {
@@ -123,23 +127,31 @@ __device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib
 #pragma unroll
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) { /* there, whatever the count */
         const uint32_t i = row * used + min(c, used - 1);
-        weight[c] = __uint_as_float(route_array(m, 1)[i]);
-        down[c] = at<const float4>(m->down, (uint64_t)route_array(m, 2)[i] * hidden * 4);
+        weight[c] = __uint_as_float(__ldcg(route_array(m, 1) + i));
+        down[c] = at<const float4>(m->down, (uint64_t)__ldcg(route_array(m, 2) + i) * hidden * 4);
     }
     const struct nib_gpu_step *step = step_of(m);
-    if (row >= step->rows_count)
-        return;
-    const uint32_t place = row_place(step, row, last_layer);
+    const bool none = row >= step->rows_count;
     float4 *x = at<float4>(m->x, (uint64_t)row * hidden * 4);
     float4 v[PARTS], y[PARTS][NIB_MAX_EXPERTS_USED];
+    uint2 w[PARTS];
+#pragma unroll
+    for (uint32_t p = 0; p < PARTS; p++) {
+        const uint32_t i = threadIdx.x + p * THREADS;
+        const bool there = !none && i * 4 < hidden;
+        v[p] = there ? __ldcg(x + i) : make_float4(0, 0, 0, 0);
+        w[p] = there ? __ldg(at<const uint2>(norm) + i) : make_uint2(0, 0);
+    }
+    const uint32_t place = none ? ROW_NOWHERE : row_place(step, row, last_layer);
+    overlap_wait();
+    if (none)
+        return;
 #pragma unroll
     for (uint32_t p = 0; p < PARTS; p++) { /* everything is loaded before anything is stored */
         const uint32_t i = threadIdx.x + p * THREADS;
-        const bool there = i * 4 < hidden;
-        v[p] = there ? x[i] : make_float4(0, 0, 0, 0);
 #pragma unroll
         for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
-            y[p][c] = there && c < used ? down[c][i] : make_float4(0, 0, 0, 0);
+            y[p][c] = i * 4 < hidden && c < used ? __ldcg(down[c] + i) : make_float4(0, 0, 0, 0);
     }
 #pragma unroll
     for (uint32_t p = 0; p < PARTS; p++) {
@@ -162,7 +174,7 @@ __device__ __forceinline__ void combine_row(const struct nib_gpu_machine *m, nib
         v[p].w += sum.w;
         x[i] = v[p];
     }
-    norm_row<THREADS, PARTS>(m, row, place, norm, v);
+    norm_row<THREADS, PARTS>(m, row, place, w, v);
 }
 
 /* Many rows whose parts fit in CU_MANY_PARTS come in smaller blocks: more of them on a multiprocessor. */
@@ -171,8 +183,6 @@ KERNEL(combine, CU_ROW_THREADS, 1)
     const bool last = layer + 1 == m->layers;
     const nib_gpu_ptr norm = last ? m->final_norm : m->layer[layer + 1].attn_norm;
     overlap_next();
-    prefetch(norm, m->hidden * 2);
-    overlap_wait();
     if (blockDim.x == CU_ROW_THREADS)
         combine_row<CU_ROW_THREADS, CU_ROW_PARTS>(m, norm, last);
     else

@@ -367,6 +367,8 @@ static void bench_without(struct rig *rig, struct rig_bucket b)
     printf("  a step less an op:");
     for (int op = NIB_GPU_QKV; op <= NIB_GPU_SCAN; op++) { /* without EMBED the rows become alike */
         struct nib_gpu_geometry g;
+        if (op == NIB_GPU_UP || op == NIB_GPU_UP_BATCH) /* without it DOWN would begin before the routing is done */
+            continue;
         rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
         if (g.grid[0] == 0)
             continue;
