@@ -4,7 +4,8 @@
 #include "arch/cuda/moe_gemv.cuh"
 
 /* What the products' ends need is read beforehand. From layer 1 on the step block, what BEGIN and EMBED made of it, may be read before the op before
- * this one has ended, since the expert products of the layer before wait for all that came before them; for the head always. */
+ * this one has ended, since the expert products of the layer before wait for all that came before them. Not for the head: the fused kernel lets it
+ * begin at once, before BEGIN has ended. */
 template <class Form> __device__ __forceinline__ void qkv_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     __shared__ uint64_t kv[CU_GEMV_ROWS];
@@ -40,7 +41,7 @@ template <class Form> __device__ __forceinline__ void head_rows(const struct nib
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
     dense_gemv<CU_GEMV_WARPS, Form>(
-        m->lm_head, m->vocab, m->hidden, NIB_SM >= 90, [&] { return step->want_count; },
+        m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; },
         [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done, [](uint32_t) {});
 }
 
