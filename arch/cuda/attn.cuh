@@ -83,6 +83,14 @@ template <int N, bool FIRST> __device__ __forceinline__ float attn_weigh(float s
     return keep;
 }
 
+/* Four 8 x 8 matrices, transposed. */
+__device__ __forceinline__ void ldmatrix_trans(uint32_t b[4], uint32_t from)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"(from));
+}
+
 /* Takes in N * 8 keys: s[n] are their scores, as attn_weigh has them, values at `v` in shared memory, 128 bytes a key, the 16-byte
  * chunks xor-ed by key % 8. Rows g + 8 are there if HALVES is 2. */
 template <int N, int HALVES = 2> __device__ __forceinline__ void attn_take(attn_state &st, float s[N][4], uint32_t v)
@@ -107,10 +115,7 @@ template <int N, int HALVES = 2> __device__ __forceinline__ void attn_take(attn_
 #pragma unroll
         for (int d = 0; d < 4; d++) { /* 16 dims */
             uint32_t b[4];
-            const uint32_t from = v + key * 128 + ((d * 2 + lane / 16) ^ (lane & 7)) * 16;
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                         : "r"(from));
+            ldmatrix_trans(b, v + key * 128 + ((d * 2 + lane / 16) ^ (lane & 7)) * 16);
             mma_bf16(st.o[d * 2], a0, a1, a2, a3, b[0], b[1]);
             mma_bf16(st.o[d * 2 + 1], a0, a1, a2, a3, b[2], b[3]);
         }

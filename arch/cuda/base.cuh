@@ -96,6 +96,14 @@ __device__ __forceinline__ void bulk_wait(uint32_t bar, uint32_t parity)
                  "r"(parity)
                  : "memory");
 }
+
+/* By one warp, all lanes. */
+__device__ __forceinline__ void bulk_arrive(uint32_t bar)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory");
+}
 #endif
 
 __device__ __forceinline__ void copy4(uint32_t dst, const void *src)
@@ -135,6 +143,20 @@ __device__ __forceinline__ uint32_t lds4(uint32_t p)
 {
     uint32_t v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(p));
+    return v;
+}
+
+__device__ __forceinline__ uint32_t lds2(uint32_t p)
+{
+    uint16_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(p));
+    return v;
+}
+
+__device__ __forceinline__ uint2 lds8(uint32_t p)
+{
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(p));
     return v;
 }
 
@@ -252,6 +274,21 @@ __device__ __forceinline__ float4 normed(float4 x, float scale, float4 w)
 __device__ __forceinline__ float square4(float4 v)
 {
     return __fadd_rn(__fmaf_rn(v.x, v.x, __fmul_rn(v.y, v.y)), __fmaf_rn(v.z, v.z, __fmul_rn(v.w, v.w)));
+}
+
+/* The smaller or the larger of two; NaN when one is. */
+__device__ __forceinline__ float min_nan(float a, float b)
+{
+    float r;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
+__device__ __forceinline__ float max_nan(float a, float b)
+{
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
 }
 
 /* x / d, rounded as the operator does, for d of at least 1: what it does where neither is far from 1, without a branch. */

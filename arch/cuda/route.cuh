@@ -450,7 +450,7 @@ KERNEL(route, CU_ROUTE_THREADS, 2)
 {
     overlap_next();
 #if NIB_SM >= 90
-    if (route_cluster() > 1) {
+    if (cluster_blocks() > 1) {
         route_few(m, layer);
         return;
     }

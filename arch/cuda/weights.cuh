@@ -21,13 +21,6 @@ struct weights_bf16 {
     }
 };
 
-__device__ __forceinline__ uint32_t lds2(uint32_t p)
-{
-    uint16_t v;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(p));
-    return v;
-}
-
 /* Pairs of bf16, multiplied. A product of fma with -0 is that of mul, which sm_80 lacks. */
 __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b)
 {

@@ -209,9 +209,9 @@ __device__ __forceinline__ void batch_attn_stream(const batch_attn_view &view, b
         batch_attn_take<Form>(asked[0], ring + stage, room, st);
         if (asked[0].ends()) {
             const uint32_t split = asked[0].split(), slot = split % CU_BATCH_ATTN_PARTS;
-            batch_attn_wait(sh.empty[slot], (split / CU_BATCH_ATTN_PARTS & 1) ^ 1);
+            bulk_wait(smem_at(&sh.empty[slot]), (split / CU_BATCH_ATTN_PARTS & 1) ^ 1);
             batch_attn_put(st, sh.part[slot], asked[0].group());
-            batch_attn_arrive(sh.full[slot]);
+            bulk_arrive(smem_at(&sh.full[slot]));
         }
         __syncwarp();
         free = stage;

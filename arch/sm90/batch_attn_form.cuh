@@ -89,20 +89,6 @@ struct batch_attn_wide {
     }
 };
 
-__device__ __forceinline__ uint2 batch_attn_lds8(uint32_t p)
-{
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(p));
-    return v;
-}
-
-__device__ __forceinline__ uint32_t batch_attn_lds2(uint32_t p)
-{
-    uint16_t v;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(p));
-    return v;
-}
-
 /* Pages in FP8: codes, a line of 64 bytes a token, whose chunks of 16 are xor-ed by token / 2 % 2 * 2; then its two scales. */
 struct batch_attn_fp8 {
     static constexpr enum nib_gpu_op OP = NIB_GPU_ATTN_FP8;
@@ -135,9 +121,9 @@ struct batch_attn_fp8 {
             const uint32_t at = from + g * NIB_HEAD_DIM + (t / 2 ^ g / 2 % 2 * 2) * 16 + t % 2 * 8;
 #pragma unroll
             for (uint32_t n = 0; n < 4; n++) {
-                scales[n] = batch_attn_lds2(from + CODES + g * 2 + n * 16);
-                codes[n][0] = batch_attn_lds8(at + n * 512);
-                codes[n][1] = batch_attn_lds8((at ^ 32) + n * 512);
+                scales[n] = lds2(from + CODES + g * 2 + n * 16);
+                codes[n][0] = lds8(at + n * 512);
+                codes[n][1] = lds8((at ^ 32) + n * 512);
             }
         }
 
@@ -159,8 +145,8 @@ struct batch_attn_fp8 {
         uint32_t scales[8];
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
-            scales[i] = batch_attn_lds2(from + CODES + token * 2 + i * 8);
-            codes[i] = batch_attn_lds8(even + i * 256);
+            scales[i] = lds2(from + CODES + token * 2 + i * 8);
+            codes[i] = lds8(even + i * 256);
         }
 #pragma unroll
         for (uint32_t i = 0; i < 8; i++) {
@@ -212,9 +198,7 @@ __device__ __forceinline__ void batch_attn_add(float o[4][4], uint4 p, uint32_t 
 #pragma unroll
         for (uint32_t d = 0; d < 4; d++) {
             uint32_t b[4];
-            asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                         : "r"(line + kk * 2048 + ((d * 2 + lane / 16) ^ turn) * 16));
+            ldmatrix_trans(b, line + kk * 2048 + ((d * 2 + lane / 16) ^ turn) * 16);
             mma_bf16(o[d], b[0], b[2], b[1], b[3], kk ? p.z : p.x, kk ? p.w : p.y);
         }
 }

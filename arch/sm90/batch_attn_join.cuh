@@ -3,23 +3,6 @@
 #pragma once
 #include "arch/sm90/batch_attn_plan.cuh"
 
-__device__ __forceinline__ void batch_attn_wait(const uint64_t &bar, uint32_t parity)
-{
-    asm volatile("{\n.reg .pred done;\n"
-                 "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}" ::"r"(smem_at(&bar)),
-                 "r"(parity)
-                 : "memory");
-}
-
-/* By one warp, all lanes. */
-__device__ __forceinline__ void batch_attn_arrive(const uint64_t &bar)
-{
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&bar)) : "memory");
-}
-
 /* Which outputs a lane of a joiner has: a head of the eight, dims dim(0) to dim(3), so that a warp reads from 32 banks. */
 struct batch_attn_lane {
     static constexpr uint32_t DIMS = NIB_HEAD_DIM / 16;
@@ -147,9 +130,9 @@ __device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, bat
                 if (i + k >= run)
                     continue;
                 const uint32_t at = place.at + i + k, slot = at % CU_BATCH_ATTN_PARTS;
-                batch_attn_wait(sh.full[slot], at / CU_BATCH_ATTN_PARTS & 1);
+                bulk_wait(smem_at(&sh.full[slot]), at / CU_BATCH_ATTN_PARTS & 1);
                 e.merge(k, sh.part[slot], my);
-                batch_attn_arrive(sh.empty[slot]);
+                bulk_arrive(smem_at(&sh.empty[slot]));
                 if (run < splits)
                     e.put(k, part + (i + k) * CU_ATTN_PART, my);
             }

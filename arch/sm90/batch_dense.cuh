@@ -10,13 +10,6 @@
 
 extern __shared__ uint4 batch_dense_dynamic[];
 
-__device__ __forceinline__ uint2 lds8(uint32_t p)
-{
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(p));
-    return v;
-}
-
 /* Fragment of 16 inputs, the first or the last of a unit at `at` of this warp's part of a stage. */
 template <class Form> __device__ __forceinline__ void batch_fragment(uint32_t at, uint32_t half, uint32_t a[4])
 {

@@ -6,6 +6,7 @@
 #pragma once
 #include "arch/cuda/weights.cuh"
 #include "arch/sm90/batch_acts.cuh"
+#include "arch/sm90/cluster.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
 #define BATCH_WEIGHTS_WARPS 3 /* of the four that bring; the last one has the activations */
@@ -56,33 +57,6 @@ __device__ __forceinline__ batch_static *batch_room()
 {
     __shared__ batch_static room;
     return &room;
-}
-
-__device__ __forceinline__ uint32_t cluster_rank()
-{
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-/* All threads of the cluster's blocks. */
-__device__ __forceinline__ void cluster_sync()
-{
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-/* The same by those who have written nothing that others read; what they read from others has come. */
-__device__ __forceinline__ void cluster_sync_read()
-{
-    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-/* A shared address of this block in the block of that rank. */
-__device__ __forceinline__ uint32_t cluster_at(uint32_t shared, uint32_t rank)
-{
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared), "r"(rank));
-    return there;
 }
 
 /* As copy_bulk, to the same place in both blocks of a cluster, and to the mbarrier of each. */
@@ -145,18 +119,18 @@ template <class Shape> struct batch_ring {
 
     __device__ __forceinline__ void wait_full() const
     {
-        prompt_ring<prompt_mx>::wait(full(), parity);
+        bulk_wait(full(), parity);
     }
 
     __device__ __forceinline__ void wait_empty() const
     {
-        prompt_ring<prompt_mx>::wait(empty(), parity ^ 1);
+        bulk_wait(empty(), parity ^ 1);
     }
 
     /* By one warp, all lanes: the stage is read. */
     __device__ __forceinline__ void leave()
     {
-        prompt_ring<prompt_mx>::arrive(empty());
+        bulk_arrive(empty());
         if (Shape::pair && threadIdx.x % 32 == 0)
             asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_at(empty(), cluster_rank() ^ 1)) : "memory");
         next();
@@ -313,7 +287,7 @@ __device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8
     work.open(count, all_tiles);
     if (work.end == 0) /* what was asked for early comes without rows */
         for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
-            prompt_ring<prompt_mx>::arrive(ring.full());
+            bulk_arrive(ring.full());
     while (work.next(item)) {
         const uint32_t bytes = item.rows * CU_BATCH_LINE;
         stages.open(units);

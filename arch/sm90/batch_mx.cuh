@@ -145,21 +145,6 @@ __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts,
     }
 }
 
-/* The smaller or the larger of two; NaN when one is. */
-__device__ __forceinline__ float batch_mx_least(float a, float b)
-{
-    float r;
-    asm("min.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-}
-
-__device__ __forceinline__ float batch_mx_most(float a, float b)
-{
-    float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-}
-
 /* done_up of all sums of a tile at once, with the bits of swiglu (arch/cuda/done.cuh). early(): the bias as it lies, so that nothing waits for it. */
 struct batch_mx_up_done : done_up {
     using done_up::done_up;
@@ -179,8 +164,8 @@ struct batch_mx_up_done : done_up {
 #pragma unroll
         for (int i = 0; i < M / 2; i++) {
             const int at = i / 2 * 4 + i % 2;
-            gate[i] = batch_mx_least(mx_finish(c[at]) + b.x, NIB_SWIGLU_LIMIT);
-            up[i] = batch_mx_most(batch_mx_least(mx_finish(c[at + 2]) + b.y, NIB_SWIGLU_LIMIT), -NIB_SWIGLU_LIMIT);
+            gate[i] = min_nan(mx_finish(c[at]) + b.x, NIB_SWIGLU_LIMIT);
+            up[i] = max_nan(min_nan(mx_finish(c[at + 2]) + b.y, NIB_SWIGLU_LIMIT), -NIB_SWIGLU_LIMIT);
             below[i] = 1.0f + expf(-NIB_SWIGLU_ALPHA * gate[i]);
             a[i] = divide_plain(gate[i], below[i]);
             plain &= fabsf(gate[i]) > 0x1p-40f && below[i] < 0x1p40f;

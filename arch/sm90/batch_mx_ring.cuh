@@ -50,18 +50,18 @@ struct batch_mx_ring {
 
     __device__ __forceinline__ void wait_full() const
     {
-        prompt_ring<prompt_mx>::wait(full(slot), parity);
+        bulk_wait(full(slot), parity);
     }
 
     __device__ __forceinline__ void wait_empty() const
     {
-        prompt_ring<prompt_mx>::wait(empty(slot), parity ^ 1);
+        bulk_wait(empty(slot), parity ^ 1);
     }
 
     /* By one warp, all lanes: the stage is read. */
     __device__ __forceinline__ void leave()
     {
-        prompt_ring<prompt_mx>::arrive(empty(slot));
+        bulk_arrive(empty(slot));
         if (++slot == CU_BATCH_MX_STAGES) {
             slot = 0;
             parity ^= 1;
@@ -270,7 +270,7 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_wal
             if (item.count > CU_BATCH_MX_FEW)
                 acts.order(stage, item);
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
-            prompt_ring<prompt_mx>::arrive(full);
+            bulk_arrive(full);
             ring.parity ^= 1;
         }
     }

@@ -12,13 +12,6 @@ __device__ __forceinline__ float prompt_sum(float sum, float scale, float bias)
     return __fmaf_rn(v, 0.0f, v);
 }
 
-__device__ __forceinline__ float min_nan(float a, float b)
-{
-    float d;
-    asm("min.NaN.f32 %0, %1, %2;" : "=f"(d) : "f"(a), "f"(b));
-    return d;
-}
-
 /* As swiglu of arch/cuda/done.cuh, from a finite gate: an item has 16,384 of them, so with an approximate exponential and quotient,
  * each right to 2 units of the last place of an fp32. */
 __device__ __forceinline__ float prompt_swiglu(float gate, float up)

@@ -46,7 +46,7 @@ __device__ __forceinline__ void prompt_stages(prompt_ring<Form> &ring, uint32_t 
         wgmma_fence();
         prompt_products<Form, 0, N>(a[0], tokens, acc);
         wgmma_wait<1>();
-        ring.arrive(before);
+        bulk_arrive(before);
         Form::template fragments<1>(held, rows, 2 * step + 1 < units, a[1]);
         wgmma_fence();
         prompt_products<Form, 1, N>(a[1], tokens, acc);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void prompt_stages(prompt_ring<Form> &ring, uint32_t 
         ring.next();
     }
     wgmma_wait<0>();
-    ring.arrive(before);
+    bulk_arrive(before);
 }
 
 /* Words of token g of tokens 8 n .. 8 n + 7 that a lane of mma.m16n8k16 has for the 16 inputs `which` of a stage. */
@@ -96,7 +96,7 @@ __device__ __forceinline__ void prompt_wild(prompt_ring<prompt_mx> &ring, uint32
                 }
             }
         }
-        ring.arrive(ring.empty + 8 * ring.slot);
+        bulk_arrive(ring.empty + 8 * ring.slot);
         ring.next();
     }
 }
@@ -142,7 +142,7 @@ __device__ __forceinline__ void prompt_take(const Form &w, const prompt_item &it
     if (have == 0) {
         for (uint32_t step = 0; step < steps; step++) {
             ring.wait_full();
-            ring.arrive(ring.empty + 8 * ring.slot);
+            bulk_arrive(ring.empty + 8 * ring.slot);
             ring.next();
         }
         return;

@@ -60,34 +60,17 @@ template <class Form> struct prompt_ring {
         }
     }
 
-    __device__ __forceinline__ static void wait(uint32_t bar, uint32_t phase)
-    {
-        asm volatile("{\n.reg .pred done;\n"
-                     "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                     "@!done bra again;\n}" ::"r"(bar),
-                     "r"(phase)
-                     : "memory");
-    }
-
     /* What was written before is seen by products, too. The writers do not fence, as that would wait for what they have asked of
      * global memory for the next stages. */
     __device__ __forceinline__ void wait_full() const
     {
-        wait(full + 8 * slot, parity);
+        bulk_wait(full + 8 * slot, parity);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
 
     __device__ __forceinline__ void wait_empty() const
     {
-        wait(empty + 8 * slot, parity ^ 1);
-    }
-
-    /* By one warp, all lanes. */
-    __device__ __forceinline__ static void arrive(uint32_t bar)
-    {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0)
-            asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory");
+        bulk_wait(empty + 8 * slot, parity ^ 1);
     }
 };
 
@@ -199,7 +182,7 @@ __device__ __forceinline__ void prompt_fill(const prompt_weights<Form> &weights,
         weights.ask(ring.weights_at(), step, bar);
     __syncwarp();
     acts.store(ring.acts_at(), v);
-    ring.arrive(bar);
+    bulk_arrive(bar);
     ring.next();
 }
 

@@ -3,6 +3,7 @@
  * there, picks its experts; and it has share i of the inputs, for all rows and experts, a warp a tile. Sums, their order and results are those of
  * the other form (arch/cuda/route.cuh). */
 #pragma once
+#include "arch/sm90/cluster.cuh"
 #include "arch/sm90/route_few.h"
 
 struct route_few {
@@ -14,19 +15,10 @@ struct route_few {
 };
 enum { ROUTE_SCALES, ROUTE_PARTS_CAME, ROUTE_CHOSEN };
 
-__device__ __forceinline__ uint32_t route_cluster()
-{
-    uint32_t blocks;
-    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
-    return blocks;
-}
-
 /* Writes a word of ours, in the block of that rank; it comes to that block's mbarrier. */
 __device__ __forceinline__ void route_give(struct route_few &sh, uint32_t came, const void *ours, uint32_t rank, uint32_t v)
 {
-    uint32_t there, bar;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(smem_at(ours)), "r"(rank));
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(bar) : "r"(smem_at(&sh.came[came])), "r"(rank));
+    const uint32_t there = cluster_at(smem_at(ours), rank), bar = cluster_at(smem_at(&sh.came[came]), rank);
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(there), "r"(v), "r"(bar) : "memory");
 }
 
