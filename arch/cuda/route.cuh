@@ -80,12 +80,19 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
     }
 }
 
+/* Nothing to be done before all is known. */
+struct route_waits {
+    __device__ __forceinline__ void operator()(const uint32_t *) const
+    {
+    }
+};
+
 /* The experts of N rows, best first, ties to the lowest index, and the softmax over their logits. One warp; lane l has
  * the logits of experts l, l + 32, ... A NaN counts as the largest and makes the weights NaN. *mine is the lane's choice and *ret_weight
- * its weight, lanes below experts_used. */
-template <int N>
+ * its weight, lanes below experts_used. best_known(those of the rows) is called as soon as these are known. */
+template <int N, class First = route_waits>
 __device__ __forceinline__ void route_choose_rows(uint32_t experts, uint32_t used, const float value[N][NIB_MAX_EXPERTS / 32],
-                                             uint32_t mine[N], float ret_weight[N])
+                                             uint32_t mine[N], float ret_weight[N], First best_known = First())
 {
     const uint32_t lane = threadIdx.x % 32;
     uint32_t key[N][NIB_MAX_EXPERTS / 32];
@@ -123,6 +130,8 @@ __device__ __forceinline__ void route_choose_rows(uint32_t experts, uint32_t use
 #pragma unroll
         for (int n = 0; n < N; n++)
             chosen[n] = __reduce_min_sync(~0u, best[n] == most[n] ? index[n] : ~0u);
+        if (c == 0)
+            best_known(chosen);
 #pragma unroll
         for (int n = 0; n < N; n++)
             logit[n] = __shfl_sync(~0u, logit[n], chosen[n] % 32);
@@ -147,15 +156,16 @@ __device__ __forceinline__ void route_choose_rows(uint32_t experts, uint32_t use
 }
 
 /* Of one row: returns the lane's choice. */
+template <class First = route_waits>
 __device__ __forceinline__ uint32_t route_choose(uint32_t experts, uint32_t used, const float value[NIB_MAX_EXPERTS / 32],
-                                                 float *ret_weight)
+                                                 float *ret_weight, First best_known = First())
 {
     float row[1][NIB_MAX_EXPERTS / 32];
     uint32_t mine[1];
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
         row[0][i] = value[i];
-    route_choose_rows<1>(experts, used, row, mine, ret_weight);
+    route_choose_rows<1>(experts, used, row, mine, ret_weight, best_known);
     return mine[0];
 }
 

@@ -42,6 +42,9 @@ __device__ __forceinline__ void attn_take_in(const token_at &b, const attn_span 
         room().attn.sink[tid] = bf16_at(m->layer[b.layer].sinks, kv_head * NIB_GQA_GROUP + tid) * LOG2E;
     static_assert(NIB_GQA_GROUP * NIB_HEAD_DIM == 2 * CU_ATTN_THREADS, "a pair of q a thread");
     const uint32_t count = has_last && tid < NIB_HEAD_DIM ? 2 : 1; /* the first threads: a pair of k or v, too */
+    uint8_t *key = NULL; /* where it goes: found while q is on its way */
+    if (count == 2)
+        key = (uint8_t *)span.at_key(span.end - 1) + (tid < NIB_HEAD_DIM / 2 ? 0 : (uint64_t)m->kv_heads * PAGE_HEAD_BYTES);
     packets_get<2>(count, b.epoch, got, [&](uint32_t i) {
         const uint32_t kv = (tid < NIB_HEAD_DIM / 2 ? k_at : v_at) + tid % (NIB_HEAD_DIM / 2) * 2;
         return room().packets->qkv + (i == 0 ? kv_head * group + tid * 2 : kv);
@@ -50,11 +53,8 @@ __device__ __forceinline__ void attn_take_in(const token_at &b, const attn_span 
     if (count == 2)
         ((uint32_t *)room().attn.last_key)[tid] = got[1][0] | got[1][1] << 16;
     attn_sync();
-    if (count == 2) {
-        uint8_t *key = (uint8_t *)span.at_key(span.end - 1) +
-                       (tid < NIB_HEAD_DIM / 2 ? 0 : (uint64_t)m->kv_heads * PAGE_HEAD_BYTES);
+    if (count == 2)
         ((uint32_t *)key)[tid % (NIB_HEAD_DIM / 2)] = got[1][0] | got[1][1] << 16;
-    }
 }
 
 /* The last position's key and value, where they are among those asked for: what was there before is replaced. */
@@ -130,8 +130,7 @@ __device__ __forceinline__ void attn_leave(const token_at &b, const attn_state &
                                            uint32_t splits)
 {
     token_attn_room &sh = room().attn;
-    attn_sync(); /* o lies where the values lay */
-    attn_put_state(sh, st);
+    attn_put_state(sh, st); /* o lies where the warp's own values lay */
     attn_sync();
 #pragma unroll 1
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {

@@ -6,8 +6,68 @@
 #include "arch/sm90/token_packet.cuh"
 #include "arch/sm90/token_ring.cuh"
 
-/* The layer's experts and their weights, to shared memory; returns the lane's choice. The whole warp. */
-template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer)
+/* Where the matrices of a layer begin (struct token_kind): lane `matrix` knows. Of an expert's, where the first expert's begins, how long
+ * one is and whose choice. */
+struct feed_matrices {
+    uint64_t from;
+    uint32_t each, choice;
+
+    __device__ __forceinline__ explicit feed_matrices(uint32_t layer)
+    {
+        const struct nib_gpu_machine &m = room().m;
+        const struct nib_gpu_layer &l = m.layer[layer];
+        const uint32_t lane = threadIdx.x % 32, order = CU_TOKEN_ORDER >> 4 * ((lane - CU_TOKEN_UP) & 7);
+        const bool down = order & 4;
+        choice = order & 3;
+        each = lane < CU_TOKEN_UP ? 0
+               : down             ? (uint32_t)cu_mx_bytes(m.hidden, m.intermediate)
+                                  : (uint32_t)cu_mx_bytes(2 * m.intermediate, m.hidden);
+        from = lane == CU_TOKEN_QKV      ? l.qkv
+               : lane == CU_TOKEN_OUT    ? l.out
+               : lane == CU_TOKEN_ROUTER ? l.router
+               : down                    ? l.down
+                                         : l.up;
+    }
+};
+
+/* Stages of the dense matrices. */
+__device__ __forceinline__ uint32_t feed_dense()
+{
+    return room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
+}
+
+/* The first stages of the best expert: as many as may be on their way, their places are free. What can be done beforehand is, so that they
+ * are asked for as soon as it is known. A lane each. */
+struct feed_first {
+    uint64_t from, policy;
+    uint32_t to, bytes, bar, each, count;
+
+    __device__ __forceinline__ feed_first(uint32_t layer, uint32_t number, uint32_t dense) : policy(stream_policy())
+    {
+        static_assert((CU_TOKEN_ORDER & 7) == 0, "up of the best expert comes first");
+        const feed_matrices of(layer);
+        const uint32_t lane = threadIdx.x % 32;
+        count = min((uint32_t)CU_TOKEN_AHEAD_UP, room().chosen[0][1]);
+        const token_ask a = room().ask[dense + (lane < count ? lane : 0)];
+        from = __shfl_sync(~0u, of.from, CU_TOKEN_UP) + (a.offset & ~TOKEN_ASK_LOW);
+        each = __shfl_sync(~0u, of.each, CU_TOKEN_UP);
+        to = a.to;
+        bytes = a.bytes & ~TOKEN_ASK_LOW;
+        bar = smem_at(&room().full[(number + lane) % CU_TOKEN_SLOTS]);
+        if (lane < count)
+            bulk_expect(bar, bytes);
+    }
+
+    __device__ __forceinline__ void ask(uint32_t expert) const
+    {
+        if (threadIdx.x % 32 < count)
+            copy_bulk(to, (const void *)(from + (uint64_t)expert * each), bytes, bar, policy);
+    }
+};
+
+/* The layer's experts and their weights, to shared memory; returns the lane's choice. Asks for the experts' first stages; the layer's
+ * first stage has the number `base`. The whole warp. */
+template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer, uint32_t base)
 {
     enum { PARTS = CU_TOKEN_ROUTE_PARTS };
     const uint32_t lane = threadIdx.x % 32, experts = room().m.experts, used = room().m.experts_used;
@@ -18,6 +78,8 @@ template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer)
     for (int i = 0; i < EACH; i++)
         bias[i] = i < mine ? bf16_at(room().m.layer[layer].router_bias, lane + 32 * i) : 0;
     const struct cu_token *t = room().packets;
+    const uint32_t dense = feed_dense();
+    const feed_first first(layer, base + dense, dense);
     packets_each<EACH * PARTS>(mine * PARTS, room().epoch + layer, part, [&](uint32_t i) {
         const uint32_t e = lane + i / PARTS * 32;
         return &t->logits[e / CU_TILE][i % PARTS][e % CU_TILE];
@@ -31,11 +93,13 @@ template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer)
         value[i] = i < mine ? sum + bias[i] : 0;
     }
     __syncwarp();
-    const uint32_t chosen = min(route_choose(experts, used, value, &weight), experts - 1);
+    auto best_known = [&](const uint32_t *best) { first.ask(min(*best, experts - 1)); };
+    const uint32_t chosen = min(route_choose(experts, used, value, &weight, best_known), experts - 1);
     if (lane < used) {
         room().expert[lane] = chosen;
         room().weight[lane] = weight;
     }
+    room().asked = base + dense + first.count;
     __syncwarp();
     return chosen;
 }
@@ -104,30 +168,6 @@ __device__ __forceinline__ void feed_small(uint32_t layer)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
 }
 
-/* Where the matrices of a layer begin (struct token_kind): lane `matrix` knows. Of an expert's, where the first expert's begins, how long
- * one is and whose choice. */
-struct feed_matrices {
-    uint64_t from;
-    uint32_t each, choice;
-
-    __device__ __forceinline__ explicit feed_matrices(uint32_t layer)
-    {
-        const struct nib_gpu_machine &m = room().m;
-        const struct nib_gpu_layer &l = m.layer[layer];
-        const uint32_t lane = threadIdx.x % 32, order = CU_TOKEN_ORDER >> 4 * ((lane - CU_TOKEN_UP) & 7);
-        const bool down = order & 4;
-        choice = order & 3;
-        each = lane < CU_TOKEN_UP ? 0
-               : down             ? (uint32_t)cu_mx_bytes(m.hidden, m.intermediate)
-                                  : (uint32_t)cu_mx_bytes(2 * m.intermediate, m.hidden);
-        from = lane == CU_TOKEN_QKV      ? l.qkv
-               : lane == CU_TOKEN_OUT    ? l.out
-               : lane == CU_TOKEN_ROUTER ? l.router
-               : down                    ? l.down
-                                         : l.up;
-    }
-};
-
 /* Asks for the layer's stages [i, end), the first `now` of them at once as soon as their places are free, then waits until stages below
  * `read` were read; `base`: number of the layer's first stage; `mine`: the matrix that the lane knows. The whole warp, each lane with a
  * stage of 32. False: a wait was in vain. */
@@ -176,8 +216,7 @@ template <class Form> __device__ __noinline__ uint32_t token_feed_early()
  * have come. */
 template <class Form> __device__ __noinline__ void token_feeder(bool works, uint32_t early)
 {
-    const uint32_t dense = room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
-    const uint32_t qkv = room().listed[CU_TOKEN_QKV], asks = room().asks,
+    const uint32_t dense = feed_dense(), qkv = room().listed[CU_TOKEN_QKV], asks = room().asks,
                    held = early; /* so many of QKV does the ring hold */
     bool good = true;
     uint32_t base = 0;
@@ -195,13 +234,13 @@ template <class Form> __device__ __noinline__ void token_feeder(bool works, uint
                feed_stages(matrices.from, base, held, qkv, qkv - held, 0) && /* needed at once */
                feed_stages(matrices.from, base, qkv, dense, 0,
                            base + dense); /* read before the router's sums can be there */
+        if (!good)
+            break;
         const uint32_t chosen =
-            room().m.experts <= 32 ? feed_choose<1>(layer) : feed_choose<NIB_MAX_EXPERTS / 32>(layer);
+            room().m.experts <= 32 ? feed_choose<1>(layer, base) : feed_choose<NIB_MAX_EXPERTS / 32>(layer, base);
         const uint64_t from = matrices.from + (uint64_t)__shfl_sync(~0u, chosen, matrices.choice) * matrices.each;
-        const uint32_t now = dense + min(CU_TOKEN_AHEAD_UP, asks - dense);
-        good = good && feed_stages(from, base, dense, now, now - dense, base + dense);
         feed_biases(layer); /* behind the first stages, before the others */
-        good = good && feed_stages(from, base, now, asks, 0, base + dense);
+        good = feed_stages(from, base, room().asked - base, asks, 0, base + dense);
     }
     token_feed().close();
 }
