@@ -11,7 +11,7 @@
 #include "arch/sm90/batch_dense.h"
 #include "arch/sm90/batch_mx.h"
 #include "arch/sm90/prompt.h"
-#include "arch/sm90/route_few.h"
+#include "arch/sm90/route_cluster.h"
 #include "arch/sm90/token.h"
 #endif
 
@@ -251,9 +251,12 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
         *ret = (struct nib_gpu_geometry){{x, CU_DIV_UP(rows, each), 1}, CU_ROUTE_THREADS, 0, 0};
         ret->shared_bytes = cu_route_bytes(ring, each, m->hidden);
 #if NIB_SM >= 90
-        if (cu_route_few(m, rows))
-            *ret = (struct nib_gpu_geometry){
-                {CU_ROUTE_BLOCKS, 1, 1, CU_ROUTE_BLOCKS}, CU_ROUTE_THREADS, cu_route_few_bytes(m->experts), 0};
+        const uint32_t own = cu_route_each(m, rows);
+        if (own) {
+            const uint32_t clusters = CU_DIV_UP(rows, own * CU_ROUTE_BLOCKS);
+            *ret = (struct nib_gpu_geometry){{CU_ROUTE_BLOCKS, clusters, 1, CU_ROUTE_BLOCKS}, CU_ROUTE_THREADS, 0, 0};
+            ret->shared_bytes = cu_route_cluster_bytes(own, m->experts);
+        }
 #endif
     } else {
         const bool many =

@@ -301,6 +301,7 @@ struct cu_scratch {
     uint32_t reserved[62];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
+    uint8_t picked[NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* a row's experts, plus 1; 0: read (sm90/route_cluster.cuh) */
 };
 
 #endif

@@ -204,9 +204,9 @@ struct route_counts {
 #define ROUTE_PICKED (CU_ROUTE_SPREAD * NIB_MAX_EXPERTS_USED) /* bytes: assignments of steps whose rows it picks */
 static_assert(ROUTE_PICKED + CU_ROUTE_SPREAD * NIB_MAX_EXPERTS * 4 <= ROUTE_WARPS * (CU_ROUTE_RING * CU_DENSE_BYTES + 1024),
               "the logits of a step with CU_ROUTE_SPREAD rows fit in rings and sums");
-static_assert(NIB_MAX_STEP_ROWS *NIB_MAX_EXPERTS_USED <= ROUTE_WARPS * CU_ROUTE_RING_MANY * CU_DENSE_BYTES &&
-                  NIB_MAX_EXPERTS <= 256,
-              "a byte an assignment");
+#define ROUTE_BYTES (NIB_MAX_STEP_ROWS * NIB_MAX_EXPERTS_USED) /* a byte an assignment; behind them the counts */
+static_assert(ROUTE_BYTES + sizeof(struct route_counts) <= ROUTE_WARPS * CU_ROUTE_RING_MANY * CU_DENSE_BYTES && NIB_MAX_EXPERTS <= 256,
+              "assignments and counts fit in rings");
 
 __device__ __forceinline__ uint8_t *route_experts()
 {
@@ -248,10 +248,33 @@ __device__ __forceinline__ uint64_t route_scan(uint64_t v, uint64_t *ret_total)
     return before + sum - v;
 }
 
+/* All lists. Thread e has the numbers of expert e's assignments, and of those of decode rows, 0 and 0 when there is no such expert; returns its
+ * first place. All threads of the block call it, once. */
+__device__ __forceinline__ uint32_t route_table(const struct nib_gpu_machine *m, uint32_t count, uint32_t of_decode)
+{
+    const uint32_t e = threadIdx.x, of_prompt = count - of_decode;
+    const uint32_t lists = CU_DIV_UP(of_decode, CU_LIST_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
+    uint64_t total;
+    const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
+    const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
+    struct cu_route *head = route_head(m);
+    /* lists of an expert are of like length, in 8s, prompt rows' in 32s */
+    uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : CU_LIST_ROWS;
+    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, CU_GROUPS_MAX, e, begin, of_decode, length);
+    length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
+    route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt,
+                length);
+    if (threadIdx.x == 0) {
+        head->groups = min((uint32_t)(total >> ROUTE_FIELD) & mask, (uint32_t)CU_GROUPS_MAX);
+        head->groups_prompt = min((uint32_t)(total >> 2 * ROUTE_FIELD), (uint32_t)CU_GROUPS_PROMPT_MAX);
+    }
+    return begin;
+}
+
 /* A stable counting sort of the assignments by expert, by one block: each warp has a part of them, in order. */
 __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uint32_t all, uint32_t decode)
 {
-    __shared__ struct route_counts n;
+    struct route_counts &n = *(struct route_counts *)(route_experts() + ROUTE_BYTES);
     const uint32_t used = m->experts_used, experts = m->experts, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t per = CU_DIV_UP(CU_DIV_UP(all, ROUTE_WARPS), 32) * 32;
     const uint32_t first = min(warp * per, all), end = min(first + per, all);
@@ -274,28 +297,12 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uin
     }
     if (e < experts)
         of_decode = n.decode[e];
-    const uint32_t of_prompt = count - of_decode;
-    const uint32_t lists = CU_DIV_UP(of_decode, CU_LIST_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
-    uint64_t total;
-    const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
-    const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
-    uint32_t next = begin;
+    uint32_t next = route_table(m, count, of_decode);
 #pragma unroll
     for (uint32_t w = 0; w < ROUTE_WARPS; w++) {
         if (e < experts)
             n.warp[w][e] = next;
         next += of_warp[w];
-    }
-    struct cu_route *head = route_head(m);
-    /* lists of an expert are of like length, in 8s, prompt rows' in 32s */
-    uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : CU_LIST_ROWS;
-    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, CU_GROUPS_MAX, e, begin, of_decode, length);
-    length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
-    route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt,
-                length);
-    if (threadIdx.x == 0) {
-        head->groups = min((uint32_t)(total >> ROUTE_FIELD) & mask, (uint32_t)CU_GROUPS_MAX);
-        head->groups_prompt = min((uint32_t)(total >> 2 * ROUTE_FIELD), (uint32_t)CU_GROUPS_PROMPT_MAX);
     }
     __syncthreads();
     uint32_t *place = route_array(m, 2), *rows = route_array(m, 3), *counted = n.warp[warp];
@@ -452,16 +459,19 @@ template <int RING> __device__ __forceinline__ void route_rows(const struct nib_
 }
 
 #if NIB_SM >= 90
-#include "arch/sm90/route_few.cuh"
+#include "arch/sm90/route_cluster.cuh"
 #endif
 
-/* Grid: x the tiles of experts, or 1 for all; y groups of rows: cu_route_rows. Or a cluster. */
+/* Grid: x the tiles of experts, or 1 for all; y groups of rows: cu_route_rows. Or clusters, along y. */
 KERNEL(route, CU_ROUTE_THREADS, 2)
 {
     overlap_next();
 #if NIB_SM >= 90
     if (cluster_blocks() > 1) {
-        route_few(m, layer);
+        if (dynamic_shared_bytes() == cu_route_cluster_bytes(1, m->experts))
+            route_cluster<1>(m, layer);
+        else
+            route_cluster<CU_ROUTE_EACH>(m, layer);
         return;
     }
 #endif
