@@ -18,11 +18,12 @@
 #define CU_TOKEN_SHARED  (227u * 1024) /* dynamic, all of a multiprocessor */
 
 /* Stages on their way at most: what blocks hand to each other waits behind them (arch/sm90/NOTES.md). */
-#define CU_TOKEN_AHEAD_QKV  2
-#define CU_TOKEN_AHEAD_OUT  2
-#define CU_TOKEN_AHEAD_UP   3
-#define CU_TOKEN_AHEAD_DOWN 2
-#define CU_TOKEN_MXFP8      2 /* times as many of dense stages, which have half the bytes */
+#define CU_TOKEN_AHEAD_QKV   2
+#define CU_TOKEN_AHEAD_OUT   2
+#define CU_TOKEN_AHEAD_UP    3
+#define CU_TOKEN_AHEAD_DOWN  2
+#define CU_TOKEN_AHEAD_FIRST 5 /* of the best expert, as soon as it is known: nothing is handed over then */
+#define CU_TOKEN_MXFP8       2 /* times as many of dense stages, which have half the bytes */
 #ifndef CU_TOKEN_MS
 #define CU_TOKEN_MS 500 /* a wait gives up so long after the block saw the step; a sanitizer wants more */
 #endif

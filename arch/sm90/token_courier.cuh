@@ -21,32 +21,78 @@ __device__ __forceinline__ void courier_keys(uint32_t layer)
 
 #define COURIER_WORDS CU_DIV_UP(CU_TOKEN_INNER / 8, 32) /* by fours: a lane's */
 
-/* The activations of the experts, choice by choice, which lie in whole units. A lane first looks for its last words of a choice, till much of it is
- * likely there, then asks for all of them; with these it asks for its last words of the next choice, so that a choice takes one trip to memory
- * when it has long been there. */
-__device__ __forceinline__ void courier_gated(uint32_t epoch)
-{
-    const uint32_t lane = threadIdx.x % 32, all = room().m.intermediate / 8;
-    const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8); /* in 16 bytes */
-    const uint32_t *from = room().packets->gated[epoch & 1] + lane * 4;
-    const uint32_t there = lane < all ? (all - lane - 1) / 32 + 1 : 0;
-    bool seen = false; /* the last words of this choice */
-#pragma unroll 1
-    for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++, from += all * 4) {
-        uint4 *to = room().gated + choice * row, got[COURIER_WORDS];
-        const bool more = choice + 1 < NIB_MAX_EXPERTS_USED;
-        if (!seen)
-            words_get<1>(min(there, 1u), got, [&](uint32_t) { return from + (there - 1) * 128; });
-        seen = words_also<COURIER_WORDS>(
-            there, got, [&](uint32_t i) { return from + i * 128; }, more && there, from + (all + (there - 1) * 32) * 4);
+/* How a lane takes in its words of a choice: they are copied as they lie, looked at, and turned into values when all are there. */
+struct courier {
+    uint32_t lane, all, there; /* 16 bytes of a choice; those of the lane */
+
+    __device__ __forceinline__ courier()
+        : lane(threadIdx.x % 32), all(room().m.intermediate / 8), there(lane < all ? (all - lane - 1) / 32 + 1 : 0)
+    {
+    }
+
+    __device__ __forceinline__ void ask(uint32_t to, const uint32_t *from, bool asks) const
+    {
+#pragma unroll
+        for (uint32_t i = 0; i < COURIER_WORDS; i++)
+            if (asks && i < there)
+                copy16(to + i * 512, from + i * 128, true);
+        copy_commit();
+    }
+
+    /* What has come, if it is all. */
+    __device__ __forceinline__ bool take(uint32_t to) const
+    {
+        uint4 got[COURIER_WORDS];
+        bool good = true;
+#pragma unroll
+        for (uint32_t i = 0; i < COURIER_WORDS; i++) {
+            got[i] = make_uint4(1, 1, 1, 1);
+            if (i < there)
+                got[i] = lds16(to + i * 512);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < COURIER_WORDS; i++)
+            good &= words_there(got[i]);
+        if (!good)
+            return false;
 #pragma unroll
         for (uint32_t i = 0; i < COURIER_WORDS; i++)
             if (i < there)
-                to[lane + i * 32] = got[i];
-        if (row > all && lane < row - all)
-            to[all + lane] = make_uint4(0, 0, 0, 0);
+                sts16(to + i * 512, words_value(got[i]));
+        return true;
+    }
+};
+
+/* The activations of the experts, choice by choice, which lie in whole units. A lane first looks for its last words of the first choice: when they are
+ * there, the block needs no more what else lies here. Those of a choice are asked for before the choice before is looked at, and again
+ * by the lanes that miss some: what has long been there takes no trip to memory of its own. */
+__device__ __forceinline__ void courier_gated(uint32_t epoch)
+{
+    const courier c;
+    const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8); /* in 16 bytes */
+    const uint32_t *from = room().packets->gated[epoch & 1] + c.lane * 4;
+    uint32_t to = smem_at(room().gated) + c.lane * 16;
+    uint4 look[1];
+    words_get<1>(min(c.there, 1u), look, [&](uint32_t) { return from + (c.there - 1) * 128; });
+    __syncwarp();
+    c.ask(to, from, true);
+#pragma unroll 1
+    for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++, from += c.all * 4, to += row * 16) {
+        c.ask(to + row * 16, from + c.all * 4, choice + 1 < NIB_MAX_EXPERTS_USED);
+        copy_wait<1>();
+        bool good = false;
+        for (uint32_t turn = 0;; turn++) {
+            if (!good)
+                good = c.take(to);
+            if (__all_sync(~0u, good || token_late(turn)))
+                break;
+            c.ask(to, from, !good);
+            copy_wait<0>();
+        }
+        if (row > c.all && c.lane < row - c.all)
+            sts16(to + c.all * 16, make_uint4(0, 0, 0, 0));
         __syncwarp();
-        if (lane == 0)
+        if (c.lane == 0)
             asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().gated_bar[choice])) : "memory");
     }
 }

@@ -36,8 +36,8 @@ __device__ __forceinline__ uint32_t feed_dense()
     return room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
 }
 
-/* The first stages of the best expert: as many as may be on their way, their places are free. What can be done beforehand is, so that they
- * are asked for as soon as it is known. A lane each. */
+/* The first stages of the best expert, those whose places are free. What can be done beforehand is, so that they are asked for as soon as it
+ * is known. A lane each. */
 struct feed_first {
     uint64_t from, policy;
     uint32_t to, bytes, bar, each, count;
@@ -47,8 +47,9 @@ struct feed_first {
         static_assert((CU_TOKEN_ORDER & 7) == 0, "up of the best expert comes first");
         const feed_matrices of(layer);
         const uint32_t lane = threadIdx.x % 32;
-        count = min((uint32_t)CU_TOKEN_AHEAD_UP, room().chosen[0][1]);
-        const token_ask a = room().ask[dense + (lane < count ? lane : 0)];
+        const uint32_t most = min((uint32_t)CU_TOKEN_AHEAD_FIRST, room().chosen[0][1]);
+        const token_ask a = room().ask[dense + (lane < most ? lane : 0)];
+        count = __popc(__ballot_sync(~0u, lane < most && a.after <= (int32_t)dense)); /* it grows with the stage */
         from = __shfl_sync(~0u, of.from, CU_TOKEN_UP) + (a.offset & ~TOKEN_ASK_LOW);
         each = __shfl_sync(~0u, of.each, CU_TOKEN_UP);
         to = a.to;

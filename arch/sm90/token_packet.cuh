@@ -39,35 +39,29 @@ __device__ __forceinline__ bool words_there(uint4 v)
     return v.x && v.y && v.z && v.w;
 }
 
-/* Four words at from(i) each, i below `count`. All are asked for at once, and again until all are there. Returns whether the four at
- * `also` were seen meanwhile, if they are asked for. */
-template <int N, class From>
-__device__ __forceinline__ bool words_also(uint32_t count, uint4 ret[N], From from, bool asks, const uint32_t *also)
+__device__ __forceinline__ uint4 words_value(uint4 v)
 {
-    bool seen = false;
+    return make_uint4(~v.x, ~v.y, ~v.z, ~v.w);
+}
+
+/* Four words at from(i) each, i below `count`. All are asked for at once, and again until all are there. */
+template <int N, class From>
+__device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From from)
+{
     for (uint32_t turn = 0;; turn++) {
         bool all = true;
 #pragma unroll
         for (int i = 0; i < N; i++)
             ret[i] = words_ask(from(i), (uint32_t)i < count);
-        const uint4 look = words_ask(also, asks);
 #pragma unroll
         for (int i = 0; i < N; i++)
             all &= words_there(ret[i]);
-        seen |= asks && words_there(look);
         if (all || token_late(turn))
             break;
     }
 #pragma unroll
     for (int i = 0; i < N; i++)
-        ret[i] = make_uint4(~ret[i].x, ~ret[i].y, ~ret[i].z, ~ret[i].w);
-    return seen;
-}
-
-template <int N, class From>
-__device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From from)
-{
-    (void)words_also<N>(count, ret, from, false, NULL);
+        ret[i] = words_value(ret[i]);
 }
 
 /* Pairs of neighbours: pair i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
