@@ -76,12 +76,15 @@ __device__ __forceinline__ void attn_put_last(const token_attn_room &sh, uint32_
     __syncwarp();
 }
 
-/* Two outputs of this head group, dims d and d + 1 of neighbouring threads, as a word. */
-__device__ __forceinline__ void attn_give(const token_at &b, uint32_t kv_head, uint32_t i, float value)
+/* Outputs i and i + 1 of this head group, in bf16, as a word. */
+__device__ __forceinline__ void attn_give(const token_at &b, uint32_t kv_head, uint32_t i, uint32_t even, uint32_t odd)
 {
-    const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16(value)), next = __shfl_down_sync(~0u, bits, 1);
-    if (i % 2 == 0)
-        word_put(room().packets->attn, (kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i) / 2, bits | next << 16, b.epoch);
+    word_put(room().packets->attn, (kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i) / 2, even | odd << 16, b.epoch);
+}
+
+__device__ __forceinline__ uint32_t attn_bits(float value)
+{
+    return __bfloat16_as_ushort(__float2bfloat16(value));
 }
 
 /* Where a head's part of a split lies. */
@@ -121,7 +124,9 @@ __device__ __noinline__ void attn_join(uint32_t kv_head, uint32_t split, uint32_
             }
             all.take(v, s, w);
         }
-        attn_give(b, kv_head, h * NIB_HEAD_DIM + d, all.value());
+        const uint32_t bits = attn_bits(all.value()), next = __shfl_down_sync(~0u, bits, 1);
+        if (d % 2 == 0)
+            attn_give(b, kv_head, h * NIB_HEAD_DIM + d, bits, next);
     }
 }
 
@@ -132,22 +137,23 @@ __device__ __forceinline__ void attn_leave(const token_at &b, const attn_state &
     token_attn_room &sh = room().attn;
     attn_put_state(sh, st); /* o lies where the warp's own values lay */
     attn_sync();
-#pragma unroll 1
-    for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
-        const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS, h = i / NIB_HEAD_DIM, d = i % NIB_HEAD_DIM;
-        float most, all, o;
-        attn_merge_warps(sh, h, d, &most, &all, &o);
-        if (splits == 1) {
-            attn_give(b, kv_head, i, attn_alone(most, all, o, sh.sink[h]));
-            continue;
-        }
-        cu_packet *part = attn_packets(kv_head * NIB_GQA_GROUP + h, split);
-        if (d == 0) {
-            packet_put(part, __float_as_uint(most), b.epoch);
-            packet_put(part + 1, __float_as_uint(all), b.epoch);
-        }
-        packet_put(part + 2 + d, __float_as_uint(o), b.epoch);
+    static_assert(ATTN_OUTPUTS == 2 && CU_ATTN_THREADS == 32 * NIB_GQA_GROUP, "a head a warp, two outputs a thread");
+    const uint32_t h = threadIdx.x / 32, d = threadIdx.x % 32 * 2;
+    float most, all, o[2];
+    attn_merge_warps(sh, h, d, &most, &all, &o[0]);
+    attn_merge_warps(sh, h, d + 1, &most, &all, &o[1]); /* the same but for o */
+    if (splits == 1) {
+        const float sink = sh.sink[h];
+        attn_give(b, kv_head, h * NIB_HEAD_DIM + d, attn_bits(attn_alone(most, all, o[0], sink)), attn_bits(attn_alone(most, all, o[1], sink)));
+        return;
     }
+    cu_packet *part = attn_packets(kv_head * NIB_GQA_GROUP + h, split);
+    if (d == 0) {
+        packet_put(part, __float_as_uint(most), b.epoch);
+        packet_put(part + 1, __float_as_uint(all), b.epoch);
+    }
+    packet_put(part + 2 + d, __float_as_uint(o[0]), b.epoch);
+    packet_put(part + 2 + d + 1, __float_as_uint(o[1]), b.epoch);
 }
 
 /* What a unit reads: keys [base, last) of the row's [begin, end). */
