@@ -253,8 +253,8 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
 #if NIB_SM >= 90
         const uint32_t own = cu_route_each(m, rows);
         if (own) {
-            const uint32_t clusters = CU_DIV_UP(rows, own * CU_ROUTE_BLOCKS);
-            *ret = (struct nib_gpu_geometry){{CU_ROUTE_BLOCKS, clusters, 1, CU_ROUTE_BLOCKS}, CU_ROUTE_THREADS, 0, 0};
+            const uint32_t clusters = CU_DIV_UP(rows, own * CU_ROUTE_BLOCKS), all = clusters + (clusters > 1);
+            *ret = (struct nib_gpu_geometry){{CU_ROUTE_BLOCKS, all, 1, CU_ROUTE_BLOCKS}, CU_ROUTE_THREADS, 0, 0};
             ret->shared_bytes = cu_route_cluster_bytes(own, m->experts);
         }
 #endif

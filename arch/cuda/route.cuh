@@ -249,22 +249,21 @@ __device__ __forceinline__ uint64_t route_scan(uint64_t v, uint64_t *ret_total)
 }
 
 /* All lists. Thread e has the numbers of expert e's assignments, and of those of decode rows, 0 and 0 when there is no such expert; returns its
- * first place. All threads of the block call it, once. */
-__device__ __forceinline__ uint32_t route_table(const struct nib_gpu_machine *m, uint32_t count, uint32_t of_decode)
+ * first place. All threads of the block call it. `writes`: not when it is only for practice. */
+__device__ __forceinline__ uint32_t route_table(struct cu_route *head, uint32_t count, uint32_t of_decode, bool writes)
 {
     const uint32_t e = threadIdx.x, of_prompt = count - of_decode;
     const uint32_t lists = CU_DIV_UP(of_decode, CU_LIST_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
     uint64_t total;
     const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
     const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
-    struct cu_route *head = route_head(m);
     /* lists of an expert are of like length, in 8s, prompt rows' in 32s */
     uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : CU_LIST_ROWS;
-    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, CU_GROUPS_MAX, e, begin, of_decode, length);
+    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, writes ? CU_GROUPS_MAX : 0, e, begin, of_decode, length);
     length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
-    route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), CU_GROUPS_PROMPT_MAX, e, begin + of_decode, of_prompt,
-                length);
-    if (threadIdx.x == 0) {
+    route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), writes ? CU_GROUPS_PROMPT_MAX : 0, e, begin + of_decode,
+                of_prompt, length);
+    if (threadIdx.x == 0 && writes) {
         head->groups = min((uint32_t)(total >> ROUTE_FIELD) & mask, (uint32_t)CU_GROUPS_MAX);
         head->groups_prompt = min((uint32_t)(total >> 2 * ROUTE_FIELD), (uint32_t)CU_GROUPS_PROMPT_MAX);
     }
@@ -297,7 +296,7 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uin
     }
     if (e < experts)
         of_decode = n.decode[e];
-    uint32_t next = route_table(m, count, of_decode);
+    uint32_t next = route_table(route_head(m), count, of_decode, true);
 #pragma unroll
     for (uint32_t w = 0; w < ROUTE_WARPS; w++) {
         if (e < experts)

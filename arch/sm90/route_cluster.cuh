@@ -3,8 +3,8 @@
  * are there, picks their experts; and it has share i of the inputs, for all the cluster's rows and all experts, a warp a tile. Sums, their order and results
  * are those of the other form (arch/cuda/route.cuh).
  *
- * A single cluster's first block groups. Of several, the first block of the last one does: each row's experts come to it as a word in global memory that is
- * not 0, which it waits for and sets back. So no block waits for one that may not have begun: those before it have. */
+ * A single cluster's first block groups. Beside several there is one more cluster, whose first block does nothing else: each row's experts come to it as a
+ * word in global memory that is not 0, which it waits for and sets back. It is of the last cluster, so that no block waits for one that has not begun. */
 #pragma once
 #include "arch/sm90/cluster.cuh"
 #include "arch/sm90/route_cluster.h"
@@ -17,6 +17,21 @@ struct route_cluster {
 };
 enum { ROUTE_SCALES, ROUTE_PARTS_CAME, ROUTE_CHOSEN };
 static_assert(CU_ROUTE_BLOCKS == ROUTE_WARPS && NIB_MAX_EXPERTS_USED == 4 && NIB_MAX_EXPERTS < 255, "a row's experts are a word");
+
+/* Where results go. Known before the op before this one has ended: found when it is needed, each of these would be a trip more. */
+struct route_to {
+    struct cu_route *head;
+    float *logits, *weight;
+    uint32_t *expert, *place, *row, *picked;
+    uint32_t experts, used;
+
+    __device__ __forceinline__ explicit route_to(const struct nib_gpu_machine *m)
+        : head(route_head(m)), logits(route_logits(m)), weight((float *)route_array(m, 1)), expert(route_array(m, 0)), place(route_array(m, 2)),
+          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked), experts(m->experts), used(m->experts_used)
+    {
+        asm volatile("" : "+l"(head), "+l"(logits), "+l"(weight), "+l"(expert), "+l"(place), "+l"(row), "+l"(picked), "+r"(experts), "+r"(used));
+    }
+};
 
 /* What a block knows of its work. */
 struct route_job {
@@ -128,11 +143,12 @@ __device__ __forceinline__ uint32_t route_choose_few(uint32_t experts, uint32_t 
     return mine;
 }
 
-/* One warp: the logits, experts and weights of this block's row j. */
-__device__ __forceinline__ void route_cluster_pick(const struct nib_gpu_machine *m, uint32_t j, const route_job &job,
+/* One warp: the logits, experts and weights of this block's row j. Or, when it is not `live`, nothing: the program is there sooner for those who
+ * are. */
+__device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t j, bool live, const route_job &job,
                                                const float bias[NIB_MAX_EXPERTS / 32], struct route_cluster &sh)
 {
-    const uint32_t lane = threadIdx.x % 32, experts = m->experts, used = m->experts_used, row = job.first + j * ROUTE_WARPS + blockIdx.x;
+    const uint32_t lane = threadIdx.x % 32, experts = to.experts, used = to.used, row = job.first + j * ROUTE_WARPS + blockIdx.x;
     float value[NIB_MAX_EXPERTS / 32], weight;
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++) {
@@ -152,18 +168,18 @@ __device__ __forceinline__ void route_cluster_pick(const struct nib_gpu_machine 
     }
     const uint32_t chosen = experts <= 32 ? route_choose_few(experts, used, value[0], &weight) : route_choose(experts, used, value, &weight);
     const uint32_t known = min(chosen, experts - 1);
-    if (lane < used) {
+    if (lane < used && live) {
         if (gridDim.y == 1)
             route_give(sh, ROUTE_CHOSEN, smem_at(&sh.chosen[row * used + lane]), 0, known);
         else
-            *(volatile uint8_t *)&at<struct cu_scratch>(m->scratch)->picked[row][lane] = (uint8_t)(known + 1);
-        route_array(m, 0)[row * used + lane] = chosen;
-        route_array(m, 1)[row * used + lane] = __float_as_uint(weight);
+            ((volatile uint8_t *)(to.picked + row))[lane] = (uint8_t)(known + 1);
+        to.expert[row * used + lane] = chosen;
+        to.weight[row * used + lane] = weight;
     }
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
-        if (lane + 32 * i < experts)
-            route_logits(m)[(uint64_t)row * experts + lane + 32 * i] = value[i];
+        if (lane + 32 * i < experts && live)
+            to.logits[(uint64_t)row * experts + lane + 32 * i] = value[i];
 }
 
 /* What the block that groups works with, where rows' shares and weights were. */
@@ -176,10 +192,10 @@ static_assert(sizeof(struct route_marks) <= CU_ROUTE_BLOCKS * CU_ROUTE_STRIDE + 
               "there is room; a thread a row, a thread an expert");
 
 /* This thread's row's experts, plus 1, a byte each, when they are there; the next router finds 0. */
-__device__ __forceinline__ uint32_t route_await(const struct nib_gpu_machine *m, uint32_t row)
+__device__ __forceinline__ uint32_t route_await(const route_to &to, uint32_t row)
 {
-    volatile uint32_t *from = (volatile uint32_t *)at<struct cu_scratch>(m->scratch)->picked[row];
-    const uint32_t unused = m->experts_used < 4 ? ~0u << 8 * m->experts_used : 0;
+    volatile uint32_t *from = to.picked + row;
+    const uint32_t unused = to.used < 4 ? ~0u << 8 * to.used : 0;
     uint32_t word;
     do
         word = *from;
@@ -188,39 +204,57 @@ __device__ __forceinline__ uint32_t route_await(const struct nib_gpu_machine *m,
     return word;
 }
 
-/* Groups the assignments of all rows by expert, rows in order: a row has an expert once. All threads of the block, behind its products. */
-__device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *m, uint32_t rows, uint32_t decode)
+/* Groups the assignments of all rows by expert, rows in order: a row has an expert once. All threads of a block that does nothing else. What it
+ * does it does twice, the first time for practice and before the op before this one has ended: the program is there then. */
+__device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *m)
 {
     struct route_marks &marks = *(struct route_marks *)gemv_dynamic;
-    const uint32_t used = m->experts_used, row = threadIdx.x, e = threadIdx.x, word = row / 32, bit = 1u << row % 32;
-    const uint32_t picks = row < rows ? route_await(m, row) : 0;
+    const route_to to(m);
+    const struct nib_gpu_step *step = step_of(m);
+    const uint32_t used = to.used, row = threadIdx.x, e = threadIdx.x, word = row / 32, bit = 1u << row % 32;
+    uint32_t rows = CU_ROUTE_THREADS, decode = CU_ROUTE_THREADS;
+#pragma unroll 1
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        if (turn) {
+            __syncthreads(); /* marks are read */
+            overlap_wait();
+            rows = step->rows_count;
+            decode = step->decode_count;
+        }
+        for (uint32_t i = threadIdx.x; i < sizeof marks.has / 16; i += CU_ROUTE_THREADS)
+            ((uint4 *)marks.has)[i] = make_uint4(0, 0, 0, 0);
+        __syncthreads();
+        const uint32_t picks = turn && row < rows ? route_await(to, row) : 0x04030201;
 #pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
-        if (row < rows && c < used)
-            atomicOr(&marks.has[word][(picks >> 8 * c & 255) - 1], bit);
-    __syncthreads();
-    uint32_t before[NIB_MAX_SLOTS / 32], count = 0, of_decode = 0;
+        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
+            if (row < rows && c < used)
+                atomicOr(&marks.has[word][(picks >> 8 * c & 255) - 1], bit);
+        __syncthreads();
+        uint32_t before[NIB_MAX_SLOTS / 32], count = 0, of_decode = 0;
 #pragma unroll
-    for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++) {
-        const uint32_t has = e < m->experts ? marks.has[w][e] : 0;
-        before[w] = count;
-        count += __popc(has);
-        of_decode += __popc(has & (decode >= w * 32 + 32 ? ~0u : decode <= w * 32 ? 0 : (1u << decode % 32) - 1));
-    }
-    const uint32_t begin = route_table(m, count, of_decode);
+        for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++) {
+            const uint32_t has = e < to.experts ? marks.has[w][e] : 0;
+            before[w] = count;
+            count += __popc(has);
+            of_decode += __popc(has & (decode >= w * 32 + 32 ? ~0u : decode <= w * 32 ? 0 : (1u << decode % 32) - 1));
+        }
+        const uint32_t begin = route_table(to.head, count, of_decode, turn > 0);
 #pragma unroll
-    for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++)
-        if (e < m->experts)
-            marks.place[w][e] = begin + before[w];
-    __syncthreads();
+        for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++)
+            if (e < to.experts)
+                marks.place[w][e] = begin + before[w];
+        __syncthreads();
 #pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        if (row >= rows || c >= used)
-            break;
-        const uint32_t expert = (picks >> 8 * c & 255) - 1;
-        const uint32_t place = marks.place[word][expert] + __popc(marks.has[word][expert] & (bit - 1));
-        route_array(m, 2)[row * used + c] = place;
-        route_array(m, 3)[place] = row;
+        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
+            if (row >= rows || c >= used)
+                break;
+            const uint32_t expert = (picks >> 8 * c & 255) - 1;
+            const uint32_t place = marks.place[word][expert] + __popc(marks.has[word][expert] & (bit - 1));
+            if (turn) {
+                to.place[row * used + c] = place;
+                to.row[place] = row;
+            }
+        }
     }
 }
 
@@ -247,6 +281,11 @@ __device__ __forceinline__ void route_cluster_weights(const struct nib_gpu_machi
 template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const struct nib_gpu_machine *m, uint32_t layer)
 {
     __shared__ struct route_cluster sh;
+    if (gridDim.y > 1 && blockIdx.y + 1 == gridDim.y) {
+        if (blockIdx.x == 0)
+            route_group_marks(m);
+        return;
+    }
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t rank = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, hidden = m->hidden, experts = m->experts;
     route_job job;
@@ -277,10 +316,10 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
 #pragma unroll
     for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
         bias[i] = warp < EACH && lane + 32 * i < experts ? bf16_at(m->layer[layer].router_bias, lane + 32 * i) : 0;
-    uint32_t all = layer ? step->rows_count : 0, decode = layer ? step->decode_count : 0;
+    const route_to to(m);
+    uint32_t all = layer ? step->rows_count : 0;
     overlap_wait();
     all = layer ? all : step->rows_count;
-    decode = layer ? decode : step->decode_count;
     job.rows = min(all - min(all, job.first), EACH * ROUTE_WARPS);
     float4 v[EACH][ROUTE_FEW], part[EACH][ROUTE_FEW];
 #pragma unroll
@@ -296,7 +335,7 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
     }
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); /* all blocks have begun */
     if (job.rows == 0) {
-        if (job.first == 0 && rank == 0 && warp == 0) /* a step without rows */
+        if (gridDim.y == 1 && rank == 0 && warp == 0) /* a step without rows */
             route_group_few(m, step, ~0u);
         copy_wait<0>();
         return;
@@ -308,7 +347,7 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
             mine += j * ROUTE_WARPS + rank < job.rows;
         bulk_expect(smem_at(&sh.came[ROUTE_SCALES]), job.rows * 4);
         bulk_expect(smem_at(&sh.came[ROUTE_PARTS_CAME]), mine * ROUTE_WARPS * experts * 4);
-        bulk_expect(smem_at(&sh.came[ROUTE_CHOSEN]), gridDim.y == 1 && rank == 0 ? job.rows * m->experts_used * 4 : 0);
+        bulk_expect(smem_at(&sh.came[ROUTE_CHOSEN]), gridDim.y == 1 && rank == 0 ? job.rows * to.used * 4 : 0);
     }
     route_cluster_norm<EACH>(m, job, w, v, sh);
 #pragma unroll
@@ -329,22 +368,14 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
     __syncthreads();
     if (warp < job.tiles)
         route_cluster_tile<EACH>(m, warp, job, sh);
-    const bool last = job.first + EACH * ROUTE_WARPS >= all, groups = rank == 0 && last;
-    if (groups && gridDim.y > 1) { /* products are read out */
-        __syncthreads();
-        struct route_marks &marks = *(struct route_marks *)gemv_dynamic;
-        for (uint32_t i = threadIdx.x; i < sizeof marks.has / 16; i += CU_ROUTE_THREADS)
-            ((uint4 *)marks.has)[i] = make_uint4(0, 0, 0, 0);
-        __syncthreads();
+    const bool live = warp < EACH && warp * ROUTE_WARPS + rank < job.rows;
+    if (live || (warp == ROUTE_WARPS - 1 && job.tiles < ROUTE_WARPS)) {
+        if (live)
+            bulk_wait(smem_at(&sh.came[ROUTE_PARTS_CAME]), 0);
+        route_cluster_pick(to, live ? warp : 0, live, job, bias, sh);
     }
-    if (warp < EACH && warp * ROUTE_WARPS + rank < job.rows) {
-        bulk_wait(smem_at(&sh.came[ROUTE_PARTS_CAME]), 0);
-        route_cluster_pick(m, warp, job, bias, sh);
-    }
-    if (groups && gridDim.y > 1) {
-        route_group_marks(m, all, decode);
-    } else if (groups && warp == 0) {
+    if (gridDim.y == 1 && rank == 0 && warp == 0) {
         bulk_wait(smem_at(&sh.came[ROUTE_CHOSEN]), 0);
-        route_group_few(m, step, lane < all * m->experts_used ? sh.chosen[lane] : ~0u);
+        route_group_few(m, step, lane < all * to.used ? sh.chosen[lane] : ~0u);
     }
 }
