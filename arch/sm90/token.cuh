@@ -11,19 +11,26 @@
 #include "arch/sm90/token_piece.cuh"
 #include "arch/sm90/token_x.cuh"
 
-enum { CUT_QKV, CUT_OUT, CUT_DOWN };
+/* Until the courier has what the block before hands over. */
+__device__ __forceinline__ void cut_wait(int which, uint32_t layer)
+{
+    (void)bar_wait(&room().cut_bar[which], layer & 1);
+}
 
 /* This block's sum of row lane % 16 of a dense tile: of its own stages and, if it ends the tile, of the block before. */
 template <uint32_t PARTS>
-__device__ __forceinline__ float dense_total(const token_at &b, const cu_packet (*cut)[2 * CU_TILE],
-                                             const token_sums *sums, uint32_t first, uint32_t end)
+__device__ __forceinline__ float dense_total(const token_at &b, int which, const token_sums *sums, uint32_t first, uint32_t end)
 {
     const uint32_t row = threadIdx.x % CU_TILE;
     float own[PARTS];
 #pragma unroll
     for (uint32_t c = 0; c < PARTS; c++)
         own[c] = sums[c][row]; /* those of other blocks are not used */
-    float sum = first ? __uint_as_float(packet_get(&cut[blockIdx.x - 1][row], b.epoch)) : own[0];
+    float sum = own[0];
+    if (first) {
+        cut_wait(which, b.layer);
+        sum = room().cut[row];
+    }
 #pragma unroll
     for (uint32_t c = 1; c < PARTS; c++)
         sum = c >= first && c < end ? sum + own[c] : sum;
@@ -35,101 +42,187 @@ __device__ __forceinline__ float wide16(uint32_t raw)
     return __uint_as_float(raw << 16);
 }
 
-/* A dense product of acts, whose tiles have PARTS stages; done(tile, sum, bias) gets what row lane % 16 has. */
-template <class Form, uint32_t PARTS, class Done>
-__device__ __forceinline__ void token_product(const token_at &b, enum cu_token_op op, int which, Done done)
+/* Stages as hidden sizes around 2,880 give them; others take the slower loop. */
+template <class Form, enum cu_token_op OP>
+using dense_stage = dense_fixed<Form, OP == CU_TOKEN_QKV ? CU_DIV_UP(2880 / CU_DENSE_UNIT, CU_GEMV_WARPS)
+                                      : OP == CU_TOKEN_OUT ? CU_TOKEN_Q / CU_DENSE_UNIT / CU_OUT_WARPS
+                                                           : CU_DIV_UP(2880 / CU_DENSE_UNIT, CU_TOKEN_ROUTE_PARTS)>;
+
+/* Such a stage, held while other warps take its inputs in: these are there behind two barriers. */
+template <class Form, enum cu_token_op OP>
+__device__ __forceinline__ float2 dense_held(uint32_t number, const struct cu_token_stage &s, uint32_t acts)
 {
-    cu_packet(*cut)[2 * CU_TILE] = room().packets->cut[which];
-    struct cu_share share = room().share[op];
+    dense_stage<Form, OP> stage;
+    stage_wait(number);
+    stage.load(s.to);
+    if (stage.rest == 0)
+        stage_free<2>(number);
+    token_sync();
+    token_sync();
+    return stage.multiply(s.to, s.units, acts + s.u0 * 64, [&] { stage_free<2>(number); });
+}
+
+/* Warps that take the inputs of a dense product in; the others have its first stages, which they hold meanwhile. */
+template <class Form, enum cu_token_op OP> __device__ __forceinline__ constexpr uint32_t dense_takers()
+{
+    return !Form::holds         ? CU_TOKEN_WARPS
+           : OP == CU_TOKEN_QKV ? Form::x_takers / 32
+                                : Form::attn_takers / 32;
+}
+
+template <class Form, enum cu_token_op OP> __device__ __forceinline__ uint32_t dense_first()
+{
+    return (threadIdx.x / 32 + CU_TOKEN_WARPS - dense_takers<Form, OP>()) % CU_TOKEN_WARPS;
+}
+
+/* Stage i is one that dense_hold multiplies. */
+template <class Form, enum cu_token_op OP> __device__ __forceinline__ bool dense_holds(const struct cu_token_stage &s, uint32_t i)
+{
+    return i + dense_takers<Form, OP>() < CU_TOKEN_WARPS && dense_stage<Form, OP>::fits(s);
+}
+
+/* Instead of taking inputs in: the product of the warp's first stage, of layer `layer`, whose number is `number`. */
+template <class Form, enum cu_token_op OP, uint32_t PARTS> __device__ __noinline__ void dense_hold(uint32_t number)
+{
+    const uint32_t i = dense_first<Form, OP>();
+    if (Form::holds && i < room().listed[OP] && dense_holds<Form, OP>(room().list[OP][i], i)) {
+        const struct cu_token_stage s = room().list[OP][i];
+        const float2 sum = dense_held<Form, OP>(number + i, s, smem_at(room().acts));
+        piece_keep(room().sums[(s.tile - room().share[OP].lo / PARTS) * PARTS + s.part], sum);
+        return;
+    }
+    token_sync();
+    token_sync();
+}
+
+/* For QKV of the next layer, or the first. */
+template <class Form> __device__ __forceinline__ void qkv_hold(uint32_t layer)
+{
+    dense_hold<Form, CU_TOKEN_QKV, CU_GEMV_WARPS>(layer * room().asks);
+}
+
+/* A stage that is not held. */
+template <class Form, enum cu_token_op OP, uint32_t PARTS> __device__ __forceinline__ void dense_any(uint32_t number, uint32_t i)
+{
+    const struct cu_token_stage s = room().list[OP][i];
+    stage_wait(number);
+    piece_keep(room().sums[(s.tile - room().share[OP].lo / PARTS) * PARTS + s.part],
+               dense_piece<Form>(s.to, s.units, smem_at(room().acts) + s.u0 * 64));
+    stage_free<2>(number);
+}
+
+/* What follows a stage, when it was the last that the block has of its tile. */
+template <enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinline__ void dense_done(uint32_t i, int which, Done done)
+{
+    struct cu_share share = room().share[OP];
     share.per = PARTS; /* known to the compiler */
-    const uint32_t tile0 = share.lo / PARTS, count = share.hi - share.lo, acts = smem_at(room().acts),
-                   lane = threadIdx.x % 32;
-    for (uint32_t i = threadIdx.x / 32; i < count; i += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[op][i];
-        token_sums *sums = room().sums + (s.tile - tile0) * PARTS;
-        stage_wait(b.stage + i);
-        piece_keep(sums[s.part], dense_piece<Form>(s.to, s.units, acts + s.u0 * 64));
-        stage_free<2>(b.stage + i);
-        const uint32_t first = cu_share_first(share, s.tile), end = cu_share_end(share, s.tile);
-        if (!tile_last(&room().count[s.tile - tile0], end - first))
-            continue;
-        const float sum = dense_total<PARTS>(b, cut, sums, first, end);
-        if (end < PARTS) {
-            if (lane < CU_TILE)
-                packet_put(&cut[blockIdx.x][lane], __float_as_uint(sum), b.epoch);
-        } else {
-            (void)bar_wait(&room().bias_bar[0], b.layer & 1);
-            done(s.tile, sum, wide16(room().dense_bias[op == CU_TOKEN_OUT][s.tile - tile0][lane % CU_TILE]));
-        }
+    const uint32_t tile = room().list[OP][i].tile, item = tile - share.lo / PARTS, lane = threadIdx.x % 32;
+    const uint32_t first = cu_share_first(share, tile), end = cu_share_end(share, tile);
+    if (!tile_last(&room().count[item], end - first))
+        return;
+    const token_at b(OP);
+    const float sum = dense_total<PARTS>(b, which, room().sums + item * PARTS, first, end);
+    if (end < PARTS) {
+        if (lane < CU_TILE)
+            packet_put(&room().packets->cut[which][blockIdx.x][lane], __float_as_uint(sum), b.epoch);
+        return;
+    }
+    (void)bar_wait(&room().bias_bar[0], b.layer & 1);
+    done(b, tile, sum, wide16(room().dense_bias[OP == CU_TOKEN_OUT][item][lane % CU_TILE]));
+}
+
+/* A dense product of acts, whose tiles have PARTS stages; done(b, tile, sum, bias) gets what row lane % 16 has. */
+template <class Form, enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinline__ void token_product(int which, Done done)
+{
+#pragma unroll 1
+    for (uint32_t i = dense_first<Form, OP>(); i < room().listed[OP]; i += CU_TOKEN_WARPS) {
+        if (!dense_holds<Form, OP>(room().list[OP][i], i))
+            dense_any<Form, OP, PARTS>(token_at(OP).stage + i, i);
+        dense_done<OP, PARTS>(i, which, done);
     }
 }
 
 /* As done_qkv. */
 template <class Form> __device__ __noinline__ void token_qkv()
 {
-    const token_at b(CU_TOKEN_QKV);
-    const struct nib_gpu_machine *m = &room().m;
-    const uint32_t lane = threadIdx.x % 32, rotated = m->heads + m->kv_heads;
-    const uint32_t dim = lane % 8;
-    token_product<Form, CU_GEMV_WARPS>(
-        b, CU_TOKEN_QKV, CUT_QKV, [&](uint32_t tile, float sum, float bias) {
-            float y = sum + bias, y32 = __shfl_sync(~0u, y, lane % 8 + 8);
-            const uint32_t at_dim = tile % 4 * 8 + dim, row = tile / 4 * NIB_HEAD_DIM + at_dim;
-            if (tile / 4 < rotated)
-                rotate(y, y32, room().cos[at_dim], room().sin[at_dim]);
-            if (lane >= 8)
-                return;
-            packet_put(room().packets->qkv + row, __bfloat16_as_ushort(__float2bfloat16(y)), b.epoch);
-            packet_put(room().packets->qkv + row + 32, __bfloat16_as_ushort(__float2bfloat16(y32)), b.epoch);
-        });
+    token_product<Form, CU_TOKEN_QKV, CU_GEMV_WARPS>(CUT_QKV, [](const token_at &b, uint32_t tile, float sum, float bias) {
+        const uint32_t lane = threadIdx.x % 32, rotated = room().m.heads + room().m.kv_heads;
+        const uint32_t at_dim = tile % 4 * 8 + lane % 8, row = tile / 4 * NIB_HEAD_DIM + at_dim;
+        float y = sum + bias, y32 = __shfl_sync(~0u, y, lane % 8 + 8);
+        if (tile / 4 < rotated)
+            rotate(y, y32, room().cos[at_dim], room().sin[at_dim]);
+        if (lane >= 8)
+            return;
+        packet_put(room().packets->qkv + row, __bfloat16_as_ushort(__float2bfloat16(y)), b.epoch);
+        packet_put(room().packets->qkv + row + 32, __bfloat16_as_ushort(__float2bfloat16(y32)), b.epoch);
+    });
 }
 
 /* As done_out. */
 template <class Form> __device__ __noinline__ void token_out()
 {
-    const token_at b(CU_TOKEN_OUT);
-    const uint32_t row = threadIdx.x % CU_TILE;
-    token_product<Form, CU_OUT_WARPS>(
-        b, CU_TOKEN_OUT, CUT_OUT, [&](uint32_t tile, float sum, float bias) {
-            const uint32_t n = tile * CU_TILE + row;
-            const float x = room().x[n - room().x_first] + (sum + bias);
-            if (threadIdx.x % 32 < CU_TILE)
-                word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
-        });
+    token_product<Form, CU_TOKEN_OUT, CU_OUT_WARPS>(CUT_OUT, [](const token_at &b, uint32_t tile, float sum, float bias) {
+        const uint32_t n = tile * CU_TILE + threadIdx.x % CU_TILE;
+        const float x = room().x[n - room().x_first] + (sum + bias);
+        if (threadIdx.x % 32 < CU_TILE)
+            word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
+    });
 }
 
-/* This block's parts of the router's sums. */
+/* A part of the router's sums. */
+__device__ __forceinline__ void route_put(const token_at &b, const struct cu_token_stage &s, float2 sum)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    cu_packet *to = room().packets->logits[s.tile][s.part] + lane / 4;
+    if (lane % 4 == 0) {
+        packet_put(to, __float_as_uint(sum.x), b.epoch);
+        packet_put(to + 8, __float_as_uint(sum.y), b.epoch);
+    }
+}
+
+/* The block's first stage of the router is one that is multiplied by route_hold. */
+__device__ __forceinline__ bool route_holds()
+{
+    return dense_stage<token_bf16, CU_TOKEN_ROUTER>::fits(room().list[CU_TOKEN_ROUTER][0]);
+}
+
+/* Instead of taking in x for the experts: one of these warps has the block's first stage of the router. */
+template <class Form> __device__ __noinline__ void route_hold()
+{
+    const token_at b(CU_TOKEN_ROUTER);
+    if (threadIdx.x / 32 != Form::x_takers / 32 || room().listed[CU_TOKEN_ROUTER] == 0 || !route_holds()) {
+        token_sync();
+        token_sync();
+        return;
+    }
+    const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][0];
+    route_put(b, s, dense_held<token_bf16, CU_TOKEN_ROUTER>(b.stage, s, smem_at(room().norm)));
+}
+
+/* This block's other parts of the router's sums. */
 __device__ __noinline__ void token_route()
 {
     const token_at b(CU_TOKEN_ROUTER);
-    const uint32_t lane = threadIdx.x % 32, norm = smem_at(room().norm);
-    for (uint32_t i = threadIdx.x / 32; i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
+    const uint32_t norm = smem_at(room().norm);
+    for (uint32_t i = threadIdx.x / 32 + (route_holds() ? 1 : 0); i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
         const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][i];
-        cu_packet *to = room().packets->logits[s.tile][s.part];
         stage_wait(b.stage + i);
-        const float2 sum = dense_piece<token_bf16>(s.to, s.units, norm + s.u0 * 64);
-        if (lane % 4 == 0) {
-            packet_put(to + lane / 4, __float_as_uint(sum.x), b.epoch);
-            packet_put(to + lane / 4 + 8, __float_as_uint(sum.y), b.epoch);
-        }
+        route_put(b, s, dense_piece<token_bf16>(s.to, s.units, norm + s.u0 * 64));
         stage_free<2>(b.stage + i);
     }
 }
 
-/* Half `half` of an expert's stage, of `units` in all; its sums go to `leaves` of the tile. */
+/* Half `half` of an expert's stage, of `units` in all; its sums go to `leaves`, the tile's. */
 __device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu_token_stage &s, uint32_t half, uint32_t units,
                                                 uint32_t acts, token_sums *leaves)
 {
-    static_assert(CU_MX_SPLIT == 2 * CU_TOKEN_PIECES && CU_TOKEN_LEAVES == CU_MX_SPLIT - 1, "two shares a piece");
-    const uint32_t piece = s.part * 2 + half, share = 2 * piece, u0 = cu_mx_first(units, share, CU_MX_SPLIT),
+    static_assert(CU_TOKEN_PIECES == 2 && CU_TOKEN_HALF == 2 * CU_TOKEN_PIECES, "halves of a stage, two shares each");
+    const uint32_t share = s.part * CU_TOKEN_HALF + half * 2, u0 = cu_mx_first(units, share, CU_MX_SPLIT),
                    middle = cu_mx_first(units, share + 1, CU_MX_SPLIT), end = cu_mx_first(units, share + 2, CU_MX_SPLIT),
                    stage = s.to + (u0 - s.u0) * CU_MX_BYTES;
     const float2 rows = mx_piece(stage, middle - u0, end - middle, acts + u0 * CU_MX_UNIT * 2);
     stage_free<1>(number);
-    if (piece == 0)
-        piece_keep(leaves[0], make_float2(rows.x + __shfl_down_sync(~0u, rows.x, 1), rows.y + __shfl_down_sync(~0u, rows.y, 1)));
-    else
-        mx_keep(leaves + share - 1, rows);
+    mx_keep(leaves + share, rows);
 }
 
 /* `sum` and N leaves behind it. */
@@ -140,7 +233,6 @@ template <int N> __device__ __forceinline__ float leaves_sum(float sum, const to
         sum += leaves[i][row];
     return sum;
 }
-#define LEAVES_HALF 3 /* of them are of the first half of the inputs */
 
 /* The first of pieces [0, n) that is this warp's, when `before` pieces were dealt out; one in CU_TOKEN_WARPS is. */
 __device__ __forceinline__ uint32_t first_piece(uint32_t before)
@@ -153,7 +245,7 @@ __device__ __forceinline__ void up_done(const token_at &b, const struct cu_token
 {
     const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, element = s.tile * 8 + lane % 8;
     const uint32_t pair = room().up_bias[item][lane % 8];
-    const float gate = leaves_sum<CU_TOKEN_LEAVES - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
+    const float gate = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
     const float a =
         swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
     const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
@@ -167,19 +259,19 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
                                             const uint16_t (*bias)[CU_TILE], float *ret_open)
 {
     const uint32_t row = threadIdx.x % CU_TILE;
-    const cu_packet *before = room().packets->cut[CUT_DOWN][blockIdx.x - (first ? 1 : 0)];
     float sum = 0, open = 0;
     if (first) {
-        sum = __uint_as_float(packet_get(before + row, b.epoch));
-        open = __uint_as_float(packet_get(before + CU_TILE + row, b.epoch));
+        cut_wait(CUT_DOWN, b.layer);
+        sum = room().cut[row];
+        open = room().cut[CU_TILE + row];
     }
 #pragma unroll
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        const token_sums *of = sums + c * CU_TOKEN_LEAVES;
+        const token_sums *of = sums + c * CU_MX_SPLIT;
         if (first <= 2 * c && 2 * c < end)
-            open = leaves_sum<LEAVES_HALF - 1>(of[0][row], of + 1, row);
+            open = leaves_sum<CU_TOKEN_HALF - 1>(of[0][row], of + 1, row);
         if (first <= 2 * c + 1 && 2 * c + 1 < end) {
-            const float y = mx_finish(leaves_sum<CU_TOKEN_LEAVES - LEAVES_HALF>(open, of + LEAVES_HALF, row)) + wide16(bias[c][row]);
+            const float y = mx_finish(leaves_sum<CU_TOKEN_HALF>(open, of + CU_TOKEN_HALF, row)) + wide16(bias[c][row]);
             sum = __fmaf_rn(room().weight[c], y, sum);
         }
     }
@@ -213,20 +305,20 @@ __device__ __noinline__ void token_expert(uint32_t phase)
     const uint32_t order = CU_TOKEN_ORDER >> 4 * phase, down = order >> 2 & 1, choice = order & 3;
     struct cu_share share = room().share[CU_TOKEN_DOWN];
     share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
-    const uint32_t list0 = room().chosen[down][choice], count = 2 * (room().chosen[down][choice + 1] - list0);
+    const uint32_t list0 = room().chosen[down][choice], count = CU_TOKEN_PIECES * (room().chosen[down][choice + 1] - list0);
     const uint32_t units = cu_mx_units(down ? room().m.intermediate : room().m.hidden),
                    acts = down ? smem_at(room().gated) + choice * units * CU_MX_UNIT * 2 : smem_at(room().acts);
     if (down)
         (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
     for (uint32_t j = first_piece(room().before[phase]); j < count; j += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[CU_TOKEN_UP + down][list0 + j / 2];
-        const uint32_t item = down ? s.tile - share.lo / share.per : (list0 + j / 2) / 2;
+        const struct cu_token_stage s = room().list[CU_TOKEN_UP + down][list0 + j / CU_TOKEN_PIECES];
+        const uint32_t item = down ? s.tile - share.lo / share.per : (list0 + j / CU_TOKEN_PIECES) / 2;
         const uint32_t first = down ? cu_share_first(share, s.tile) : 0, end = down ? cu_share_end(share, s.tile) : 2;
-        token_sums *sums = down ? room().sums + item * NIB_MAX_EXPERTS_USED * CU_TOKEN_LEAVES
-                                : behind_ring().up_sums + item * CU_TOKEN_LEAVES;
+        token_sums *sums = down ? room().down_sums + item * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT
+                                : behind_ring().up_sums + item * CU_MX_SPLIT;
         stage_wait(b.stage + s.order);
-        expert_multiply(b.stage + s.order, s, j % 2, units, acts, sums + (down ? choice * CU_TOKEN_LEAVES : 0));
-        if (!tile_last(down ? &room().count[item] : &room().up_count[item], 2 * (end - first)))
+        expert_multiply(b.stage + s.order, s, j % CU_TOKEN_PIECES, units, acts, sums + (down ? choice * CU_MX_SPLIT : 0));
+        if (!tile_last(down ? &room().count[item] : &room().up_count[item], CU_TOKEN_PIECES * (end - first)))
             continue;
         (void)bar_wait(&room().bias_bar[1], b.layer & 1);
         if (down)
@@ -251,24 +343,33 @@ template <class Form> __device__ __forceinline__ void token_layers()
         token_qkv<Form>();
         if (threadIdx.x < CU_ATTN_THREADS)
             token_attention();
-        take_attention();
+        if (threadIdx.x < Form::attn_takers)
+            take_attention<Form::attn_takers>();
+        else
+            dense_hold<Form, CU_TOKEN_OUT, CU_OUT_WARPS>(token_at(CU_TOKEN_OUT).stage);
         token_out<Form>();
-        x_take(FOR_EXPERTS);
+        if (threadIdx.x < Form::x_takers)
+            x_take<Form::x_takers>(FOR_EXPERTS);
+        else
+            route_hold<Form>();
         token_route();
         token_experts();
         if (room().layer + 1 == room().m.layers)
             break;
-        x_take(FOR_QKV);
+        if (threadIdx.x < Form::x_takers)
+            x_take<Form::x_takers>(FOR_QKV);
+        else
+            qkv_hold<Form>(room().layer + 1);
     }
     if (blockIdx.x > 0)
         return;
-    x_take(FOR_HEAD);
+    x_take<Form::x_takers>(FOR_HEAD);
     if (threadIdx.x == 0)
         room().packets->epoch = room().epoch + room().m.layers - 1;
 }
 
 /* The token to begin with, and what else a block needs. */
-__device__ __forceinline__ void token_open()
+template <class Form> __device__ __forceinline__ void token_open()
 {
     const struct nib_gpu_machine *m = &room().m;
     const struct nib_row r = room().row;
@@ -279,7 +380,7 @@ __device__ __forceinline__ void token_open()
     }
     if (threadIdx.x < NIB_HEAD_DIM / 2)
         rope_angle(m, r.pos, threadIdx.x, &room().cos[threadIdx.x], &room().sin[threadIdx.x]);
-    x_begin(at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2));
+    x_begin<Form::x_takers>(at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2));
 }
 
 /* What this block does: a thread a stage. */
@@ -301,7 +402,7 @@ template <class Form> __device__ __forceinline__ void prepare_lists(const struct
         uint32_t before = 0;
         for (uint32_t phase = 0; phase < i; phase++) {
             const uint32_t digit = CU_TOKEN_ORDER >> 4 * phase;
-            before += 2 * cu_token_chosen(digit & 4 ? CU_TOKEN_DOWN : CU_TOKEN_UP, m, blocks, block, digit & 3);
+            before += CU_TOKEN_PIECES * cu_token_chosen(digit & 4 ? CU_TOKEN_DOWN : CU_TOKEN_UP, m, blocks, block, digit & 3);
         }
         room().before[i] = before;
     }
@@ -389,7 +490,10 @@ template <class Form> __device__ __forceinline__ void token_step(const struct ni
     else if (threadIdx.x >= CU_TOKEN_COURIER)
         token_courier();
     else {
-        token_open();
+        if (threadIdx.x < Form::x_takers)
+            token_open<Form>();
+        else
+            qkv_hold<Form>(0);
         token_layers<Form>();
     }
     if (*(volatile uint32_t *)&room().late)

@@ -18,12 +18,14 @@
 #define CU_TOKEN_SHARED  (227u * 1024) /* dynamic, all of a multiprocessor */
 
 /* Stages on their way at most: what blocks hand to each other waits behind them (arch/sm90/NOTES.md). */
-#define CU_TOKEN_AHEAD_QKV   2
+#define CU_TOKEN_AHEAD_QKV   3
 #define CU_TOKEN_AHEAD_OUT   2
-#define CU_TOKEN_AHEAD_UP    3
-#define CU_TOKEN_AHEAD_DOWN  2
-#define CU_TOKEN_AHEAD_FIRST 5 /* of the best expert, as soon as it is known: nothing is handed over then */
-#define CU_TOKEN_MXFP8       2 /* times as many of dense stages, which have half the bytes */
+#define CU_TOKEN_AHEAD_FIRST 5           /* of the best expert, as soon as it is known: nothing is handed over then */
+#define CU_TOKEN_AHEAD       0x22333333u /* experts, a digit a phase, the first in the lowest */
+/* The same when dense stages have half the bytes. */
+#define CU_TOKEN_MXFP8_QKV 4
+#define CU_TOKEN_MXFP8_OUT 4
+#define CU_TOKEN_MXFP8     0x22223333u
 #ifndef CU_TOKEN_MS
 #define CU_TOKEN_MS 500 /* a wait gives up so long after the block saw the step; a sanitizer wants more */
 #endif
@@ -34,17 +36,16 @@
 #define CU_TOKEN_Q       4096
 #define CU_TOKEN_QKV_DIM 5120
 #define CU_TOKEN_BLOCKS  256
-#define CU_TOKEN_LIST    32 /* stages of an op that a block has */
-#define CU_TOKEN_ASKS    96 /* stages of a layer that a block has */
-#define CU_TOKEN_TILES   16 /* tiles of up, and four times those of down, that a block has a part of */
-#define CU_TOKEN_DENSE   8  /* the same of QKV and OUT */
-#define CU_TOKEN_PARTS   84 /* sums of 16 rows that a block holds of one op: 3 tiles of down */
-#define CU_TOKEN_UP_SUMS 91 /* the same of up: 13 tiles */
+#define CU_TOKEN_LIST    28  /* stages of an op that a block has */
+#define CU_TOKEN_ASKS    85  /* stages of a layer that a block has */
+#define CU_TOKEN_TILES   16  /* tiles of up, and four times those of down, that a block has a part of */
+#define CU_TOKEN_DENSE   8   /* the same of QKV and OUT */
+#define CU_TOKEN_PARTS   96  /* sums of 16 rows that a block holds of one op: 3 tiles of down */
+#define CU_TOKEN_UP_SUMS 104 /* the same of up: 13 tiles */
 
-/* A warp multiplies a quarter of the inputs of an expert's tile, two shares. It leaves their two sums, of the first quarter one: the
- * shares are added in order. */
-#define CU_TOKEN_PIECES 4
-#define CU_TOKEN_LEAVES 7
+/* A warp multiplies half of a stage, two shares of the expert's inputs. */
+#define CU_TOKEN_HALF   (CU_MX_SPLIT / 2) /* shares of a stage */
+#define CU_TOKEN_PIECES (CU_TOKEN_HALF / 2)
 
 #define CU_TOKEN_ROUTE_PARTS (CU_ROUTE_THREADS / 32) /* its warps share the inputs */
 
@@ -124,8 +125,8 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
             CU_TOKEN_ASKS &&
         CU_DIV_UP(qkv, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
         CU_DIV_UP(out, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_OUT_WARPS <= CU_TOKEN_PARTS &&
-        down <= CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED && down * m->experts_used * CU_TOKEN_LEAVES <= CU_TOKEN_PARTS &&
-        CU_DIV_UP(up, blocks) <= CU_TOKEN_TILES && CU_DIV_UP(up, blocks) * CU_TOKEN_LEAVES <= CU_TOKEN_UP_SUMS;
+        down <= CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED && down * m->experts_used * CU_MX_SPLIT <= CU_TOKEN_PARTS &&
+        CU_DIV_UP(up, blocks) <= CU_TOKEN_TILES && CU_DIV_UP(up, blocks) * CU_MX_SPLIT <= CU_TOKEN_UP_SUMS;
     return fits ? blocks : 0;
 }
 

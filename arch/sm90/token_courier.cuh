@@ -1,5 +1,5 @@
-/* arch/sm90/token_courier.cuh: the warp that waits for what the block needs later, while others multiply: the experts' activations
- * come to shared memory, and the keys and values that attention reads first to the second-level cache. */
+/* arch/sm90/token_courier.cuh: the warp that waits for what the block needs later, while others multiply: the experts' activations and the block
+ * before's sums of a cut tile come to shared memory, and the keys and values that attention reads first to the second-level cache. */
 #pragma once
 #include "arch/sm90/token_attn.cuh"
 #include "arch/sm90/token_ring.cuh"
@@ -97,11 +97,23 @@ __device__ __forceinline__ void courier_gated(uint32_t epoch)
     }
 }
 
+/* What the block before has of a tile that this one ends. Whoever ends it may not have to wait for memory. */
+__device__ __noinline__ void courier_cut(enum cu_token_op op, int which, uint32_t per, uint32_t layer)
+{
+    const uint32_t lane = threadIdx.x % 32, wants = room().share[op].lo % per ? (which == CUT_DOWN ? 2 : 1) * CU_TILE : 0;
+    if (lane < wants)
+        room().cut[lane] = __uint_as_float(packet_get(&room().packets->cut[which][blockIdx.x - 1][lane], room().epoch + layer));
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().cut_bar[which])) : "memory");
+}
+
 __device__ __noinline__ void token_courier()
 {
 #pragma unroll 1
     for (uint32_t layer = 0; layer < room().m.layers; layer++) {
         courier_keys(layer);
+        courier_cut(CU_TOKEN_QKV, CUT_QKV, CU_GEMV_WARPS, layer);
+        courier_cut(CU_TOKEN_OUT, CUT_OUT, CU_OUT_WARPS, layer);
         courier_gated(room().epoch + layer);
+        courier_cut(CU_TOKEN_DOWN, CUT_DOWN, 2 * NIB_MAX_EXPERTS_USED, layer);
     }
 }

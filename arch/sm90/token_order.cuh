@@ -9,8 +9,7 @@ struct token_kind {
     uint32_t matrix, ahead;
 };
 static_assert(CU_TOKEN_UP + CU_TOKEN_PHASES <= TOKEN_ASK_LOW + 1, "a matrix fits");
-static_assert(CU_TOKEN_AHEAD_QKV * CU_TOKEN_MXFP8 <= TOKEN_ASK_LOW && CU_TOKEN_AHEAD_UP <= TOKEN_ASK_LOW,
-              "a number fits");
+static_assert(CU_TOKEN_AHEAD_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_OUT <= TOKEN_ASK_LOW, "a number fits");
 
 /* Places stages one behind the other; one that does not fit before the ring's end begins at its start. */
 struct token_order {
@@ -70,7 +69,7 @@ template <class Form> __device__ __noinline__ void order_stages()
         dense += room().listed[op];
     for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
         const token_phase p(phase);
-        const uint32_t ahead = p.down ? CU_TOKEN_AHEAD_DOWN : CU_TOKEN_AHEAD_UP;
+        const uint32_t ahead = Form::ahead >> 4 * phase & 15;
         for (uint32_t s = p.first; s < p.end; s++, i++)
             o.place(room().list[CU_TOKEN_UP + p.down][s], dense + i, CU_MX_BYTES, dense, {CU_TOKEN_UP + phase, ahead});
     }
@@ -79,7 +78,7 @@ template <class Form> __device__ __noinline__ void order_stages()
     i = 0;
     for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++) {
         const uint32_t unit = op == CU_TOKEN_ROUTER ? CU_DENSE_BYTES : Form::unit_bytes;
-        const token_kind kind = {op, (op == CU_TOKEN_QKV ? CU_TOKEN_AHEAD_QKV : CU_TOKEN_AHEAD_OUT) * Form::ahead};
+        const token_kind kind = {op, op == CU_TOKEN_QKV ? Form::ahead_qkv : Form::ahead_out};
         const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * unit : 0;
         if (op == CU_TOKEN_OUT && bytes)
             o.skip((room().ring_bytes - o.head) % bytes);

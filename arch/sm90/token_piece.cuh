@@ -14,20 +14,21 @@ __device__ __forceinline__ void piece_keep(token_sums &to, float2 rows)
     }
 }
 
-/* What a lane needs of a dense unit at shared address `stage`, in bf16. Of activations only the lanes of column 0 have any. */
+/* What a lane needs of a dense unit at shared address `stage`, in bf16. */
 struct token_bf16 {
-    static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1, ahead = 1;
-    uint4 w0, w1, in;
+    static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1;
+    static constexpr uint32_t ahead_qkv = CU_TOKEN_AHEAD_QKV, ahead_out = CU_TOKEN_AHEAD_OUT, ahead = CU_TOKEN_AHEAD;
+    static constexpr bool holds = true; /* warps hold stages (dense_hold) */
+    static constexpr uint32_t x_takers = 256, attn_takers = 192; /* threads that take vectors in; warps behind them hold */
+    uint4 w0, w1;
 
-    __device__ __forceinline__ void load(uint32_t stage, uint32_t acts, bool there)
+    __device__ __forceinline__ void load(uint32_t stage)
     {
         w0 = lds16(stage + threadIdx.x % 32 * 16);
         w1 = lds16(stage + threadIdx.x % 32 * 16 + 512);
-        if (there)
-            in = lds16(acts);
     }
 
-    __device__ __forceinline__ void multiply(float acc[4]) const
+    __device__ __forceinline__ void multiply(float acc[4], uint4 in) const
     {
         mma_unit(acc, w0, w1, in);
     }
@@ -35,19 +36,20 @@ struct token_bf16 {
 
 /* The same in MXFP8. */
 struct token_mxfp8 {
-    static constexpr uint32_t unit_bytes = CU_MXFP8_BYTES, span = CU_MXFP8_SPAN, ahead = CU_TOKEN_MXFP8;
-    uint4 codes, in;
+    static constexpr uint32_t unit_bytes = CU_MXFP8_BYTES, span = CU_MXFP8_SPAN;
+    static constexpr uint32_t ahead_qkv = CU_TOKEN_MXFP8_QKV, ahead_out = CU_TOKEN_MXFP8_OUT, ahead = CU_TOKEN_MXFP8;
+    static constexpr bool holds = false; /* all of QKV fits the ring */
+    static constexpr uint32_t x_takers = 384, attn_takers = CU_TOKEN_WARPS * 32;
+    uint4 codes;
     uint32_t scales;
 
-    __device__ __forceinline__ void load(uint32_t stage, uint32_t acts, bool there)
+    __device__ __forceinline__ void load(uint32_t stage)
     {
         codes = lds16(stage + threadIdx.x % 32 * 16);
         scales = lds2(stage + CU_MXFP8_CODES + threadIdx.x % 32 / 4 * 2);
-        if (there)
-            in = lds16(acts);
     }
 
-    __device__ __forceinline__ void multiply(float acc[4]) const
+    __device__ __forceinline__ void multiply(float acc[4], uint4 in) const
     {
         uint4 w0, w1;
         mxfp8_fragments(codes, scales, w0, w1);
@@ -55,31 +57,84 @@ struct token_mxfp8 {
     }
 };
 
+/* Activations of a unit: only the lanes of column 0 have any. */
+struct token_inputs {
+    uint4 in = {0, 0, 0, 0};
+
+    __device__ __forceinline__ void load(uint32_t acts)
+    {
+        if (threadIdx.x % 32 < 4)
+            in = lds16(acts);
+    }
+};
+
 /* `units` of 32 inputs at shared address `stage`; activations bf16 from `acts` on. The next unit is loaded while one is multiplied. */
 template <class Form> __device__ __forceinline__ float2 dense_piece(uint32_t stage, uint32_t units, uint32_t acts)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    const bool there = lane < 4;
     float acc[4] = {0, 0, 0, 0};
     Form unit[2];
-    unit[0].in = unit[1].in = make_uint4(0, 0, 0, 0);
-    acts += lane % 4 * 16;
+    token_inputs x[2];
+    acts += threadIdx.x % 4 * 16;
     if (units == 0)
         return make_float2(0, 0);
-    unit[0].load(stage, acts, there);
+    unit[0].load(stage);
+    x[0].load(acts);
     uint32_t u = 0;
     for (; u + 1 < units; u += 2) {
-        unit[1].load(stage + Form::unit_bytes, acts + 64, there);
-        unit[0].multiply(acc);
+        unit[1].load(stage + Form::unit_bytes);
+        x[1].load(acts + 64);
+        unit[0].multiply(acc, x[0].in);
         stage += 2 * Form::unit_bytes;
         acts += 2 * 64;
-        unit[0].load(stage, acts, there); /* behind the last: not used (token_behind) */
-        unit[1].multiply(acc);
+        unit[0].load(stage); /* behind the last: not used (token_behind) */
+        x[0].load(acts);
+        unit[1].multiply(acc, x[1].in);
     }
     if (u < units)
-        unit[0].multiply(acc);
+        unit[0].multiply(acc, x[0].in);
     return make_float2(acc[0], acc[2]);
 }
+
+/* A stage of UNITS or one less. Its first units are taken into registers at once, which can be done before their activations are there; the rest when
+ * these registers are free. */
+template <class Form, uint32_t UNITS> struct dense_fixed {
+    static constexpr uint32_t held = UNITS < 10 ? UNITS : 10, rest = UNITS - held;
+    static_assert(rest <= held, "twice");
+    Form unit[held];
+
+    __device__ __forceinline__ static bool fits(const struct cu_token_stage &s)
+    {
+        return s.units == UNITS || s.units + 1 == UNITS;
+    }
+
+    __device__ __forceinline__ void load(uint32_t stage)
+    {
+#pragma unroll
+        for (uint32_t u = 0; u < held; u++)
+            unit[u].load(stage + u * Form::unit_bytes); /* behind the stage: not used (token_behind) */
+    }
+
+    /* As dense_piece. read() is called when nothing of the stage is needed any more. */
+    template <class Read> __device__ __forceinline__ float2 multiply(uint32_t stage, uint32_t units, uint32_t acts, Read read)
+    {
+        float acc[4] = {0, 0, 0, 0};
+        token_inputs x[2];
+        acts += threadIdx.x % 4 * 16;
+        x[0].load(acts);
+#pragma unroll
+        for (uint32_t u = 0; u < UNITS; u++) {
+            if (u + 1 < UNITS)
+                x[(u + 1) % 2].load(acts + (u + 1) * 64);
+            if (u + 1 < UNITS || units == UNITS)
+                unit[u % held].multiply(acc, x[u % 2].in);
+            if (u + held < UNITS)
+                unit[u].load(stage + (u + held) * Form::unit_bytes);
+            if (u + 1 == rest)
+                read();
+        }
+        return make_float2(acc[0], acc[2]);
+    }
+};
 
 /* A warp multiplies two shares of an expert's inputs at once, unit by unit: the first in column 0 of mma's result, the second in column
  * 2, so that lane (g, t) = (lane / 4, lane % 4) has the sums of rows g and g + 8 of share t. A share's products have activations in its
@@ -190,7 +245,7 @@ __device__ __forceinline__ void mx_keep(token_sums *leaves, float2 rows)
     }
 }
 
-/* This warp has left sums of a tile of which the block has `of` stages; true for the last of them to come, in all lanes. No fence: a
+/* This warp has left sums of a tile of which the block has `of` pieces; true for the last of them to come, in all lanes. No fence: a
  * multiprocessor's shared memory does what its warps ask for in the order in which they ask, and a fence would first wait for
  * what the warp has asked of global memory. */
 __device__ __forceinline__ bool tile_last(uint32_t *count, uint32_t of)

@@ -35,6 +35,8 @@ __device__ __forceinline__ void bars_open()
     }
     for (int c = 0; c < NIB_MAX_EXPERTS_USED; c++)
         asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(&room().gated_bar[c])), "n"(1) : "memory");
+    for (int i = 0; i < CUTS; i++)
+        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(smem_at(&room().cut_bar[i])) : "memory");
     for (int i = 0; i < 2; i++)
         asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(smem_at(&room().bias_bar[i])) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -5,6 +5,7 @@
 #include "arch/sm90/token.h"
 
 typedef float token_sums[CU_TILE];
+enum { CUT_QKV, CUT_OUT, CUT_DOWN, CUTS };
 
 struct token_attn_room {
     union {
@@ -39,18 +40,23 @@ struct token_room {
         uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
     };
     union {
-        uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
+        struct {
+            uint4 acts[CU_TOKEN_Q * 2 / 16]; /* inputs of the products: bf16, of the experts fp16 */
+            token_sums sums[CU_TOKEN_DENSE * CU_GEMV_WARPS];
+        };
         struct {
             uint4 acts_x[CU_TOKEN_HIDDEN * 2 / 16];
             /* of the chosen experts, behind x, by tile of the block */
             uint32_t up_bias[CU_TOKEN_TILES][CU_TILE / 2]; /* pairs */
             uint16_t down_bias[CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED][NIB_MAX_EXPERTS_USED][CU_TILE];
+            token_sums down_sums[CU_TOKEN_PARTS];
         };
     };
-    token_sums sums[CU_TOKEN_PARTS];
     uint32_t count[CU_TOKEN_TILES], up_count[CU_TOKEN_TILES]; /* pieces of a tile that have left their sums */
     uint64_t gated_bar[NIB_MAX_EXPERTS_USED];                 /* a choice's activations are there */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
+    uint64_t cut_bar[CUTS];                               /* `cut` is there */
+    float cut[2 * CU_TILE];                               /* what the block before has handed over: of QKV, OUT, down in turn */
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
     /* by tile of the block, bf16 */
     __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */

@@ -4,12 +4,14 @@
 #include "arch/cuda/rows.cuh"
 #include "arch/sm90/token_packet.cuh"
 
-#define TOKEN_TAKERS 384 /* threads that take x in; the others wait */
-#define TAKER_WARPS  (TOKEN_TAKERS / 32)
-#define NORM_PARTS   (CU_ROW_THREADS / TOKEN_TAKERS) /* threads of the row kernels that a thread stands for */
-static_assert(TAKER_WARPS <= CU_TOKEN_WARPS && CU_ROW_THREADS % TOKEN_TAKERS == 0 &&
-                  CU_TOKEN_HIDDEN / 4 <= CU_ROW_THREADS,
-              "a float4 a thread");
+/* Threads of the row kernels that a thread stands for. */
+template <uint32_t TAKERS> __device__ __forceinline__ constexpr int norm_parts()
+{
+    static_assert(TAKERS <= CU_TOKEN_WARPS * 32 && TAKERS % 32 == 0 && CU_ROW_THREADS % TAKERS == 0 &&
+                      CU_TOKEN_HIDDEN / 4 <= CU_ROW_THREADS,
+                  "a float4 a thread");
+    return CU_ROW_THREADS / TAKERS;
+}
 
 __device__ __forceinline__ float4 float_four(uint4 a)
 {
@@ -25,18 +27,19 @@ template <uint32_t TAKERS> __device__ __forceinline__ uint32_t taker_share(uint3
 
 enum norm_for { FOR_QKV, FOR_EXPERTS, FOR_HEAD };
 
-/* acts = norm(x), with the sum of squares as norm_row has it; this thread holds x[4 (i + TOKEN_TAKERS p) ..] in v[p]. In bf16; for the
+/* acts = norm(x), with the sum of squares as norm_row has it; thread i holds x[4 (i + TAKERS p) ..] in v[p]. In bf16; for the
  * experts in fp16, and in bf16 for the router. `out`: acts and x of the step, for the head. Ends with a barrier. */
-__device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 v[NORM_PARTS], const uint2 w[NORM_PARTS])
+template <uint32_t TAKERS>
+__device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v, const uint2 *w)
 {
     const uint32_t hidden = room().m.hidden, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t mine = taker_share<TOKEN_TAKERS>(hidden / 4);
+    const uint32_t mine = taker_share<TAKERS>(hidden / 4);
 #pragma unroll
-    for (int p = 0; p < NORM_PARTS; p++) {
+    for (int p = 0; p < norm_parts<TAKERS>(); p++) {
         const float sum = warp_sum(__fadd_rn(0.0f, square4(v[p])));
-        if (lane == 0 && warp < TAKER_WARPS)
-            room().square[warp + p * TAKER_WARPS] = sum;
-        const uint32_t own = (threadIdx.x + p * TOKEN_TAKERS) * 4 - room().x_first;
+        if (lane == 0 && warp < TAKERS / 32)
+            room().square[warp + p * TAKERS / 32] = sum;
+        const uint32_t own = (threadIdx.x + p * TAKERS) * 4 - room().x_first;
         if (p < mine && own < TOKEN_OWN)
             *(float4 *)&room().x[own] = v[p];
     }
@@ -44,8 +47,8 @@ __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 v[
     const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? room().square[lane] : 0);
     const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
 #pragma unroll
-    for (int p = 0; p < NORM_PARTS; p++) {
-        const uint32_t i = threadIdx.x + p * TOKEN_TAKERS;
+    for (int p = 0; p < norm_parts<TAKERS>(); p++) {
+        const uint32_t i = threadIdx.x + p * TAKERS;
         if (p >= mine)
             continue;
         const float4 y = normed(v[p], scale, bf16_four(w[p]));
@@ -68,58 +71,56 @@ __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 v[
 }
 
 /* This thread's norm weights: read before x is there. */
-__device__ __forceinline__ void x_weights(nib_gpu_ptr norm, uint2 w[NORM_PARTS])
+template <uint32_t TAKERS> __device__ __forceinline__ void x_weights(nib_gpu_ptr norm, uint2 *w)
 {
-    const uint32_t mine = taker_share<TOKEN_TAKERS>(room().m.hidden / 4);
+    const uint32_t mine = taker_share<TAKERS>(room().m.hidden / 4);
 #pragma unroll
-    for (int p = 0; p < NORM_PARTS; p++)
-        w[p] = p < mine ? __ldg(at<const uint2>(norm) + threadIdx.x + p * TOKEN_TAKERS) : make_uint2(0, 0);
+    for (int p = 0; p < norm_parts<TAKERS>(); p++)
+        w[p] = p < mine ? __ldg(at<const uint2>(norm) + threadIdx.x + p * TAKERS) : make_uint2(0, 0);
 }
 
 /* The token's embedding, normed for the first layer. */
-__device__ __forceinline__ void x_begin(const uint2 *embedding)
+template <uint32_t TAKERS> __device__ __forceinline__ void x_begin(const uint2 *embedding)
 {
-    const uint32_t mine = taker_share<TOKEN_TAKERS>(room().m.hidden / 4);
-    float4 v[NORM_PARTS];
-    uint2 w[NORM_PARTS];
-    x_weights(room().m.layer[0].attn_norm, w);
+    const uint32_t mine = taker_share<TAKERS>(room().m.hidden / 4);
+    float4 v[norm_parts<TAKERS>()];
+    uint2 w[norm_parts<TAKERS>()];
+    x_weights<TAKERS>(room().m.layer[0].attn_norm, w);
 #pragma unroll
-    for (int p = 0; p < NORM_PARTS; p++)
-        v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TOKEN_TAKERS]) : make_float4(0, 0, 0, 0);
-    x_norm(FOR_QKV, false, v, w);
+    for (int p = 0; p < norm_parts<TAKERS>(); p++)
+        v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TAKERS]) : make_float4(0, 0, 0, 0);
+    x_norm<TAKERS>(FOR_QKV, false, v, w);
 }
 
 /* x as the layer's attention has left it, for its experts, or the layer's experts for the next one's QKV or the head; normed. */
-__device__ __noinline__ void x_take(norm_for what)
+template <uint32_t TAKERS> __device__ __noinline__ void x_take(norm_for what)
 {
     const struct nib_gpu_machine &m = room().m;
-    const uint32_t mine = taker_share<TOKEN_TAKERS>(m.hidden / 4), layer = room().layer, epoch = room().epoch + layer;
+    const uint32_t mine = taker_share<TAKERS>(m.hidden / 4), layer = room().layer, epoch = room().epoch + layer;
     const uint32_t *from = what == FOR_EXPERTS ? room().packets->x_out[epoch & 1] : room().packets->x_down[epoch & 1];
-    float4 v[NORM_PARTS];
-    uint2 w[NORM_PARTS];
-    x_weights(what == FOR_EXPERTS ? m.layer[layer].mlp_norm : what == FOR_QKV ? m.layer[layer + 1].attn_norm : m.final_norm, w);
-    uint4 got[NORM_PARTS];
-    words_get<NORM_PARTS>(mine, got, [&](uint32_t i) { return from + (threadIdx.x + i * TOKEN_TAKERS) * 4; });
+    float4 v[norm_parts<TAKERS>()];
+    uint2 w[norm_parts<TAKERS>()];
+    x_weights<TAKERS>(what == FOR_EXPERTS ? m.layer[layer].mlp_norm : what == FOR_QKV ? m.layer[layer + 1].attn_norm : m.final_norm, w);
+    uint4 got[norm_parts<TAKERS>()];
+    words_get<norm_parts<TAKERS>()>(mine, got, [&](uint32_t i) { return from + (threadIdx.x + i * TAKERS) * 4; });
 #pragma unroll
-    for (int p = 0; p < NORM_PARTS; p++)
+    for (int p = 0; p < norm_parts<TAKERS>(); p++)
         v[p] = p < mine ? float_four(got[p]) : make_float4(0, 0, 0, 0);
-    x_norm(what, true, v, w);
+    x_norm<TAKERS>(what, true, v, w);
 }
 
-#define ALL_TAKERS (CU_TOKEN_WARPS * 32)
-#define ATTN_WORDS CU_DIV_UP(CU_TOKEN_Q / 8, ALL_TAKERS) /* by fours */
-
 /* The attention's output to acts. */
-__device__ __noinline__ void take_attention()
+template <uint32_t TAKERS> __device__ __noinline__ void take_attention()
 {
-    const uint32_t tid = threadIdx.x, there = taker_share<ALL_TAKERS>(room().m.heads * (NIB_HEAD_DIM / 8));
+    const uint32_t tid = threadIdx.x, there = taker_share<TAKERS>(room().m.heads * (NIB_HEAD_DIM / 8));
     const uint32_t *from = room().packets->attn[(room().epoch + room().layer) & 1];
-    uint4 got[ATTN_WORDS];
+    constexpr int words = CU_DIV_UP(CU_TOKEN_Q / 8, TAKERS); /* by fours */
+    uint4 got[words];
     token_sync(); /* a thread's words say nothing of the heads of others: warps may still read what QKV is made of */
-    words_get<ATTN_WORDS>(there, got, [&](uint32_t i) { return from + (tid + i * ALL_TAKERS) * 4; });
+    words_get<words>(there, got, [&](uint32_t i) { return from + (tid + i * TAKERS) * 4; });
 #pragma unroll
-    for (int i = 0; i < ATTN_WORDS; i++)
+    for (int i = 0; i < words; i++)
         if (i < there)
-            room().acts[tid + i * ALL_TAKERS] = got[i];
+            room().acts[tid + i * TAKERS] = got[i];
     token_sync();
 }
