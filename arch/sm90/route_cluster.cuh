@@ -23,13 +23,16 @@ struct route_to {
     struct cu_route *head;
     float *logits, *weight;
     uint32_t *expert, *place, *row, *picked;
-    uint32_t experts, used;
+    uint8_t *acts;
+    uint32_t experts, used, stride; /* bytes of a row of acts */
 
     __device__ __forceinline__ explicit route_to(const struct nib_gpu_machine *m)
         : head(route_head(m)), logits(route_logits(m)), weight((float *)route_array(m, 1)), expert(route_array(m, 0)), place(route_array(m, 2)),
-          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked), experts(m->experts), used(m->experts_used)
+          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked), acts(acts_row(m, 0)), experts(m->experts), used(m->experts_used),
+          stride(acts_stride16(m) * 16)
     {
-        asm volatile("" : "+l"(head), "+l"(logits), "+l"(weight), "+l"(expert), "+l"(place), "+l"(row), "+l"(picked), "+r"(experts), "+r"(used));
+        asm volatile("" : "+l"(head), "+l"(logits), "+l"(weight), "+l"(expert), "+l"(place), "+l"(row), "+l"(picked));
+        asm volatile("" : "+l"(acts), "+r"(experts), "+r"(used), "+r"(stride));
     }
 };
 
@@ -56,11 +59,11 @@ __device__ __forceinline__ void route_give(struct route_cluster &sh, uint32_t ca
 
 /* The block's rows, of which thread i has parts i, i + CU_ROUTE_THREADS, ...: their scales to all blocks, then fp16 to acts. */
 template <uint32_t EACH>
-__device__ __forceinline__ void route_cluster_norm(const struct nib_gpu_machine *m, const route_job &job, const uint2 w[ROUTE_FEW],
+__device__ __forceinline__ void route_cluster_norm(uint32_t hidden, const route_to &to, const route_job &job, const uint2 w[ROUTE_FEW],
                                                const float4 (&v)[EACH][ROUTE_FEW], struct route_cluster &sh)
 {
     static_assert(ROUTE_FEW == ROUTE_AS_ROW, "a part for each of the threads that this one stands for");
-    const uint32_t hidden = m->hidden, lane = threadIdx.x % 32, rank = blockIdx.x;
+    const uint32_t lane = threadIdx.x % 32, rank = blockIdx.x;
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++)
 #pragma unroll
@@ -84,7 +87,7 @@ __device__ __forceinline__ void route_cluster_norm(const struct nib_gpu_machine 
     }
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++) {
-        uint2 *acts = (uint2 *)acts_row(m, job.first + j * ROUTE_WARPS + rank);
+        uint2 *acts = (uint2 *)(to.acts + (uint64_t)(job.first + j * ROUTE_WARPS + rank) * to.stride);
 #pragma unroll
         for (uint32_t p = 0; p < ROUTE_FEW && j * ROUTE_WARPS + rank < job.rows; p++) {
             const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
@@ -98,7 +101,7 @@ __device__ __forceinline__ void route_cluster_norm(const struct nib_gpu_machine 
 
 /* One warp: products of a tile with this block's share of the inputs, to the blocks that have the rows. */
 template <uint32_t EACH>
-__device__ __forceinline__ void route_cluster_tile(const struct nib_gpu_machine *m, uint32_t tile, const route_job &job, struct route_cluster &sh)
+__device__ __forceinline__ void route_cluster_tile(uint32_t experts, uint32_t tile, const route_job &job, struct route_cluster &sh)
 {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     float c[EACH][4] = {};
@@ -117,7 +120,7 @@ __device__ __forceinline__ void route_cluster_tile(const struct nib_gpu_machine 
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             const uint32_t e = tile * CU_TILE + g + i / 2 * 8, rank = t * 2 + i % 2;
-            if (e < m->experts && j * ROUTE_WARPS + rank < job.rows)
+            if (e < experts && j * ROUTE_WARPS + rank < job.rows)
                 route_give(sh, ROUTE_PARTS_CAME, job.part(j, blockIdx.x, e), rank, __float_as_uint(c[j][i]));
         }
 }
@@ -346,10 +349,10 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
         for (uint32_t j = 0; j < EACH; j++)
             mine += j * ROUTE_WARPS + rank < job.rows;
         bulk_expect(smem_at(&sh.came[ROUTE_SCALES]), job.rows * 4);
-        bulk_expect(smem_at(&sh.came[ROUTE_PARTS_CAME]), mine * ROUTE_WARPS * experts * 4);
+        bulk_expect(smem_at(&sh.came[ROUTE_PARTS_CAME]), mine * ROUTE_WARPS * to.experts * 4);
         bulk_expect(smem_at(&sh.came[ROUTE_CHOSEN]), gridDim.y == 1 && rank == 0 ? job.rows * to.used * 4 : 0);
     }
-    route_cluster_norm<EACH>(m, job, w, v, sh);
+    route_cluster_norm<EACH>(hidden, to, job, w, v, sh);
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++) {
         const uint32_t theirs = j * ROUTE_WARPS + warp;
@@ -367,7 +370,7 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
     copy_wait<0>();
     __syncthreads();
     if (warp < job.tiles)
-        route_cluster_tile<EACH>(m, warp, job, sh);
+        route_cluster_tile<EACH>(to.experts, warp, job, sh);
     const bool live = warp < EACH && warp * ROUTE_WARPS + rank < job.rows;
     if (live || (warp == ROUTE_WARPS - 1 && job.tiles < ROUTE_WARPS)) {
         if (live)
