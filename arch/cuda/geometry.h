@@ -211,21 +211,30 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
 {
 #if NIB_SM >= 90
     const uint32_t qkv = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
-    *ret = (struct nib_gpu_geometry){
-        {0, 1, 1}, CU_BATCH_THREADS, rows <= CU_BATCH_FEW ? CU_BATCH_LESS : CU_BATCH_SHARED, 0};
+    const bool few = rows <= CU_BATCH_FEW, some = rows <= CU_BATCH_ROWS;
+    *ret = (struct nib_gpu_geometry){{0, 1, 1},
+                                     CU_BATCH_THREADS,
+                                     few    ? CU_BATCH_LESS
+                                     : some ? CU_BATCH_SOME
+                                            : CU_BATCH_SHARED,
+                                     0};
     if (op == NIB_GPU_QKV) {
+        const bool halves = rows <= CU_BATCH_QKV_HALVES;
         ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
-        if (rows > CU_BATCH_FEW) /* blocks alone, in pairs */
-            ret->grid[0] =
-                least(CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) * CU_DIV_UP(rows, CU_BATCH_ROWS / 2) + 1, m->sms) /
-                2 * 2;
+        if (!few) { /* blocks alone, in pairs */
+            const uint32_t items = CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) *
+                                   CU_DIV_UP(rows, halves ? CU_BATCH_ROWS / 2 : CU_BATCH_ROWS);
+            ret->shared_bytes = halves ? CU_BATCH_SOME : CU_BATCH_SHARED;
+            ret->grid[0] = least(items + 1, m->sms) / 2 * 2;
+        }
     } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {
-        ret->grid[0] = CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES);
+        ret->block = CU_BATCH_OUT_THREADS;
+        ret->grid[0] = some ? CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES)
+                            : 2 * CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_MANY);
     } else if (op == NIB_GPU_HEAD) {
         ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES) + 1, m->sms) / 2 * 2;
-        ret->block = CU_BATCH_HEAD_THREADS;
         ret->shared_bytes = CU_BATCH_SHARED;
     } else if (op == NIB_GPU_UP || op == NIB_GPU_DOWN) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_MX_THREADS, CU_BATCH_MX_SHARED, 0};

@@ -61,6 +61,76 @@ __device__ __forceinline__ void batch_products(uint32_t weights, uint32_t first,
         wgmma_hold(acc[i]);
 }
 
+/* Fragments of a stage. */
+template <class Shape> struct batch_fragments {
+    uint32_t a[2 * CU_BATCH_UNITS][Shape::each][4];
+
+    __device__ __forceinline__ void read(uint32_t weights)
+    {
+#pragma unroll
+        for (uint32_t k = 0; k < 2 * CU_BATCH_UNITS; k++)
+#pragma unroll
+            for (uint32_t i = 0; i < Shape::each; i++)
+                batch_fragment<typename Shape::Form>(weights + batch_tile<Shape>(i) * Shape::tile_bytes + k / 2 * Shape::Form::unit_bytes, k % 2, a[k][i]);
+    }
+
+    template <int N> __device__ __forceinline__ void multiply(uint64_t rows, float (&acc)[Shape::each][N]) const
+    {
+        wgmma_fence();
+#pragma unroll
+        for (uint32_t k = 0; k < 2 * CU_BATCH_UNITS; k++)
+#pragma unroll
+            for (uint32_t i = 0; i < Shape::each; i++)
+                wgmma(wgmma_bf16(), acc[i], a[k][i], rows + Shape::further(k));
+        wgmma_commit();
+    }
+};
+
+template <int A, int B> __device__ __forceinline__ void batch_hold(float (&acc)[A][B])
+{
+#pragma unroll
+    for (int i = 0; i < A; i++)
+        wgmma_hold(acc[i]);
+}
+
+/* `stages` whole stages, at least one, by twos: while the products of one run the next one's fragments are read. All have ended when the loop begins
+ * again: else the compiler makes every product wait. */
+template <class Shape, int N> __device__ __forceinline__ void batch_stages_sum(batch_ring<Shape> &ring, uint32_t stages, float (&acc)[Shape::each][N])
+{
+    batch_fragments<Shape> even, odd;
+    const bool single = stages & 1;
+    batch_hold(acc);
+    stages /= 2;
+    ring.wait_full();
+    even.read(ring.weights_at());
+#pragma unroll 1
+    for (; stages > 0; stages--) {
+        batch_ring<Shape> ahead = ring;
+        ahead.next();
+        even.multiply(wgmma_tokens64(ring.acts_at()), acc);
+        ahead.wait_full();
+        odd.read(ahead.weights_at());
+        odd.multiply(wgmma_tokens64(ahead.acts_at()), acc);
+        wgmma_wait<1>();
+        ring.leave();
+        if (single || stages > 1) {
+            ahead.next();
+            ahead.wait_full();
+            even.read(ahead.weights_at());
+        }
+        wgmma_wait<0>();
+        batch_hold(acc);
+        ring.leave();
+    }
+    if (single) {
+        batch_hold(acc);
+        even.multiply(wgmma_tokens64(ring.acts_at()), acc);
+        wgmma_wait<0>();
+        batch_hold(acc);
+        ring.leave();
+    }
+}
+
 /* The sum of one share of the inputs, `units` of them, for N rows. */
 template <class Shape, int N>
 __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t units, float (&acc)[Shape::each][N / 2])
@@ -70,8 +140,10 @@ __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t unit
 #pragma unroll
         for (int n = 0; n < N / 2; n++)
             acc[i][n] = 0;
+    if (Shape::ahead && units >= CU_BATCH_UNITS)
+        batch_stages_sum<Shape, N / 2>(ring, units / CU_BATCH_UNITS, acc);
 #pragma unroll 1
-    for (uint32_t left = units; left > 0; left -= min(left, (uint32_t)CU_BATCH_UNITS)) {
+    for (uint32_t left = Shape::ahead ? units % CU_BATCH_UNITS : units; left > 0; left -= min(left, (uint32_t)CU_BATCH_UNITS)) {
         ring.wait_full();
         const uint32_t weights = ring.weights_at();
         const uint64_t rows = wgmma_tokens64(ring.acts_at());
@@ -137,14 +209,14 @@ __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batc
                 sts16(room + (s * (N / 8) + n) * WARPS * 512,
                       make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
             }
-    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0));
+    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first);
     const uint32_t row0 = item.first + lane % 4 * 2, end = item.first + item.rows;
-    typename decltype(done.open(0))::held next[SIDE];
+    typename decltype(done.open(0, 0))::held next[SIDE];
     tile.ask(next, row0 + rank * 8, PARTS * 8, end);
     cluster_sync();
 #pragma unroll 1
     for (uint32_t n0 = rank; n0 < N / 8; n0 += SIDE * PARTS) {
-        typename decltype(done.open(0))::held held[SIDE];
+        typename decltype(done.open(0, 0))::held held[SIDE];
         float4 all[SIDE][PARTS][HELD];
 #pragma unroll
         for (uint32_t i = 0; i < SIDE; i++)
@@ -226,24 +298,30 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
                     sum[0][0][n] += sum[s][0][n];
     }
     batch_recall(work, item);
+    if (Done::places)
+        batch_meet<Shape>::there(true);
     if constexpr (Shape::parts > 1) {
         batch_add_up<Shape, N>(ring, item, sum, done);
     } else {
         constexpr uint32_t TOGETHER = N / 8 < 4 ? N / 8 : 4; /* what is read for them comes at once */
 #pragma unroll
         for (uint32_t i = 0; i < Shape::each; i++) {
-            const auto tile = done.open(item.tile0 + batch_tile<Shape>(i));
+            const auto tile = done.open(item.tile0 + batch_tile<Shape>(i), item.first);
             const uint32_t row0 = item.first + threadIdx.x % 4 * 2, end = item.first + item.rows;
+            typename decltype(done.open(0, 0))::held held[2][TOGETHER]; /* those that are put, and the next ones */
+            tile.ask(held[0], row0, 8, end);
 #pragma unroll
             for (uint32_t n = 0; n < N / 8; n += TOGETHER) {
-                typename decltype(done.open(0))::held held[TOGETHER];
-                tile.ask(held, row0 + n * 8, 8, end);
+                if (n + TOGETHER < N / 8)
+                    tile.ask(held[(n / TOGETHER + 1) % 2], row0 + (n + TOGETHER) * 8, 8, end);
 #pragma unroll
                 for (uint32_t j = 0; j < TOGETHER; j++)
-                    tile.put(held[j], row0 + (n + j) * 8, end, &sum[0][i][4 * (n + j)]);
+                    tile.put(held[n / TOGETHER % 2][j], row0 + (n + j) * 8, end, &sum[0][i][4 * (n + j)]);
             }
         }
     }
+    if (Done::places)
+        batch_meet<Shape>::read(false);
 }
 
 /* The warpgroups that multiply. */
@@ -253,10 +331,10 @@ __device__ __forceinline__ void batch_take(batch_ring<Shape> &ring, uint32_t all
     batch_work<Shape> work;
     batch_item item;
     work.open(count, all_tiles);
-    if (work.end == 0)
+    if (work.now >= work.end)
         for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
             ring.wait_full();
-    while (work.next(item)) {
+    while (work.next(item, all_tiles)) {
         if (item.rows <= 8)
             batch_multiply<Shape, 8>(ring, work, item, units, done);
         else if (item.rows <= 16)
@@ -306,7 +384,7 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
     if (warp < BATCH_WEIGHTS_WARPS)
         batch_weights(ring, weights, warp, tiles, units, learn);
     else
-        batch_bring(ring, batch_acts(m), tiles, units, learn());
+        batch_bring(ring, batch_acts(m), tiles, units, learn(), done);
 }
 
 template <class Shape> __device__ __forceinline__ void qkv_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
@@ -317,22 +395,19 @@ template <class Shape> __device__ __forceinline__ void qkv_batch_run(const struc
         m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, [&] { return step->decode_count; }, done);
 }
 
-template <class Form, uint32_t ROWS> __device__ __forceinline__ void out_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
+template <class Shape> __device__ __forceinline__ void out_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    typedef batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS> shape;
     const batch_out_done done = {m, layer};
-    batch_run<shape>(
+    batch_run<Shape>(
         m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; }, done);
 }
 
 template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    if (dynamic_shared_bytes() < CU_BATCH_SHARED) {
+    const uint32_t bytes = dynamic_shared_bytes();
+    if (bytes == CU_BATCH_LESS)
         qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_QKV_WIDE, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
-        return;
-    }
-    overlap_wait();
-    if (step_of(m)->decode_count <= CU_BATCH_QKV_HALVES)
+    else if (bytes == CU_BATCH_SOME)
         qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS / 2, 1, CU_GEMV_WARPS>>(m, layer);
     else
         qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS, 1, CU_GEMV_WARPS>>(m, layer);
@@ -340,10 +415,13 @@ template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struc
 
 template <class Form> __device__ __forceinline__ void out_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    if (dynamic_shared_bytes() < CU_BATCH_SHARED)
-        out_batch_run<Form, CU_BATCH_FEW>(m, layer);
+    const uint32_t bytes = dynamic_shared_bytes();
+    if (bytes == CU_BATCH_LESS)
+        out_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, CU_BATCH_FEW, CU_BATCH_OUT_PARTS, CU_OUT_WARPS, true>>(m, layer);
+    else if (bytes == CU_BATCH_SOME)
+        out_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS, true>>(m, layer);
     else
-        out_batch_run<Form, CU_BATCH_ROWS>(m, layer);
+        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 4, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS>>(m, layer);
 }
 
 template <class Shape> __device__ __forceinline__ void head_batch_run(const struct nib_gpu_machine *m)
@@ -360,11 +438,11 @@ template <class Form> __device__ __forceinline__ void head_batch_rows(const stru
     overlap_wait();
     const uint32_t count = step_of(m)->want_count;
     if (count <= CU_BATCH_HEAD_FEW)
-        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_FEW_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS, true>>(m);
+        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS>>(m);
     else if (count <= CU_BATCH_HEAD_MANY)
-        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
+        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
     else
-        head_batch_run<batch_shape<Form, CU_BATCH_HEAD_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS, false, true>>(m);
+        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS, false, true>>(m);
 }
 
 #define CLUSTER_KERNEL(name, threads, blocks)                                                                          \
@@ -381,22 +459,22 @@ CLUSTER_KERNEL(qkv_batch_mxfp8, CU_BATCH_THREADS, CU_BATCH_QKV_PARTS)
     qkv_batch_rows<weights_mxfp8>(m, layer);
 }
 
-CLUSTER_KERNEL(out_batch, CU_BATCH_THREADS, CU_BATCH_OUT_PARTS)
+CLUSTER_KERNEL(out_batch, CU_BATCH_OUT_THREADS, CU_BATCH_OUT_PARTS)
 {
     out_batch_rows<weights_bf16>(m, layer);
 }
 
-CLUSTER_KERNEL(out_batch_mxfp8, CU_BATCH_THREADS, CU_BATCH_OUT_PARTS)
+CLUSTER_KERNEL(out_batch_mxfp8, CU_BATCH_OUT_THREADS, CU_BATCH_OUT_PARTS)
 {
     out_batch_rows<weights_mxfp8>(m, layer);
 }
 
-CLUSTER_KERNEL(head_batch, CU_BATCH_HEAD_THREADS, 2)
+CLUSTER_KERNEL(head_batch, CU_BATCH_THREADS, 2)
 {
     head_batch_rows<weights_bf16>(m);
 }
 
-CLUSTER_KERNEL(head_batch_mxfp8, CU_BATCH_HEAD_THREADS, 2)
+CLUSTER_KERNEL(head_batch_mxfp8, CU_BATCH_THREADS, 2)
 {
     head_batch_rows<weights_mxfp8>(m);
 }

@@ -9,25 +9,25 @@
 #define CU_BATCH_LINE  64 /* bytes of a unit's activations of a row */
 
 /* qkv and out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, tiles of each, rows at a time. */
-#define CU_BATCH_QKV_PARTS  2
-#define CU_BATCH_QKV_WIDE   3
-#define CU_BATCH_OUT_PARTS  4
-#define CU_BATCH_OUT_WIDE   3
-#define CU_BATCH_GROUPS     2
-#define CU_BATCH_ROWS       128
-#define CU_BATCH_FEW        64 /* rows of a bucket up to which a block has no room for more, but a longer ring */
-#define CU_BATCH_THREADS    ((CU_BATCH_GROUPS + 1) * 128)
-#define CU_BATCH_QKV_TILES  (CU_BATCH_GROUPS * CU_BATCH_QKV_WIDE)
-#define CU_BATCH_QKV_MANY   (CU_BATCH_GROUPS * 4) /* tiles of a block with more rows */
-#define CU_BATCH_QKV_HALVES 192                   /* rows up to which a block has half as many: more blocks have work */
-#define CU_BATCH_OUT_TILES  (CU_BATCH_GROUPS * CU_BATCH_OUT_WIDE)
+#define CU_BATCH_QKV_PARTS   2
+#define CU_BATCH_QKV_WIDE    3
+#define CU_BATCH_OUT_PARTS   4
+#define CU_BATCH_OUT_WIDE    3
+#define CU_BATCH_GROUPS      2
+#define CU_BATCH_ROWS        128
+#define CU_BATCH_FEW         64 /* rows of a bucket up to which a block has no room for more, but a longer ring */
+#define CU_BATCH_THREADS     ((CU_BATCH_GROUPS + 1) * 128)
+#define CU_BATCH_QKV_TILES   (CU_BATCH_GROUPS * CU_BATCH_QKV_WIDE)
+#define CU_BATCH_QKV_MANY    (CU_BATCH_GROUPS * 4) /* tiles of a block with more rows */
+#define CU_BATCH_QKV_HALVES  192 /* rows up to which a block has half as many: more blocks have work */
+#define CU_BATCH_OUT_TILES   (CU_BATCH_GROUPS * CU_BATCH_OUT_WIDE)
+#define CU_BATCH_OUT_GROUPS  3 /* with more rows than CU_BATCH_ROWS, in as many blocks: each has half of the rows */
+#define CU_BATCH_OUT_MANY    (CU_BATCH_OUT_GROUPS * 4)
+#define CU_BATCH_OUT_THREADS ((CU_BATCH_OUT_GROUPS + 1) * 128)
 /* head: up to 64 rows, or more, at a time */
-#define CU_BATCH_HEAD_GROUPS     3
-#define CU_BATCH_HEAD_THREADS    ((CU_BATCH_HEAD_GROUPS + 1) * 128)
-#define CU_BATCH_HEAD_FEW        64
-#define CU_BATCH_HEAD_FEW_GROUPS 2 /* of the warpgroups; more registers for each */
-#define CU_BATCH_HEAD_MANY       128
-#define CU_BATCH_HEAD_TILES      (CU_BATCH_HEAD_GROUPS * 4) /* with many rows */
+#define CU_BATCH_HEAD_FEW   64
+#define CU_BATCH_HEAD_MANY  128
+#define CU_BATCH_HEAD_TILES (CU_BATCH_GROUPS * 4) /* with many rows; twice as many with few */
 
 /* Rows of a bucket from which on these kernels do the work. */
 #define CU_BATCH_QKV_FROM  17
@@ -37,6 +37,7 @@
 #define CU_BATCH_ROOM   (224u * 1024) /* of a ring, at most; a block has 227 KB */
 #define CU_BATCH_SHARED (CU_BATCH_ROOM + 1024)
 #define CU_BATCH_LESS   (CU_BATCH_ROOM - 2048) /* tells a kernel that the bucket has few rows */
+#define CU_BATCH_SOME   (CU_BATCH_SHARED - 16) /* and that it has more of them, but not many */
 
 /* Activations as these products read them, beside those of `acts`: [unit of 32 inputs][place][64 bytes]. Chunk w of 16 bytes has words (two inputs
  * each) w, w + 4, w + 8 and w + 12 of the unit, and lies at w ^ place / 2 % 4, where wgmma looks for it (64-byte swizzle). The place is the decode row's number;

@@ -1,61 +1,42 @@
 /* arch/sm90/batch_dense_done.cuh: what becomes of the sums of a batched dense product: the arithmetic of arch/cuda/done.cuh, in two steps, so that what
- * must be read for several rows is asked for at once. open(tile): a tile of 16 output rows; ask(held, row, step, end): what the sums of the
- * lane's rows row + j step and the next ones, those below `end`, need; put(): c as in arch/cuda/done.cuh. */
+ * must be read for several rows is asked for at once. begin(tile0, tiles, first, rows): what is to be known of an item's rows, if `places`, by a warp that brings; open(tile,
+ * first): a tile of 16 output rows; ask(held, row, step, end): what the sums of the lane's rows row + j step and the next ones, those below `end`, need; put(): c as in
+ * arch/cuda/done.cuh. */
 #pragma once
 #include "arch/cuda/done.cuh"
+#include "arch/sm90/batch_dense.h"
+
+/* Where the keys and values of an item's rows go: of row `first` + i in place[i] lines of a head's 64 numbers behind the layer's first. */
+__device__ __forceinline__ uint32_t *batch_places()
+{
+    __shared__ uint32_t place[CU_BATCH_ROWS];
+    return place;
+}
 
 /* q, k rotated and v. */
 struct batch_qkv_tile {
     const struct nib_gpu_machine *m;
-    const struct nib_row *rows;
-    uint32_t layer, head, dim;
+    const float *angles; /* of row 0: cos; sin lie sin_at further */
+    uint32_t sin_at, head, dim, first;
+    uint8_t *to; /* q: of row 0; of keys and values of an own array too; else of the head's first line */
+    uint32_t stride;
+    bool paged;
     float bias0, bias1;
 
     struct held {
         float cos[2], sin[2];
-        __nv_bfloat16 *to[2];
     };
-
-    /* Keys and values: where those of each row's position begin. */
-    template <uint32_t COUNT>
-    __device__ __forceinline__ void ask_pages(held (&h)[COUNT], uint32_t row, uint32_t step, uint32_t last) const
-    {
-        const layer_pages pages(m, layer);
-        const uint8_t *kv = at<const uint8_t>(m->layer[layer].kv, (uint64_t)(head - m->heads) * PAGE_HEAD_BYTES);
-        uint32_t slot[COUNT][2], pos[COUNT][2], id[COUNT][2];
-#pragma unroll
-        for (uint32_t j = 0; j < 2 * COUNT; j++) {
-            const struct nib_row *of = &rows[min(row + j / 2 * step + j % 2, last)];
-            slot[j / 2][j % 2] = of->slot;
-            pos[j / 2][j % 2] = of->pos;
-        }
-#pragma unroll
-        for (uint32_t j = 0; j < 2 * COUNT; j++)
-            id[j / 2][j % 2] = pages.id(slot[j / 2][j % 2], pos[j / 2][j % 2] / NIB_KV_PAGE_TOKENS);
-#pragma unroll
-        for (uint32_t j = 0; j < 2 * COUNT; j++)
-            h[j / 2].to[j % 2] = (__nv_bfloat16 *)(kv + pages.from(id[j / 2][j % 2], NIB_GPU_QKV)) +
-                                 pos[j / 2][j % 2] % NIB_KV_PAGE_TOKENS * NIB_HEAD_DIM + dim;
-    }
 
     /* Rows that are not there are the last one again, until they are put. */
     template <uint32_t COUNT> __device__ __forceinline__ void ask(held (&h)[COUNT], uint32_t row, uint32_t step, uint32_t end) const
     {
-        const float *cos_of = at<const float>(m->rope) + dim, *sin_of = cos_of + m->step_rows_max * 32;
-        const uint32_t heads = m->heads, kv_heads = m->kv_heads, last = end - 1;
-        const bool turns = head < heads + kv_heads, paged = head >= heads && !m->kv_new;
-        __nv_bfloat16 *to = head < heads ? at<__nv_bfloat16>(m->q) + head * NIB_HEAD_DIM
-                                         : at<__nv_bfloat16>(m->kv_new) + (head - heads) * NIB_HEAD_DIM;
-        const uint32_t stride = (head < heads ? heads : 2 * kv_heads) * NIB_HEAD_DIM;
+        const bool turns = head < m->heads + m->kv_heads;
 #pragma unroll
         for (uint32_t j = 0; j < 2 * COUNT; j++) {
-            const uint32_t r = min(row + j / 2 * step + j % 2, last);
-            h[j / 2].cos[j % 2] = turns ? cos_of[r * 32] : 1;
-            h[j / 2].sin[j % 2] = turns ? sin_of[r * 32] : 0;
-            h[j / 2].to[j % 2] = to + (uint64_t)r * stride + dim;
+            const uint32_t r = min(row + j / 2 * step + j % 2, end - 1);
+            h[j / 2].cos[j % 2] = turns ? angles[r * 32] : 1;
+            h[j / 2].sin[j % 2] = turns ? angles[r * 32 + sin_at] : 0;
         }
-        if (paged && head < heads + 2 * kv_heads)
-            ask_pages(h, row, step, last);
     }
 
     __device__ __forceinline__ void put(const held &h, uint32_t row, uint32_t end, const float c[4]) const
@@ -67,23 +48,62 @@ struct batch_qkv_tile {
                 continue;
             if (head < m->heads + m->kv_heads)
                 rotate(a, b, h.cos[i], h.sin[i]);
-            h.to[i][0] = __float2bfloat16(a);
-            h.to[i][32] = __float2bfloat16(b);
+            const uint32_t line = paged ? batch_places()[row + i - first] : row + i;
+            __nv_bfloat16 *at = (__nv_bfloat16 *)(to + (uint64_t)line * stride);
+            at[0] = __float2bfloat16(a);
+            at[32] = __float2bfloat16(b);
         }
     }
 };
 
 struct batch_qkv_done {
+    static constexpr uint32_t LINE = NIB_HEAD_DIM * 2;
+
     const struct nib_gpu_machine *m;
     const struct nib_row *rows;
     uint32_t layer;
 
-    __device__ __forceinline__ batch_qkv_tile open(uint32_t tile) const
+    __device__ __forceinline__ bool paged(uint32_t head) const
     {
-        const uint32_t head = tile / 4, dim = tile % 4 * 8 + threadIdx.x % 32 / 4;
-        const bool there = head < m->heads + 2 * m->kv_heads;
+        return head >= m->heads && head < m->heads + 2 * m->kv_heads && !m->kv_new;
+    }
+
+    static constexpr bool places = true;
+
+    /* By one warp. */
+    __device__ __forceinline__ void begin(uint32_t tile0, uint32_t tiles, uint32_t first, uint32_t count) const
+    {
+        if (!paged((tile0 + tiles - 1) / 4) && !paged(tile0 / 4))
+            return;
+        const layer_pages pages(m, layer);
+#pragma unroll
+        for (uint32_t i = threadIdx.x % 32; i < CU_BATCH_ROWS; i += 32)
+            if (i < count) {
+                const struct nib_row *of = &rows[first + i];
+                const uint32_t slot = of->slot, pos = of->pos;
+                batch_places()[i] = (uint32_t)(pages.from(pages.id(slot, pos / NIB_KV_PAGE_TOKENS), NIB_GPU_QKV) / LINE) + pos % NIB_KV_PAGE_TOKENS;
+            }
+    }
+
+    __device__ __forceinline__ batch_qkv_tile open(uint32_t tile, uint32_t first) const
+    {
+        const uint32_t head = tile / 4, dim = tile % 4 * 8 + threadIdx.x % 32 / 4, heads = m->heads, kv_heads = m->kv_heads;
+        const bool there = head < heads + 2 * kv_heads, kv = head >= heads;
         const nib_gpu_ptr biases = m->layer[layer].qkv_bias;
-        return {m, rows, layer, head, dim, there ? bf16_at(biases, head * NIB_HEAD_DIM + dim) : 0,
+        const uint32_t part = head - heads;
+        const nib_gpu_ptr to = !kv         ? m->q + head * LINE
+                               : m->kv_new ? m->kv_new + part * LINE
+                                           : m->layer[layer].kv + (uint64_t)part * PAGE_HEAD_BYTES;
+        return {m,
+                at<const float>(m->rope) + dim,
+                m->step_rows_max * 32,
+                head,
+                dim,
+                first,
+                at<uint8_t>(to) + dim * 2,
+                !kv ? heads * LINE : m->kv_new ? 2 * kv_heads * LINE : LINE,
+                paged(head),
+                there ? bf16_at(biases, head * NIB_HEAD_DIM + dim) : 0,
                 there ? bf16_at(biases, head * NIB_HEAD_DIM + dim + 32) : 0};
     }
 };
@@ -121,7 +141,13 @@ struct batch_out_done {
     const struct nib_gpu_machine *m;
     uint32_t layer;
 
-    __device__ __forceinline__ batch_out_tile open(uint32_t tile) const
+    static constexpr bool places = false;
+
+    __device__ __forceinline__ void begin(uint32_t, uint32_t, uint32_t, uint32_t) const
+    {
+    }
+
+    __device__ __forceinline__ batch_out_tile open(uint32_t tile, uint32_t) const
     {
         const uint32_t hidden = m->hidden, n = tile * CU_TILE + threadIdx.x % 32 / 4;
         const nib_gpu_ptr biases = m->layer[layer].out_bias;
@@ -149,7 +175,13 @@ struct batch_head_tile : done_head {
 struct batch_head_done {
     const struct nib_gpu_machine *m;
 
-    __device__ __forceinline__ batch_head_tile open(uint32_t tile) const
+    static constexpr bool places = false;
+
+    __device__ __forceinline__ void begin(uint32_t, uint32_t, uint32_t, uint32_t) const
+    {
+    }
+
+    __device__ __forceinline__ batch_head_tile open(uint32_t tile, uint32_t) const
     {
         return {{m}, tile};
     }

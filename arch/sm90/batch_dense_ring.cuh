@@ -24,6 +24,8 @@ struct batch_shape {
     static constexpr uint32_t room = TOKENS > CU_BATCH_FEW || PARTS == 1 ? CU_BATCH_ROOM : CU_BATCH_LESS - 1024;
     static constexpr uint32_t stages = room / (weights_bytes + acts_bytes);
     static constexpr uint32_t held = PARTS == 1 ? 2 : SHARES / PARTS; /* sums that a warp has at a time; a cluster's blocks but the first hand over so many */
+    /* Registers for the fragments of two stages; with few rows of a cluster it was no faster. */
+    static constexpr bool ahead = GROUPS == 2 && EACH == 1 && held == 2 && (PARTS == 1 || TOKENS > CU_BATCH_FEW);
     static_assert(held >= 2 && (PARTS == 1 || SHARES % PARTS < 2), "all but the first have as many shares");
 
     /* The first of a block's shares. The first block has the most: it adds them up at once. */
@@ -142,32 +144,38 @@ struct batch_item {
     uint32_t tile0, first, rows;
 };
 
-/* What there is to do for a step's rows. A cluster takes its tiles for all rows; a block alone takes items in turns, those of the same tiles
- * beside each other. */
+/* What there is to do for a step's rows. A cluster has its tiles for all rows, or, when there are more clusters than tiles need, takes turns with those that
+ * have the same tiles; a block alone takes items in turns, those of the same tiles beside each other. */
 template <class Shape> struct batch_work {
     uint32_t count, chunks, now, end;
+
+    /* Clusters, blocks or pairs, of which each has other tiles. */
+    __device__ __forceinline__ static uint32_t groups(uint32_t all_tiles)
+    {
+        return CU_DIV_UP(all_tiles, Shape::tiles);
+    }
 
     __device__ __forceinline__ void open(uint32_t rows, uint32_t all_tiles)
     {
         count = rows;
         chunks = CU_DIV_UP(rows, Shape::tokens);
-        now = Shape::parts > 1 ? 0 : blockIdx.x / (Shape::pair ? 2 : 1);
-        end = Shape::parts > 1 ? chunks : (Shape::pair ? 1 : chunks) * CU_DIV_UP(all_tiles, Shape::tiles);
+        now = Shape::parts > 1 ? blockIdx.x / Shape::parts / groups(all_tiles) : blockIdx.x / (Shape::pair ? 2 : 1);
+        end = Shape::parts > 1 ? chunks : (Shape::pair ? 1 : chunks) * groups(all_tiles);
     }
 
-    __device__ __forceinline__ static uint32_t own_tile()
+    __device__ __forceinline__ static uint32_t own_tile(uint32_t all_tiles)
     {
-        return blockIdx.x / Shape::parts * Shape::tiles;
+        return blockIdx.x / Shape::parts % groups(all_tiles) * Shape::tiles;
     }
 
-    __device__ __forceinline__ bool next(batch_item &item)
+    __device__ __forceinline__ bool next(batch_item &item, uint32_t all_tiles)
     {
         if (now >= end)
             return false;
-        item.tile0 = Shape::parts > 1 ? own_tile() : (Shape::pair ? now : now / chunks) * Shape::tiles;
+        item.tile0 = Shape::parts > 1 ? own_tile(all_tiles) : (Shape::pair ? now : now / chunks) * Shape::tiles;
         item.first = (Shape::parts > 1 ? now : Shape::pair ? cluster_rank() : now % chunks) * Shape::tokens;
         item.rows = min(count - item.first, Shape::tokens);
-        now += Shape::parts > 1 ? 1 : gridDim.x / (Shape::pair ? 2 : 1);
+        now += Shape::parts > 1 ? gridDim.x / Shape::parts / groups(all_tiles) : gridDim.x / (Shape::pair ? 2 : 1);
         return true;
     }
 };
@@ -262,11 +270,11 @@ __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_p
     stages.open(units);
     uint32_t u, have;
     for (uint32_t early = batch_early<Shape>(units); early > 0 && stages.next(u, have); early--)
-        batch_ask(ring, w, which, all_tiles, units, batch_work<Shape>::own_tile(), u, have, policy);
+        batch_ask(ring, w, which, all_tiles, units, batch_work<Shape>::own_tile(all_tiles), u, have, policy);
     batch_work<Shape> work;
     batch_item item;
     work.open(learn(), all_tiles);
-    while (work.next(item)) {
+    while (work.next(item, all_tiles)) {
         while (stages.next(u, have))
             batch_ask(ring, w, which, all_tiles, units, item.tile0, u, have, policy);
         if (Shape::parts > 1)
@@ -275,20 +283,43 @@ __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_p
     }
 }
 
+/* Where those who multiply and the warp that brings activations meet: what done.begin() leaves for an item is there, which those wait for; and it is not read any
+ * more, which this one waits for. */
+template <class Shape> struct batch_meet {
+    static constexpr uint32_t ALL = Shape::groups * 128 + 32;
+
+    __device__ __forceinline__ static void there(bool wait)
+    {
+        if (wait)
+            asm volatile("bar.sync 2, %0;" ::"n"(ALL) : "memory");
+        else
+            asm volatile("bar.arrive 2, %0;" ::"n"(ALL) : "memory");
+    }
+
+    __device__ __forceinline__ static void read(bool wait)
+    {
+        if (wait)
+            asm volatile("bar.sync 3, %0;" ::"n"(ALL) : "memory");
+        else
+            asm volatile("bar.arrive 3, %0;" ::"n"(ALL) : "memory");
+    }
+};
+
 /* The warp that asks for activations, `all` of them, of `count` rows. */
-template <class Shape>
-__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t all_tiles, uint32_t units, uint32_t count)
+template <class Shape, class Done>
+__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t all_tiles, uint32_t units, uint32_t count, const Done &done)
 {
     batch_work<Shape> work;
     batch_stages<Shape> stages;
     batch_item item;
     uint32_t u, have;
+    bool before = false; /* there was an item */
     asm volatile("fence.proxy.async.global;" ::: "memory"); /* the op before wrote them */
     work.open(count, all_tiles);
-    if (work.end == 0) /* what was asked for early comes without rows */
+    if (work.now >= work.end) /* what was asked for early comes without rows */
         for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
             bulk_arrive(ring.full());
-    while (work.next(item)) {
+    while (work.next(item, all_tiles)) {
         const uint32_t bytes = item.rows * CU_BATCH_LINE;
         stages.open(units);
         while (stages.next(u, have)) {
@@ -305,7 +336,17 @@ __device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8
             __syncwarp();
             ring.next();
         }
+        if (Done::places) {
+            if (before)
+                batch_meet<Shape>::read(true);
+            before = true;
+            done.begin(item.tile0, Shape::tiles, item.first, item.rows);
+            __threadfence_block();
+            batch_meet<Shape>::there(false);
+        }
         if (Shape::parts > 1)
             batch_added<Shape>();
     }
+    if (before) /* each barrier is arrived at by all */
+        batch_meet<Shape>::read(true);
 }
