@@ -429,7 +429,7 @@ __device__ __forceinline__ void attn_put(const struct nib_gpu_machine *m, uint32
 
 #define ATTN_OUTPUTS (NIB_GQA_GROUP * NIB_HEAD_DIM / CU_ATTN_THREADS) /* of a thread */
 
-/* Grid: x KV heads, y splits (a block takes y, y + gridDim.y, ...), z decode rows.
+/* Grid: x KV heads, y decode rows, z splits (a block takes z, z + gridDim.z, ...): those that have work begin first, one on a multiprocessor.
  *
  * Keys are asked for before the op before this one has ended: all but the last were written by earlier steps. From layer 1 on
  * the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
@@ -437,7 +437,7 @@ template <class Span>
 __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32_t layer, attn_shared &sh)
 {
     const struct nib_gpu_step *step = step_of(m);
-    const uint32_t kv_head = blockIdx.x, row = blockIdx.z, warp = threadIdx.x / 32;
+    const uint32_t kv_head = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32;
     float sinks[ATTN_OUTPUTS]; /* of the thread's outputs */
 #pragma unroll
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++)
@@ -451,30 +451,31 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     const bool windowed = layer % 2 == 0;
     const uint32_t end = r.pos + 1, begin = windowed && end > m->window ? end - m->window : 0;
     const uint32_t keys = windowed ? ~0u : cu_split_keys(r.pos), splits = windowed ? 1 : r.pos / keys + 1;
-    const bool mine = row < step->decode_count && blockIdx.y < splits;
+    const bool mine = row < step->decode_count && blockIdx.z < splits;
     const Span span = {m, m->layer[layer].kv + Span::head_at(kv_head), layer, r.slot, begin, end};
     typename Span::asked ahead;
-    uint32_t base = windowed ? begin & ~31u : blockIdx.y * keys, key0 = attn_first_key(base);
+    uint32_t base = windowed ? begin & ~31u : blockIdx.z * keys, key0 = attn_first_key(base);
     if (mine && key0 < end)
         span.ask(key0, ahead, sh.v[warp]);
+    const nib_gpu_ptr queries = *(const volatile nib_gpu_ptr *)&m->q; /* not behind the wait, as the compiler would */
     if (layer > 0)
         overlap_wait();
     if (!mine)
         return;
     uint4 q[2][2];
-    attn_query(at<const __nv_bfloat16>(m->q) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
+    attn_query(at<const __nv_bfloat16>(queries) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
     if (key0 < end)
         span.ask_last(key0, ahead, sh.v[warp]);
     auto put = [&](uint32_t i, float value) { attn_put(m, row, kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i, value); };
-    for (uint32_t split = blockIdx.y; split < splits; split += gridDim.y) {
+    for (uint32_t split = blockIdx.z; split < splits; split += gridDim.z) {
         attn_state st;
         attn_clear(st, -1e30f, -1e30f);
-        if (split != blockIdx.y) {
+        if (split != blockIdx.z) {
             base = split * keys;
             key0 = attn_first_key(base);
         }
         const uint32_t last = windowed ? end : min(end, base + keys);
-        for (bool asked = split == blockIdx.y; key0 < last; key0 += CU_ATTN_KEYS, asked = false) {
+        for (bool asked = split == blockIdx.z; key0 < last; key0 += CU_ATTN_KEYS, asked = false) {
             if (!asked)
                 span.ask(key0, ahead, sh.v[warp]);
             attn_step(span, q, key0, span.widen(ahead, key0, sh.v[warp]), sh.v[warp], st);
@@ -506,7 +507,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
-        sh.last = atomicAdd(arrived, 1u) + 1 == min(splits, gridDim.y);
+        sh.last = atomicAdd(arrived, 1u) + 1 == min(splits, gridDim.z);
         __threadfence();
     }
     __syncthreads();

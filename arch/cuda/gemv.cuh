@@ -53,8 +53,11 @@ template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
         head = tail = 0;
         policy = stream_policy();
 #pragma unroll
-        for (int i = 0; i < RING - 1; i++)
+        for (int i = 0; i < RING - 1; i++) { /* few at a time: what others ask for waits behind them */
             push();
+            if (NIB_SM >= 90 && i >= CU_DENSE_PACE)
+                copy_wait<CU_DENSE_PACE>();
+        }
     }
 
     __device__ __forceinline__ void push()

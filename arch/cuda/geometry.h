@@ -10,6 +10,7 @@
 #include "arch/sm90/batch_attn.h"
 #include "arch/sm90/batch_dense.h"
 #include "arch/sm90/batch_mx.h"
+#include "arch/sm90/few_mx.h"
 #include "arch/sm90/prompt.h"
 #include "arch/sm90/route_cluster.h"
 #include "arch/sm90/token.h"
@@ -73,6 +74,16 @@ static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t w
     gemv_launch(m, warps, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
+#if NIB_SM >= 90
+/* One block a multiprocessor. */
+static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
+                      struct nib_gpu_geometry *ret)
+{
+    ret->block = CU_FEW_THREADS;
+    ret->shared_bytes = cu_few_room(cu_few_kind(rows), k).bytes;
+    ret->grid[0] = least(rows * m->experts_used * cu_tiles(n), m->sms);
+}
+#else
 /* As many blocks as the multiprocessors hold, and no more: so none of them gets more than its part. */
 static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                       struct nib_gpu_geometry *ret)
@@ -82,6 +93,7 @@ static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, u
     const uint32_t fit = NIB_SM_SHARED / (ret->shared_bytes + NIB_BLOCK_SHARED + CU_MX_STATIC);
     ret->grid[0] = least(rows * m->experts_used * cu_tiles(n), m->sms * least(fit < 1 ? 1 : fit, CU_MX_BLOCKS));
 }
+#endif
 
 /* Lists of one expert's prompt rows, at most. */
 static uint32_t prompt_groups(const struct nib_gpu_machine *m, uint32_t prompt)
@@ -94,9 +106,13 @@ static void decode_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
                             struct nib_gpu_geometry *ret)
 {
     const uint32_t hidden = m->hidden, inner = m->intermediate, q_dim = m->heads * NIB_HEAD_DIM;
-    if (op == NIB_GPU_QKV)
+    if (op == NIB_GPU_QKV) {
         dense_launch(m, mxfp8, CU_GEMV_WARPS, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
-    else if (op == NIB_GPU_OUT)
+        /* the op before has a row's block on a multiprocessor each, where no other begins */
+        const uint32_t each = ret->grid[0] / m->sms;
+        if (NIB_SM >= 90 && each > 0 && rows < m->sms)
+            ret->grid[0] = least(ret->grid[0], each * (m->sms - rows));
+    } else if (op == NIB_GPU_OUT)
         dense_launch(m, mxfp8, CU_OUT_WARPS, hidden, q_dim, rows, ret);
     else if (op == NIB_GPU_UP)
         mx_launch(m, 2 * inner, hidden, rows, ret);
@@ -106,7 +122,7 @@ static void decode_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
         /* ATTN: enough blocks to fill the card, but each costs its start whatever the context; a block with more splits takes
          * them in turn */
         const uint32_t splits = least(m->splits_max, CU_DIV_UP(CU_ATTN_BLOCKS, rows * m->kv_heads));
-        *ret = (struct nib_gpu_geometry){{m->kv_heads, splits, rows}, CU_ATTN_THREADS, CU_ATTN_SHARED, 0};
+        *ret = (struct nib_gpu_geometry){{m->kv_heads, rows, splits}, CU_ATTN_THREADS, CU_ATTN_SHARED, 0};
     }
 }
 

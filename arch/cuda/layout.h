@@ -47,6 +47,7 @@
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
+#define CU_DENSE_PACE   3 /* stages of a warp on their way while the ring is filled first, and one */
 #define CU_OUT_WARPS    8 /* the same of the attention's output projection: 4096 inputs are 128 units */
 /* GEMV_ROWS: rows of one pass over the weights; RING: units (mx, mxfp8: spans of units) in flight a warp; BLOCKS: of a multiprocessor. The
  * portable row fits in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
@@ -66,11 +67,6 @@
 #ifndef CU_MXFP8_SPAN
 #define CU_MXFP8_SPAN 2
 #endif
-#ifndef CU_MX_RING
-#define CU_MX_RING 3
-#endif
-#define CU_MX_SHARED       (106u * 1024) /* of a block with few rows: two fit */
-#define CU_MX_WIDE         (222u * 1024) /* of a block with more than 8 */
 #define CU_ROUTE_RING      12
 #define CU_ROUTE_RING_MANY 6
 #else
@@ -88,11 +84,6 @@
 #ifndef CU_MXFP8_SPAN
 #define CU_MXFP8_SPAN 1
 #endif
-#ifndef CU_MX_RING
-#define CU_MX_RING 3
-#endif
-#define CU_MX_SHARED       (98u * 1024)
-#define CU_MX_WIDE         (98u * 1024)
 #define CU_ROUTE_RING      4
 #define CU_ROUTE_RING_MANY 4
 #endif
@@ -100,20 +91,21 @@
 #define CU_MX_SPAN 3 /* mx units of a stage of the ring: 2880 inputs are 15 */
 #endif
 #define CU_MX_STAGE (CU_MX_SPAN * CU_MX_BYTES)
-#ifndef CU_MX_WARPS
-#define CU_MX_WARPS 12
-#endif
+#define CU_MX_SPLIT 8 /* shares of an item's inputs, each summed alone; then they are added in order */
+
+/* Expert products of decode rows before sm_90. A block: sums, rings of CU_MX_RING stages a warp, rows of
+ * activations. */
+#define CU_MX_RING    3
+#define CU_MX_WARPS   12
 #define CU_MX_THREADS (CU_MX_WARPS * 32)
-#ifndef CU_MX_BLOCKS
-#define CU_MX_BLOCKS 2 /* of a multiprocessor */
-#endif
-#define CU_MX_STATIC (6u * 1024) /* shared memory that a block declares: groups, barriers */
+#define CU_MX_BLOCKS  2           /* of a multiprocessor */
+#define CU_MX_STATIC  (6u * 1024) /* shared memory that a block declares: groups */
+#define CU_MX_TEAM    4           /* warps that share an item, each two shares */
+#define CU_MX_LEFT    512         /* bytes that a warp leaves: sums of 2 shares */
 #define CU_MX_SUMS                                                                                                     \
     (2 * (CU_MX_WARPS / CU_MX_TEAM * (CU_MX_TEAM - 1)) * CU_MX_LEFT) /* all but the first of a team leave sums */
-#define CU_MX_SPLIT    8 /* shares of an item's inputs, each summed alone; then they are added in order */
-#define CU_MX_TEAM     4 /* warps that share an item, each two shares */
-#define CU_MX_LEFT     (CU_GEMV_ROWS > 4 ? 1024 : 512) /* bytes that a warp leaves of 8 rows: sums of 2 shares */
-#define CU_MX_ROWS_MAX 32                              /* of activations that a block holds at a time */
+#define CU_MX_SHARED   (98u * 1024)
+#define CU_MX_ROWS_MAX 32 /* of activations that a block holds at a time */
 
 #define CU_GEMM_THREADS      256
 #define CU_GEMM_N            128 /* output rows of a prompt tile */
@@ -195,16 +187,16 @@ NIB_BOTH uint32_t cu_row_stride(uint32_t k)
     return (k * 2 + 63) / 64 % 2 ? (k * 2 + 63) / 64 * 64 : (k * 2 + 63) / 64 * 64 + 64;
 }
 
-/* A block of an expert product: sums, rings of `depth` stages a warp, rows of activations. */
+/* A block of an expert product before sm_90: sums, rings of `depth` stages a warp, rows of activations. */
 struct cu_mx_room {
     uint32_t depth, acts_at, bytes;
 };
 
-/* Room for `rows` rows of k inputs. Few rows leave room for a second block on the multiprocessor. */
+/* Room for `rows` rows of k inputs. */
 NIB_BOTH struct cu_mx_room cu_mx_room(uint32_t rows, uint32_t k)
 {
     const uint32_t acts = rows * cu_row_stride(cu_mx_units(k) * CU_MX_UNIT), stages = CU_MX_WARPS * CU_MX_STAGE;
-    const uint32_t all = rows > 8 ? CU_MX_WIDE : CU_MX_SHARED, fit = (all - CU_MX_SUMS - acts) / stages;
+    const uint32_t fit = (CU_MX_SHARED - CU_MX_SUMS - acts) / stages;
     const uint32_t depth = fit < CU_MX_RING ? fit : CU_MX_RING;
     const struct cu_mx_room room = {depth, CU_MX_SUMS + depth * stages, CU_MX_SUMS + depth * stages + acts};
     return room;
@@ -213,7 +205,7 @@ NIB_BOTH struct cu_mx_room cu_mx_room(uint32_t rows, uint32_t k)
 /* Rows that a launch for `decode` rows has room for: at least a whole group. */
 NIB_BOTH uint32_t cu_mx_rows(uint32_t decode)
 {
-    return decode == 1 ? 2 : NIB_SM >= 90 && decode <= 8 ? 8 : CU_GEMV_ROWS;
+    return decode == 1 ? 2 : CU_GEMV_ROWS;
 }
 
 /* Rows of a block of the router when `groups` of them share `rows`: as few as do. */

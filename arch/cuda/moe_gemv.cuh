@@ -1,11 +1,14 @@
-/* arch/cuda/moe_gemv.cuh: expert products of decode rows. Work is a list of items (group of one expert's rows, tile); a block
+/* arch/cuda/moe_gemv.cuh: expert products of decode rows before sm_90. Work is a list of items (group of one expert's rows, tile); a block
  * takes an even, contiguous part of it. TEAM warps beside each other take an item at a time, each two of CU_MX_SPLIT shares of its inputs,
  * and one of them adds up. A warp streams its items through a ring of its own in shared memory, across items, with no barrier.
- * Activations are fp16, weights E2M1 as fp16; each block of 32 inputs is summed alone and then scaled, so that every E8M0
- * scale is exact. An output depends on its own row only: the order of its sum is fixed. */
+ * An output depends on its own row only: the order of its sum is fixed. */
 #pragma once
+#include "arch/cuda/done.cuh"
 #include "arch/cuda/gemv.cuh"
+#include "arch/cuda/mx_units.cuh"
 #include "arch/cuda/ring.cuh"
+
+static_assert(CU_GEMV_ROWS <= 4, "a row has two columns");
 
 /* A stage of the ring is a span: CU_MX_SPAN units of an item. */
 template <int TEAM> struct mx_stream {
@@ -37,7 +40,7 @@ template <int TEAM> struct mx_stream {
         unit = 0;
         if (item < last)
             seek();
-        for (uint32_t i = 1; i < ring.depth; i++)
+        for (uint32_t i = 1; i < CU_MX_RING; i++)
             push();
     }
 
@@ -68,105 +71,20 @@ template <int TEAM> struct mx_stream {
     }
 };
 
-/* acc += scaled products of a block of 32 inputs: two words of codes, the scales of rows g and g + 8. FEW: odd columns are
- * empty. */
-template <int NT, bool FEW>
-__device__ __forceinline__ void mx_block(uint32_t w0, uint32_t w1, float scale0, float scale1, const uint4 b[NT],
-                                         float acc[NT][4])
-{
-    uint32_t a0[4], a1[4];
-    mx_fragment(w0, a0);
-    mx_fragment(w1, a1);
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        float block[4];
-        mma_fp16_zero(block, a0, b[n].x, b[n].y);
-        mma_fp16(block, a1, b[n].z, b[n].w);
-        acc[n][0] += scale0 * block[0];
-        acc[n][2] += scale1 * block[2];
-        if (!FEW) {
-            acc[n][1] += scale0 * block[1];
-            acc[n][3] += scale1 * block[3];
-        }
-    }
-}
-
-/* This lane's activations: `at` a row's part of the next unit, `step` from unit to unit. A lane whose row is not there
- * reads one place that holds zeros. FEW: row r is column 2r. */
-template <int NT, bool FEW> struct mx_lane {
-    uint32_t at[NT], step[NT];
-
-    __device__ __forceinline__ mx_lane(uint32_t acts, uint32_t stride, uint32_t u0, uint32_t rows, uint32_t zeros)
-    {
-        const uint32_t g = threadIdx.x % 32 / 4;
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const uint32_t row = FEW ? g / 2 : n * 8 + g;
-            const bool there = row < rows && !(FEW && g % 2);
-            at[n] = there ? acts + row * stride + u0 * 128 + threadIdx.x % 4 * 16 : zeros;
-            step[n] = there ? 128 : 0;
-        }
-    }
-};
-
-/* The sums of columns 2t and 2t + 1 to where the epilogue wants them, when they lie in columns 4t and 4t + 2. */
-__device__ __forceinline__ void mx_spread(float c[4])
-{
-    const uint32_t lane = threadIdx.x % 32, from = (lane & ~3u) + lane % 2 * 2;
-    const float even0 = __shfl_sync(~0u, c[0], from), odd0 = __shfl_sync(~0u, c[0], from + 1);
-    const float even1 = __shfl_sync(~0u, c[2], from), odd1 = __shfl_sync(~0u, c[2], from + 1);
-    c[0] = even0;
-    c[1] = odd0;
-    c[2] = even1;
-    c[3] = odd1;
-}
-
-/* N units of a span, from unit `i` of it on. Everything is loaded before it is used, so that the products overlap. */
-template <int NT, bool FEW, int N>
-__device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, mx_lane<NT, FEW> &acts, float acc[NT][4])
-{
-    const uint32_t lane = threadIdx.x % 32;
-    uint4 codes[N], b[N][2][NT];
-    uint32_t s[N];
-#pragma unroll
-    for (int u = 0; u < N; u++) {
-        codes[u] = lds16(span + (i + u) * CU_MX_BYTES + lane * 16);
-        s[u] = lds4(span + (i + u) * CU_MX_BYTES + CU_MX_CODES + lane / 4 * 4);
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            b[u][0][n] = lds16(acts.at[n]);
-            b[u][1][n] = lds16(acts.at[n] + acts.step[n] / 2);
-            acts.at[n] += acts.step[n];
-        }
-    }
-#pragma unroll
-    for (int u = 0; u < N; u++) {
-        mx_block<NT, FEW>(codes[u].x, codes[u].y, mx_scale<0>(s[u]), mx_scale<2>(s[u]), b[u][0], acc);
-        mx_block<NT, FEW>(codes[u].z, codes[u].w, mx_scale<1>(s[u]), mx_scale<3>(s[u]), b[u][1], acc);
-    }
-}
-
 /* Adds the sums of the TEAM warps that share an item, `first` and `acc` of each warp's two shares, in order; true for the first warp,
  * which gets them all in acc. `turn` counts the calls: places are used in turns, and a barrier says that a place is full, another that
- * it is read, so that the others may be two calls ahead of the first. FEW: odd columns are empty. */
-template <bool FEW, int TEAM>
+ * it is read, so that the others may be two calls ahead of the first. Odd columns are empty. */
+template <int TEAM>
 __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, const float first[4], float acc[4])
 {
     static_assert(CU_MX_WARPS / TEAM * 4 < 16, "four barriers of each warps that share");
-    static_assert(FEW || CU_MX_LEFT == 2 * 512, "room for all columns");
     constexpr uint32_t LEFT = CU_MX_LEFT / 16;
     const uint32_t warp = threadIdx.x / 32, part = warp % TEAM, full = 1 + warp / TEAM * 4 + (turn & 1), read = full + 2;
     float4 *left = sums + ((turn & 1) * (CU_MX_WARPS / TEAM) + warp / TEAM) * (TEAM - 1) * LEFT + threadIdx.x % 32;
     if (part != 0) {
         if (turn >= 2)
             asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
-        float4 *mine = left + (part - 1) * LEFT;
-        if (FEW) {
-            *mine = make_float4(first[0], acc[0], first[2], acc[2]);
-        } else {
-            mine[0] = make_float4(first[0], first[1], first[2], first[3]);
-            mine[32] = make_float4(acc[0], acc[1], acc[2], acc[3]);
-        }
+        left[(part - 1) * LEFT] = make_float4(first[0], acc[0], first[2], acc[2]);
         asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(TEAM * 32) : "memory");
         return false;
     }
@@ -177,60 +95,41 @@ __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, const flo
 #pragma unroll
     for (int p = 1; p < TEAM; p++) {
         const float4 v = left[(p - 1) * LEFT];
-        if (FEW) {
-            acc[0] = acc[0] + v.x + v.y;
-            acc[2] = acc[2] + v.z + v.w;
-        } else {
-            const float4 w = left[(p - 1) * LEFT + 32];
-            acc[0] = acc[0] + v.x + w.x;
-            acc[1] = acc[1] + v.y + w.y;
-            acc[2] = acc[2] + v.z + w.z;
-            acc[3] = acc[3] + v.w + w.w;
-        }
+        acc[0] = acc[0] + v.x + v.y;
+        acc[2] = acc[2] + v.z + v.w;
     }
     asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
     return true;
 }
 
 /* One item: this warp's shares of the products of `tile` with the rows of `group`, which lie at `acts`. */
-template <int NT, bool FEW, int TEAM, class Done>
+template <int TEAM, class Done>
 __device__ __forceinline__ void mx_item(mx_stream<TEAM> &s, const gemv_shared &sh, uint32_t acts_at, uint32_t &turn,
                                         const struct cu_group &group, uint32_t tile, uint32_t zeros, const Done &done)
 {
-    constexpr int AT_ONCE = NT == 1 ? CU_MX_SPAN : 1; /* units: registers */
     const float2 bias = done.bias(group.expert, tile);
-    mx_lane<NT, FEW> acts(acts_at, sh.stride, s.u0, group.count, zeros);
-    float first[NT][4], acc[NT][4];
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-        for (int i = 0; i < 4; i++)
-            first[n][i] = acc[n][i] = 0;
+    mx_lane<1, true> acts(acts_at, sh.stride, s.u0, group.count, zeros);
+    float first[4], acc[1][4];
+    for (int i = 0; i < 4; i++)
+        first[i] = acc[0][i] = 0;
     for (uint32_t u = 0; u < s.per; u += CU_MX_SPAN) {
         const uint32_t span = s.pop();
         if (u == s.middle)
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-                for (int i = 0; i < 4; i++) {
-                    first[n][i] = acc[n][i];
-                    acc[n][i] = 0;
-                }
+            for (int i = 0; i < 4; i++) {
+                first[i] = acc[0][i];
+                acc[0][i] = 0;
+            }
         if (u + CU_MX_SPAN <= s.per) {
-#pragma unroll
-            for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
-                mx_units<NT, FEW, AT_ONCE>(span, i, acts, acc);
+            mx_units<1, true, CU_MX_SPAN>(span, 0, acts, acc);
         } else {
             for (uint32_t i = 0; u + i < s.per; i++)
-                mx_units<NT, FEW, 1>(span, i, acts, acc);
+                mx_units<1, true, 1>(span, i, acts, acc);
         }
     }
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        if (!mx_gather<FEW, TEAM>(sh.sums, turn++, first[n], acc[n]))
-            continue;
-        if (FEW)
-            mx_spread(acc[n]);
-        done(tile, group.place + n * 8 + threadIdx.x % 4 * 2, group.place + group.count, acc[n], bias);
-    }
+    if (!mx_gather<TEAM>(sh.sums, turn++, first, acc[0]))
+        return;
+    mx_spread(acc[0]);
+    done(tile, group.place + threadIdx.x % 4 * 2, group.place + group.count, acc[0], bias);
 }
 
 /* A row that is likely the one: read before it is known to be. */
@@ -244,9 +143,8 @@ struct mx_guess {
     }
 };
 
-/* Activations of `rows` rows from src[], k 16-bit numbers each, and zeros up to a whole unit; then a barrier of the block. On sm_90 they
- * come to sh.came; returns whether any does. */
-__device__ __forceinline__ bool mx_acts(const gemv_shared &sh, const uint8_t *const *src, uint32_t rows, uint32_t k,
+/* Activations of `rows` rows from src[], k 16-bit numbers each, and zeros up to a whole unit; then a barrier of the block. */
+__device__ __forceinline__ void mx_acts(const gemv_shared &sh, const uint8_t *const *src, uint32_t rows, uint32_t k,
                                         const mx_guess &guess)
 {
     const uint32_t chunks = cu_mx_units(k) * 8, there = k / 8;
@@ -260,24 +158,9 @@ __device__ __forceinline__ bool mx_acts(const gemv_shared &sh, const uint8_t *co
                 sts16(to + c * 16, guess.v);
             c += CU_MX_THREADS;
         }
-        if (NIB_SM >= 90 && !guessed)
-            c = there + threadIdx.x;
         for (; c < chunks; c += CU_MX_THREADS)
             sts16(to + c * 16, c < there ? *(const uint4 *)(from + c * 16) : make_uint4(0, 0, 0, 0));
     }
-#if NIB_SM >= 90
-    static_assert(CU_MX_ROWS_MAX <= 32, "a lane a row");
-    const uint32_t lane = threadIdx.x % 32;
-    const bool mine = lane < rows && src[lane] != guess.row;
-    const uint32_t coming = __ballot_sync(~0u, mine);
-    if (threadIdx.x == 0 && coming)
-        bulk_expect(sh.came, __popc(coming) * k * 2);
-    if (threadIdx.x < 32 && mine)
-        copy_bulk(sh.acts + lane * sh.stride, src[lane], k * 2, sh.came);
-    return coming != 0;
-#else
-    return false;
-#endif
 }
 
 #define MX_NEAR 32 /* places whose rows are read with the groups */
@@ -294,7 +177,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
     if (threadIdx.x == 0)
         zeros = make_uint4(0, 0, 0, 0);
     const uint32_t room = min((dynamic_shared_bytes() - (sh.acts - smem_at(gemv_dynamic))) / sh.stride, (uint32_t)CU_MX_ROWS_MAX);
-    uint32_t item = first + threadIdx.x / 32 / TEAM, turn = 0, phase = 0;
+    uint32_t item = first + threadIdx.x / 32 / TEAM, turn = 0;
     for (uint32_t g0 = first / s.tiles; g0 * s.tiles < last;) {
         uint32_t g1 = g0, rows = 0;
         do { /* the threads below the group's count look where its rows lie */
@@ -304,9 +187,8 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
             rows += group.count;
         } while (g1 * s.tiles < last && rows + groups[g1].count <= room);
         __syncthreads();
-        const bool coming = mx_acts(sh, rows_from, rows, k, guess);
+        mx_acts(sh, rows_from, rows, k, guess);
         __syncthreads();
-        acts_wait(sh, coming, phase);
         const uint32_t end = min(last, g1 * s.tiles);
         uint32_t at_group = g0, acts = sh.acts;
         for (; item < end; item += s.STEP) {
@@ -314,39 +196,23 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
                 acts += groups[at_group++].count * sh.stride;
             const struct cu_group group = groups[at_group];
             const uint32_t tile = item - at_group * s.tiles;
-            if (CU_GEMV_ROWS <= 4 || group.count <= 4)
-                mx_item<1, true, TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
-            else if constexpr (CU_GEMV_ROWS > 4) {
-                if (group.count <= 8)
-                    mx_item<1, false, TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
-                else
-                    mx_item<2, false, TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
-            }
+            mx_item<TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
         }
         __syncthreads();
         g0 = g1;
     }
 }
 
-/* from(place, near): its row of activations, near[] as for mx_phases; `likely` one that may be read whatever the step is, or NULL. EARLY: the op before this
- * one began when the routing was done, so that weights are asked for while it still runs. */
-template <int TEAM, bool EARLY, class From, class Done>
+/* from(place, near): its row of activations, near[] as for mx_phases; `likely` one that may be read whatever the step is, or NULL. NEAR: near[] is wanted. */
+template <int TEAM, bool NEAR, class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
                                          const uint8_t *likely, From from, const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
-    __shared__ uint64_t barriers[CU_MX_WARPS][CU_MX_RING], came;
     __shared__ uint32_t near[MX_NEAR];
     gemv_shared sh;
-    sh.came = smem_at(&came);
-#if NIB_SM >= 90
-    if (threadIdx.x == 0)
-        bulk_open(sh.came);
-#endif
     sh.stride = cu_row_stride(cu_mx_units(k) * CU_MX_UNIT);
     struct cu_mx_room room = cu_mx_room(cu_mx_rows(1), k);
-    if (dynamic_shared_bytes() != room.bytes)
-        room = cu_mx_room(cu_mx_rows(8), k);
     if (dynamic_shared_bytes() != room.bytes)
         room = cu_mx_room(CU_GEMV_ROWS, k);
     sh.sums = (float4 *)gemv_dynamic;
@@ -357,18 +223,14 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     s.tiles = cu_tiles(n);
     s.units = cu_mx_units(k);
     s.bytes = cu_mx_bytes(n, k);
-    s.ring.open(smem_at(gemv_dynamic) + CU_MX_SUMS + threadIdx.x / 32 * room.depth * CU_MX_STAGE, barriers[threadIdx.x / 32],
-                room.depth);
-    if (!EARLY)
-        overlap_wait();
-    overlap_next(); /* not before the routing is done: the op after this one may read it */
+    s.ring.open(smem_at(gemv_dynamic) + CU_MX_SUMS + threadIdx.x / 32 * room.depth * CU_MX_STAGE);
     const mx_guess guess(likely, k);
     const struct cu_route *route = route_head(m);
     /* the groups that one row makes are there in any step: they are read with the number of all, not after it */
     const uint32_t *words = (const uint32_t *)route->group, sure = m->experts_used * (uint32_t)(sizeof *groups / 4);
     const uint32_t early = threadIdx.x < sure ? __ldcg(words + threadIdx.x) : 0;
     const uint32_t count = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX), all = count * (sizeof *groups / 4);
-    const uint32_t row = threadIdx.x < MX_NEAR && !EARLY ? __ldcg(route_array(m, 3) + threadIdx.x) : 0; /* there, whatever the count */
+    const uint32_t row = threadIdx.x < MX_NEAR && NEAR ? __ldcg(route_array(m, 3) + threadIdx.x) : 0; /* there, whatever the count */
     if (threadIdx.x < sure)
         ((uint32_t *)groups)[threadIdx.x] = early;
     if (threadIdx.x < MX_NEAR)
@@ -380,8 +242,23 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     const uint32_t first = (uint32_t)((uint64_t)items * blockIdx.x / gridDim.x);
     const uint32_t last = (uint32_t)((uint64_t)items * (blockIdx.x + 1) / gridDim.x);
     s.open(first, last);
-    if (EARLY)
-        overlap_wait();
     mx_phases<TEAM>(s, sh, groups, first, last, k, guess, near, from, done);
     s.ring.close();
+}
+
+KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
+{
+    const uint32_t *rows = route_array(m, 3);
+    moe_gemv<CU_MX_TEAM, true>(
+        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
+        [&](uint32_t place, const uint32_t *near) { return acts_row(m, place < MX_NEAR ? near[place] : __ldcg(rows + place)); },
+        done_up(m, layer));
+}
+
+KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
+{
+    const uint32_t inner = m->intermediate;
+    moe_gemv<CU_MX_TEAM, false>(
+        m, m->layer[layer].down, m->hidden, inner, NULL,
+        [&](uint32_t place, const uint32_t *) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }

@@ -1,7 +1,7 @@
 /* arch/cuda/products.cuh: the matrix ops of decode rows, and the head. Grids: any number of blocks. */
 #pragma once
 #include "arch/cuda/done.cuh"
-#include "arch/cuda/moe_gemv.cuh"
+#include "arch/cuda/gemv.cuh"
 
 /* What the products' ends need is read beforehand. From layer 1 on the step block, what BEGIN and EMBED made of it, may be read before the op before
  * this one has ended, since the expert products of the layer before wait for all that came before them. Not for the head: the fused kernel lets it
@@ -73,21 +73,4 @@ KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 KERNEL(head_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 {
     head_rows<weights_mxfp8>(m);
-}
-
-KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
-{
-    const uint32_t *rows = route_array(m, 3);
-    moe_gemv<CU_MX_TEAM, false>(
-        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
-        [&](uint32_t place, const uint32_t *near) { return acts_row(m, place < MX_NEAR ? near[place] : __ldcg(rows + place)); },
-        done_up(m, layer));
-}
-
-KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
-{
-    const uint32_t inner = m->intermediate;
-    moe_gemv<CU_MX_TEAM, true>(
-        m, m->layer[layer].down, m->hidden, inner, NULL,
-        [&](uint32_t place, const uint32_t *) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }

@@ -5,6 +5,7 @@
 #include "arch/cuda/begin.cuh"
 #include "arch/cuda/rows.cuh"
 #include "arch/cuda/products.cuh"
+#include "arch/cuda/moe_gemv.cuh"
 #include "arch/cuda/products_prompt.cuh"
 #include "arch/cuda/attn.cuh"
 #include "arch/cuda/attn_prompt.cuh"

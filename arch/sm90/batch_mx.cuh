@@ -266,7 +266,7 @@ __device__ __forceinline__ void batch_mx_one(batch_mx_ring &ring, const batch_mx
     }
 }
 
-/* EARLY: as in arch/cuda/moe_gemv.cuh; from() reads nothing. */
+/* EARLY: as in arch/sm90/few_mx.cuh; from() reads nothing. */
 template <bool EARLY, class From, class Done>
 __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *rows, From from,
                                          const Done &done)

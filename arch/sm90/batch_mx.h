@@ -7,7 +7,7 @@
 
 #define CU_BATCH_MX_FROM                                                                                               \
     (CU_GEMV_ROWS +                                                                                                    \
-     1) /* decode rows of a bucket; no list of one with fewer is longer than arch/cuda/moe_gemv.cuh takes */
+     1) /* decode rows of a bucket; no list of one with fewer is longer than arch/sm90/few_mx.cuh takes */
 #define CU_BATCH_MX_ROWS    CU_LIST_ROWS
 #define CU_BATCH_MX_HALF    32 /* rows up to which a multiplying warp has two weight tiles of an item */
 #define CU_BATCH_MX_FEW     16 /* rows up to which a warp multiplies by itself, by mma.sync */

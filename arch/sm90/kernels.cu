@@ -14,3 +14,4 @@
 #include "arch/sm90/token.cuh"
 #include "arch/sm90/batch_dense.cuh"
 #include "arch/sm90/batch_mx.cuh"
+#include "arch/sm90/few_mx.cuh"

@@ -2,7 +2,7 @@
  * the blocks hand to each other. C, also for the row's table and tests. Pure; any thread; cannot fail.
  *
  * A stage is what one bulk copy brings: one share of the inputs of a tile of 16 output rows, multiplied by one warp; of an expert
- * four, two by a warp (a piece). The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, moe_gemv.cuh),
+ * four, two by a warp (a piece). The shares are those of the warps of the row's other kernels (arch/cuda/gemv.cuh, arch/sm90/few_mx.cuh),
  * and sums are added in the same order, so that both ways give the same bits. Each block takes an even, contiguous range of
  * an op's stages; a tile may be cut once, between two blocks. */
 #ifndef NIB_ARCH_SM90_TOKEN_H
@@ -92,7 +92,7 @@ NIB_BOTH uint32_t cu_share_end(struct cu_share s, uint32_t tile)
     return (tile + 1) * s.per > s.hi ? s.hi - tile * s.per : s.per;
 }
 
-/* First unit of share `i` of `shares` of an expert's inputs: as mx_stream of arch/cuda/moe_gemv.cuh. */
+/* First unit of share `i` of `shares` of an expert's inputs: as arch/sm90/few_mx.cuh has it. */
 NIB_BOTH uint32_t cu_mx_first(uint32_t units, uint32_t i, uint32_t shares)
 {
     const uint32_t first = CU_DIV_UP(units, CU_MX_SPAN) * i / shares * CU_MX_SPAN;

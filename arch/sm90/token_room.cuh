@@ -1,7 +1,7 @@
 /* arch/sm90/token_room.cuh: the shared memory of a block of the fused decode kernel, and what its threads carry along. */
 #pragma once
 #include "arch/cuda/attn.cuh"
-#include "arch/cuda/moe_gemv.cuh"
+#include "arch/cuda/gemv.cuh"
 #include "arch/sm90/token.h"
 
 typedef float token_sums[CU_TILE];

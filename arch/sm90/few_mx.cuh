@@ -1,0 +1,303 @@
+/* arch/sm90/few_mx.cuh: expert products of few decode rows on Hopper (arch/sm90/BATCH.md). Work is a list of items (list of one expert's rows, tile of 16
+ * output rows); a block, one a multiprocessor, takes an even, contiguous part of it. One thread asks for items, each by two bulk copies; teams of CU_MX_SPLIT warps
+ * take them in turns, a warp a share of the inputs, and the team's first adds up.
+ *
+ * Each block of 32 inputs is summed alone, then scaled and added to the sum of its share; the sums of the shares are added in order. */
+#pragma once
+#include "arch/cuda/done.cuh"
+#include "arch/cuda/gemv.cuh"
+#include "arch/cuda/mx_units.cuh"
+#include "arch/sm90/few_mx.h"
+#include "arch/sm90/few_ring.cuh"
+#include "arch/sm90/token.h"
+
+#define FEW_LISTS (CU_GEMV_ROWS * NIB_MAX_EXPERTS_USED) /* at most; a step with prompt rows has more places */
+static_assert(sizeof(struct cu_group) == 12 && FEW_LISTS * 3 <= CU_FEW_THREADS, "a thread a word");
+
+/* Where an item's bias lies, CU_FEW_BIAS bytes, and what the lane has of it. */
+struct few_up_done : done_up {
+    using done_up::done_up;
+
+    __device__ __forceinline__ const void *from(uint32_t expert, uint32_t tile) const
+    {
+        return biases + (uint64_t)expert * inner + tile * 8;
+    }
+
+    __device__ __forceinline__ float2 take(uint32_t at) const
+    {
+        const uint32_t pair = lds4(at + threadIdx.x % 32 / 4 * 4);
+        return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+    }
+};
+
+struct few_down_done : done_down {
+    using done_down::done_down;
+
+    __device__ __forceinline__ const void *from(uint32_t expert, uint32_t tile) const
+    {
+        return biases + (uint64_t)expert * hidden + tile * CU_TILE;
+    }
+
+    __device__ __forceinline__ float2 take(uint32_t at) const
+    {
+        const uint32_t g = at + threadIdx.x % 32 / 4 * 2;
+        return make_float2(__uint_as_float(lds2(g) << 16), __uint_as_float(lds2(g + 16) << 16));
+    }
+};
+
+/* What a block has to do. */
+struct few_work {
+    const struct cu_group *groups; /* in shared memory */
+    nib_gpu_ptr weights;
+    uint64_t bytes; /* of a matrix */
+    uint32_t tiles, units, first, last;
+
+    __device__ __forceinline__ void share(uint32_t count)
+    {
+        const uint64_t items = count * tiles;
+        first = (uint32_t)(items * blockIdx.x / gridDim.x);
+        last = (uint32_t)(items * (blockIdx.x + 1) / gridDim.x);
+    }
+
+    __device__ __forceinline__ const uint8_t *item(uint32_t i) const
+    {
+        return at<const uint8_t>(weights, groups[i / tiles].expert * bytes + (uint64_t)(i % tiles) * units * CU_MX_BYTES);
+    }
+};
+
+/* The mbarrier of a part of the ring's next item. */
+__device__ __forceinline__ uint32_t few_came(const few_ring &ring, uint32_t part)
+{
+    return ring.full + (ring.place * CU_FEW_PARTS + part) * 8;
+}
+
+/* By one thread: all of the block's items, CU_FEW_AHEAD copies on their way. More would only make what others ask of memory wait. */
+template <class Done> __device__ __forceinline__ void few_ask(few_ring ring, const few_work &work, const Done &done)
+{
+    const uint64_t policy = stream_policy();
+    few_ring landed = ring;
+    uint32_t asked = 0, part_landed = 0;
+    ring.parity = 1;
+    for (uint32_t i = work.first; i < work.last; i++) {
+        const uint8_t *from = work.item(i);
+        bulk_wait(ring.empty + ring.place * 8, ring.parity);
+#pragma unroll
+        for (uint32_t part = 0; part < CU_FEW_PARTS; part++) {
+            const uint32_t begin = cu_mx_first(work.units, part, CU_FEW_PARTS) * CU_MX_BYTES,
+                           size = cu_mx_first(work.units, part + 1, CU_FEW_PARTS) * CU_MX_BYTES - begin,
+                           bar = few_came(ring, part);
+            if (asked++ >= CU_FEW_AHEAD) {
+                bulk_wait(few_came(landed, part_landed), landed.parity);
+                if (++part_landed == CU_FEW_PARTS) {
+                    part_landed = 0;
+                    landed.next(1);
+                }
+            }
+            bulk_expect(bar, size + (part ? 0 : CU_FEW_BIAS));
+            if (size)
+                copy_bulk(ring.stage() + begin, from + begin, size, bar, policy);
+            if (part == 0)
+                copy_bulk(ring.stage() + work.units * CU_MX_BYTES, done.from(work.groups[i / work.tiles].expert, i % work.tiles), CU_FEW_BIAS, bar);
+        }
+        ring.next(1);
+    }
+}
+
+/* Adds the sums of a team's warps in order; true for the first of them, which gets them all. `turn` counts the calls: places are used in
+ * turns, and a barrier says that a place is full, another that it is read, so that the others may be two calls ahead of the first. FEW: odd columns
+ * are empty. */
+template <bool FEW> __device__ __forceinline__ bool few_gather(float4 *sums, uint32_t turn, float acc[4])
+{
+    static_assert(CU_FEW_TEAMS * 4 < 15, "four barriers a team");
+    constexpr uint32_t LEFT = CU_FEW_LEFT / 16, TOGETHER = CU_FEW_TEAM * 32;
+    const uint32_t warp = threadIdx.x / 32, part = warp % CU_FEW_TEAM, team = warp / CU_FEW_TEAM, full = 1 + team * 4 + (turn & 1), read = full + 2;
+    float4 *left = sums + (team * 2 + (turn & 1)) * (CU_FEW_TEAM - 1) * LEFT;
+    if (part != 0) {
+        if (turn >= 2)
+            asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(TOGETHER) : "memory");
+        left += (part - 1) * LEFT;
+        if (FEW)
+            ((float2 *)left)[threadIdx.x % 32] = make_float2(acc[0], acc[2]);
+        else
+            left[threadIdx.x % 32] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+        asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(TOGETHER) : "memory");
+        return false;
+    }
+    asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(TOGETHER) : "memory");
+#pragma unroll
+    for (int p = 0; p < CU_FEW_TEAM - 1; p++, left += LEFT) {
+        if (FEW) {
+            const float2 v = ((const float2 *)left)[threadIdx.x % 32];
+            acc[0] += v.x;
+            acc[2] += v.y;
+        } else {
+            const float4 v = left[threadIdx.x % 32];
+            acc[0] += v.x;
+            acc[1] += v.y;
+            acc[2] += v.z;
+            acc[3] += v.w;
+        }
+    }
+    asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(TOGETHER) : "memory");
+    return true;
+}
+
+/* What a warp knows of an item. */
+struct few_share {
+    uint32_t part, u0, per; /* of an item's copies; units of its share */
+    uint32_t zeros, stride;
+    float4 *sums;
+    uint32_t turn;
+};
+
+/* One item: this warp's share of the products of `tile` with the rows of `group`, which lie at `acts`. */
+template <int NT, bool FEW, class Done>
+__device__ __forceinline__ void few_item(const few_ring &ring, few_share &s, uint32_t acts_at, const struct cu_group &group, uint32_t tile,
+                                         uint32_t bias_at, const Done &done)
+{
+    constexpr int AT_ONCE = NT == 1 ? CU_MX_SPAN : 1; /* units: registers */
+    mx_lane<NT, FEW> acts(acts_at, s.stride, s.u0, group.count, s.zeros);
+    float acc[NT][4];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        for (int i = 0; i < 4; i++)
+            acc[n][i] = 0;
+    uint32_t from = ring.stage() + s.u0 * CU_MX_BYTES, left = s.per;
+    bulk_wait(few_came(ring, s.part), ring.parity);
+#pragma unroll 1
+    for (; left >= CU_MX_SPAN; left -= CU_MX_SPAN, from += CU_MX_STAGE)
+#pragma unroll
+        for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
+            mx_units<NT, FEW, AT_ONCE>(from, i, acts, acc);
+#pragma unroll 1
+    for (; left > 0; left--, from += CU_MX_BYTES)
+        mx_units<NT, FEW, 1>(from, 0, acts, acc);
+    const float2 bias = s.u0 == 0 ? done.take(bias_at) : make_float2(0, 0); /* only the team's first needs it */
+    bulk_arrive(ring.empty + ring.place * 8);
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        if (!few_gather<FEW>(s.sums, s.turn++, acc[n]))
+            continue;
+        if (FEW)
+            mx_spread(acc[n]);
+        done(tile, group.place + n * 8 + threadIdx.x % 4 * 2, group.place + group.count, acc[n], bias);
+    }
+}
+
+/* The items of the block, by the teams, in phases: as many lists as their rows have room in shared memory. from(place): its row. */
+template <class From, class Done>
+__device__ __forceinline__ void few_multiply(few_ring ring, const few_work &work, few_share s, uint32_t acts_at, uint32_t room, uint32_t came, uint32_t k,
+                                             From from, const Done &done)
+{
+    const uint32_t team = threadIdx.x / 32 / CU_FEW_TEAM, lane = threadIdx.x % 32, bias = work.units * CU_MX_BYTES;
+    uint32_t item = work.first + team, phase = 0;
+    ring.next(team);
+    for (uint32_t g0 = work.first / work.tiles, g1; g0 * work.tiles < work.last; g0 = g1, phase ^= 1) {
+        uint32_t rows = 0;
+        const uint8_t *row = NULL; /* the lane's */
+        g1 = g0;
+        do {
+            const struct cu_group group = work.groups[g1++];
+            if (threadIdx.x < 32 && lane - rows < group.count)
+                row = from(group.place + lane - rows);
+            rows += group.count;
+        } while (g1 * work.tiles < work.last && rows + work.groups[g1].count <= room);
+        if (g0 * work.tiles > work.first) /* nobody reads the rows before any more */
+            asm volatile("bar.sync 15, %0;" ::"n"(CU_FEW_WARPS * 32) : "memory");
+        if (threadIdx.x == 0)
+            bulk_expect(came, rows * k * 2);
+        if (threadIdx.x < 32) {
+            __syncwarp();
+            if (row)
+                copy_bulk(acts_at + lane * s.stride, row, k * 2, came);
+        }
+        bulk_wait(came, phase);
+        const uint32_t end = min(work.last, g1 * work.tiles);
+        uint32_t at_group = g0, acts = acts_at;
+        for (; item < end; item += CU_FEW_TEAMS, ring.next(CU_FEW_TEAMS)) {
+            while ((at_group + 1) * work.tiles <= item)
+                acts += work.groups[at_group++].count * s.stride;
+            const struct cu_group group = work.groups[at_group];
+            const uint32_t tile = item - at_group * work.tiles, bias_at = ring.stage() + bias;
+            if (group.count <= 4)
+                few_item<1, true>(ring, s, acts, group, tile, bias_at, done);
+            else if (group.count <= 8)
+                few_item<1, false>(ring, s, acts, group, tile, bias_at, done);
+            else
+                few_item<2, false>(ring, s, acts, group, tile, bias_at, done);
+        }
+    }
+}
+
+/* from(place, row): the activations of a place, whose row of the step is known when the op is not EARLY. EARLY: the op before this one began when the routing was done, so
+ * that weights are asked for while it still runs. */
+template <bool EARLY, class From, class Done>
+__device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k, From from, const Done &done)
+{
+    __shared__ struct cu_group groups[FEW_LISTS];
+    __shared__ uint64_t full[CU_FEW_STAGES * CU_FEW_PARTS], empty[CU_FEW_STAGES], came;
+    __shared__ uint32_t rows[FEW_LISTS]; /* of the first places */
+    __shared__ uint4 zeros;
+    const uint32_t kind = dynamic_shared_bytes() / 16 % 4, units = cu_mx_units(k), stride = cu_row_stride(units * CU_MX_UNIT);
+    const struct cu_few_room room = cu_few_room(kind, k);
+    const uint32_t base = smem_at(gemv_dynamic), acts = base + room.acts_at;
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < CU_FEW_STAGES * CU_FEW_PARTS; i++)
+            asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(smem_at(full + i)) : "memory");
+        for (uint32_t i = 0; i < CU_FEW_STAGES; i++)
+            asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(empty + i)), "n"(CU_FEW_TEAM) : "memory");
+        bulk_open(smem_at(&came));
+        zeros = make_uint4(0, 0, 0, 0);
+    }
+    /* the rest of each row's last unit */
+    for (uint32_t r = threadIdx.x; r < 2u << kind; r += CU_FEW_THREADS)
+        for (uint32_t c = k * 2; c < units * CU_MX_UNIT * 2; c += 16)
+            sts16(acts + r * stride + c, make_uint4(0, 0, 0, 0));
+    const struct cu_route *route = at<const struct cu_route>(few_now(m->route));
+    const uint32_t *rows_of = route_array(m, 3);
+    if (!EARLY)
+        overlap_wait();
+    overlap_next(); /* not before the routing is done: the op after this one may read it */
+    /* lists that are not there, too: no load waits for another */
+    const uint32_t count = min(__ldcg(&route->groups), (uint32_t)FEW_LISTS);
+    const uint32_t word = threadIdx.x < FEW_LISTS * 3 ? __ldcg((const uint32_t *)route->group + threadIdx.x) : 0;
+    const uint32_t row = threadIdx.x < FEW_LISTS && !EARLY ? __ldcg(rows_of + threadIdx.x) : 0;
+    if (threadIdx.x < FEW_LISTS * 3)
+        ((uint32_t *)groups)[threadIdx.x] = word;
+    if (threadIdx.x < FEW_LISTS)
+        rows[threadIdx.x] = row;
+    __syncthreads();
+    few_work work = {groups, w, cu_mx_bytes(n, k), cu_tiles(n), units, 0, 0};
+    work.share(count);
+    const few_ring ring = {base, room.stage_bytes, room.stages, smem_at(full), smem_at(empty), 0, 0};
+    if (threadIdx.x >= CU_FEW_WARPS * 32) {
+        if (threadIdx.x == CU_FEW_WARPS * 32)
+            few_ask(ring, work, done);
+        return;
+    }
+    if (EARLY)
+        overlap_wait();
+    const uint32_t share = threadIdx.x / 32 % CU_FEW_TEAM, u0 = cu_mx_first(units, share, CU_MX_SPLIT);
+    const few_share s = {share * CU_FEW_PARTS / CU_FEW_TEAM, u0, cu_mx_first(units, share + 1, CU_MX_SPLIT) - u0, smem_at(&zeros), stride,
+                         (float4 *)((uint8_t *)gemv_dynamic + room.sums_at), 0};
+    few_multiply(
+        ring, work, s, acts, 2u << kind, smem_at(&came), k, [&](uint32_t place) { return from(place, EARLY ? 0 : place < FEW_LISTS ? rows[place] : __ldcg(rows_of + place)); }, done);
+}
+
+KERNEL(up, CU_FEW_THREADS, 1)
+{
+    const nib_gpu_ptr acts = few_now(m->acts);
+    const uint32_t stride = max(few_now(m->hidden), few_now(m->heads) * NIB_HEAD_DIM) * 2;
+    few_mx<false>(
+        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t, uint32_t row) { return at<uint8_t>(acts, (uint64_t)row * stride); },
+        few_up_done(m, layer));
+}
+
+KERNEL(down, CU_FEW_THREADS, 1)
+{
+    const nib_gpu_ptr gated = few_now(m->gated);
+    const uint32_t stride = m->intermediate * 2;
+    few_mx<true>(
+        m, m->layer[layer].down, m->hidden, stride / 2, [&](uint32_t place, uint32_t) { return at<uint8_t>(gated, (uint64_t)place * stride); },
+        few_down_done(m, layer));
+}
