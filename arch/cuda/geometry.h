@@ -79,8 +79,10 @@ static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t w
 static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                       struct nib_gpu_geometry *ret)
 {
+    const struct cu_few_room room = cu_few_room(cu_few_kind(rows), k);
     ret->block = CU_FEW_THREADS;
-    ret->shared_bytes = cu_few_room(cu_few_kind(rows), k).bytes;
+    /* when no stage fits: more than there is, which boot refuses */
+    ret->shared_bytes = room.stages ? room.bytes : NIB_SM_SHARED + room.stage_bytes;
     ret->grid[0] = least(rows * m->experts_used * cu_tiles(n), m->sms);
 }
 #else

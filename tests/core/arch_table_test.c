@@ -87,6 +87,30 @@ START_TEST(launches_fit_what_the_row_needs)
 }
 END_TEST
 
+/* Expert products of few rows: a model whose rows and tiles have no room beside each other asks for more than there is, which boot refuses; it may not
+ * launch without room for two tiles, which would never end. */
+START_TEST(a_model_too_wide_for_its_experts_is_refused)
+{
+    const struct nib_arch_row *row = nib_arch_find("sm90");
+    if (!row->gpu_kernels)
+        return; /* built without nvcc */
+    uint32_t refused = 0;
+    for (uint32_t hidden = 64; hidden <= NIB_MAX_HIDDEN; hidden += 64)
+        for (uint32_t rows = 2; rows <= 16; rows *= 2) {
+            struct nib_gpu_machine m = {.slots = 16, .step_rows_max = 64, .sms = 132};
+            nib_gpu_machine_model(&m, nib_shape_find("20b"));
+            m.hidden = hidden;
+            struct nib_gpu_geometry g;
+            row->gpu_kernels->geometry(NIB_GPU_UP, &m, rows, 0, rows, &g);
+            refused += g.shared_bytes > row->shared_bytes;
+            if (g.shared_bytes <= row->shared_bytes)
+                ck_assert_msg(g.shared_bytes >= rows * hidden * 2 + 2 * (hidden / 64 * 544),
+                              "hidden %u, %u rows: %u bytes", hidden, rows, g.shared_bytes);
+        }
+    ck_assert_uint_gt(refused, 0);
+}
+END_TEST
+
 START_TEST(a_card_with_too_little_shared_memory_is_refused)
 {
     struct nib_profile profile;
@@ -171,5 +195,6 @@ START_TEST(bad_profiles_are_refused)
 END_TEST
 
 NIB_SUITE(arch_table, each_profile_gets_its_row, each_profile_runs_a_row_with_kernels, launches_fit_what_the_row_needs,
-          a_card_with_too_little_shared_memory_is_refused, a_mask_walks_down_the_rows,
-          a_cpu_without_features_gets_the_reference, fallbacks_are_rows, bad_profiles_are_refused)
+          a_model_too_wide_for_its_experts_is_refused, a_card_with_too_little_shared_memory_is_refused,
+          a_mask_walks_down_the_rows, a_cpu_without_features_gets_the_reference, fallbacks_are_rows,
+          bad_profiles_are_refused)
