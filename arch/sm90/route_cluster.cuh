@@ -44,6 +44,20 @@ struct route_job {
     uint32_t parts;         /* of the logits of its rows: [row][share][tiles of experts] fp32 */
     uint32_t tiles;
 
+    /* Of a block with `each` rows; `rows` is not known yet. */
+    __device__ __forceinline__ route_job(const struct nib_gpu_machine *m, uint32_t each)
+    {
+        const uint32_t rank = blockIdx.x, at_acts = smem_at(gemv_dynamic), at_weights = at_acts + each * ROUTE_WARPS * CU_ROUTE_STRIDE;
+        tiles = cu_tiles(m->experts);
+        u0 = unit_first<ROUTE_WARPS>(m->hidden / CU_DENSE_UNIT, rank);
+        units = unit_first<ROUTE_WARPS>(m->hidden / CU_DENSE_UNIT, rank + 1) - u0;
+        acts = at_acts;
+        parts = at_weights + tiles * CU_ROUTE_UNITS * CU_DENSE_BYTES;
+        weights = at_weights + threadIdx.x / 32 * CU_ROUTE_UNITS * CU_DENSE_BYTES + threadIdx.x % 32 * 16;
+        first = blockIdx.y * each * ROUTE_WARPS;
+        rows = 0;
+    }
+
     __device__ __forceinline__ uint32_t part(uint32_t j, uint32_t share, uint32_t e) const
     {
         return parts + (((j * ROUTE_WARPS + share) * tiles * CU_TILE) + e) * 4;
@@ -279,6 +293,55 @@ __device__ __forceinline__ void route_cluster_weights(const struct nib_gpu_machi
     copy_commit();
 }
 
+/* This block's share of the inputs of all the cluster's rows, normed, to shared memory: a warp has rows `warp` (and `warp` + 8). Ends with a barrier. */
+template <uint32_t EACH>
+__device__ __forceinline__ void route_cluster_share(const route_job &job, const uint2 w[ROUTE_FEW], const float4 (&part)[EACH][ROUTE_FEW],
+                                                    const struct route_cluster &sh)
+{
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; j++) {
+        const uint32_t theirs = j * ROUTE_WARPS + warp;
+        const float scale = theirs < job.rows ? sh.scale[theirs] : 0;
+#pragma unroll
+        for (uint32_t p = 0; p < ROUTE_FEW; p++) {
+            const uint32_t k = lane + p * 32;
+            const float4 y = normed(part[j][p], scale, bf16_four(w[p]));
+            if (theirs < job.rows && k < job.units * 8)
+                asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(job.acts + theirs * CU_ROUTE_STRIDE + k * 8), "r"(pack_bf16(y.x, y.y)),
+                             "r"(pack_bf16(y.z, y.w))
+                             : "memory");
+        }
+    }
+    copy_wait<0>();
+    __syncthreads();
+}
+
+/* The mbarriers are told how much comes; one thread. */
+template <uint32_t EACH> __device__ __forceinline__ void route_cluster_expect(const route_job &job, const route_to &to, struct route_cluster &sh)
+{
+    const uint32_t rank = blockIdx.x;
+    uint32_t mine = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; j++)
+        mine += j * ROUTE_WARPS + rank < job.rows;
+    bulk_expect(smem_at(&sh.came[ROUTE_SCALES]), job.rows * 4);
+    bulk_expect(smem_at(&sh.came[ROUTE_PARTS_CAME]), mine * ROUTE_WARPS * to.experts * 4);
+    bulk_expect(smem_at(&sh.came[ROUTE_CHOSEN]), gridDim.y == 1 && rank == 0 ? job.rows * to.used * 4 : 0);
+}
+
+/* The mbarriers are there, and other blocks hear of it. All threads. */
+__device__ __forceinline__ void route_cluster_open(struct route_cluster &sh)
+{
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < 3; i++)
+            bulk_open(smem_at(&sh.came[i]));
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
 /* A block ends when all that others write to it has come. Weights, norm and biases are asked for before the op before this one has ended. From layer 1
  * on the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
 template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const struct nib_gpu_machine *m, uint32_t layer)
@@ -291,21 +354,8 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
     }
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t rank = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, hidden = m->hidden, experts = m->experts;
-    route_job job;
-    job.tiles = cu_tiles(experts);
-    job.u0 = unit_first<ROUTE_WARPS>(hidden / CU_DENSE_UNIT, rank);
-    job.units = unit_first<ROUTE_WARPS>(hidden / CU_DENSE_UNIT, rank + 1) - job.u0;
-    job.acts = smem_at(gemv_dynamic);
-    job.parts = job.acts + EACH * ROUTE_WARPS * CU_ROUTE_STRIDE + job.tiles * CU_ROUTE_UNITS * CU_DENSE_BYTES;
-    job.weights = job.acts + EACH * ROUTE_WARPS * CU_ROUTE_STRIDE + warp * CU_ROUTE_UNITS * CU_DENSE_BYTES + lane * 16;
-    job.first = blockIdx.y * EACH * ROUTE_WARPS;
-    if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < 3; i++)
-            bulk_open(smem_at(&sh.came[i]));
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+    route_job job(m, EACH);
+    route_cluster_open(sh);
     route_cluster_weights(m, layer, job);
     const uint2 *norm = at<const uint2>(m->layer[layer].mlp_norm);
     uint2 w[ROUTE_FEW], w_share[ROUTE_FEW];
@@ -343,32 +393,10 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
         copy_wait<0>();
         return;
     }
-    if (threadIdx.x == 0) {
-        uint32_t mine = 0;
-#pragma unroll
-        for (uint32_t j = 0; j < EACH; j++)
-            mine += j * ROUTE_WARPS + rank < job.rows;
-        bulk_expect(smem_at(&sh.came[ROUTE_SCALES]), job.rows * 4);
-        bulk_expect(smem_at(&sh.came[ROUTE_PARTS_CAME]), mine * ROUTE_WARPS * to.experts * 4);
-        bulk_expect(smem_at(&sh.came[ROUTE_CHOSEN]), gridDim.y == 1 && rank == 0 ? job.rows * to.used * 4 : 0);
-    }
+    if (threadIdx.x == 0)
+        route_cluster_expect<EACH>(job, to, sh);
     route_cluster_norm<EACH>(hidden, to, job, w, v, sh);
-#pragma unroll
-    for (uint32_t j = 0; j < EACH; j++) {
-        const uint32_t theirs = j * ROUTE_WARPS + warp;
-        const float scale = theirs < job.rows ? sh.scale[theirs] : 0;
-#pragma unroll
-        for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-            const uint32_t k = lane + p * 32;
-            const float4 y = normed(part[j][p], scale, bf16_four(w_share[p]));
-            if (theirs < job.rows && k < job.units * 8)
-                asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(job.acts + theirs * CU_ROUTE_STRIDE + k * 8), "r"(pack_bf16(y.x, y.y)),
-                             "r"(pack_bf16(y.z, y.w))
-                             : "memory");
-        }
-    }
-    copy_wait<0>();
-    __syncthreads();
+    route_cluster_share<EACH>(job, w_share, part, sh);
     if (warp < job.tiles)
         route_cluster_tile<EACH>(to.experts, warp, job, sh);
     const bool live = warp < EACH && warp * ROUTE_WARPS + rank < job.rows;
