@@ -457,7 +457,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     uint32_t base = windowed ? begin & ~31u : blockIdx.z * keys, key0 = attn_first_key(base);
     if (mine && key0 < end)
         span.ask(key0, ahead, sh.v[warp]);
-    const nib_gpu_ptr queries = *(const volatile nib_gpu_ptr *)&m->q; /* not behind the wait, as the compiler would */
+    const nib_gpu_ptr queries = read_now(m->q);
     if (layer > 0)
         overlap_wait();
     if (!mine)

@@ -81,10 +81,23 @@ __device__ __forceinline__ void copy_bulk(uint32_t dst, const void *src, uint32_
                  : "memory");
 }
 
+/* One thread: an mbarrier that so many arrivals complete, and the bytes expected. */
+template <int ARRIVALS> __device__ __forceinline__ void bulk_init(uint32_t bar)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "n"(ARRIVALS) : "memory");
+}
+
+/* Behind the last bulk_init, by the same thread, before a barrier of the block: copies and the cluster's other blocks see them, too. */
+__device__ __forceinline__ void bulk_inited()
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 /* One thread, before a barrier of the block: an mbarrier that one arrival and the bytes expected with it complete. */
 __device__ __forceinline__ void bulk_open(uint32_t bar)
 {
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bar) : "memory");
+    bulk_init<1>(bar);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
@@ -105,11 +118,6 @@ __device__ __forceinline__ void bulk_arrive(uint32_t bar)
         asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 #endif
-
-__device__ __forceinline__ void copy4(uint32_t dst, const void *src)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(src) : "memory");
-}
 
 /* 16 bytes, or zeros. */
 __device__ __forceinline__ void copy16(uint32_t dst, const void *src, bool there)
@@ -227,6 +235,12 @@ __device__ __forceinline__ uint32_t dynamic_shared_bytes()
     uint32_t bytes;
     asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
     return bytes;
+}
+
+/* A field of the machine block, read here and not where it is used, behind a wait, whither the compiler would move it. */
+template <class T> __device__ __forceinline__ T read_now(const T &field)
+{
+    return *(const volatile T *)&field;
 }
 
 __device__ __forceinline__ float bf16_at(nib_gpu_ptr p, uint64_t i)

@@ -187,6 +187,13 @@ NIB_BOTH uint32_t cu_row_stride(uint32_t k)
     return (k * 2 + 63) / 64 % 2 ? (k * 2 + 63) / 64 * 64 : (k * 2 + 63) / 64 * 64 + 64;
 }
 
+/* First unit of share `i` of `shares` of an expert's inputs. */
+NIB_BOTH uint32_t cu_mx_first(uint32_t units, uint32_t i, uint32_t shares)
+{
+    const uint32_t first = CU_DIV_UP(units, CU_MX_SPAN) * i / shares * CU_MX_SPAN;
+    return first < units ? first : units;
+}
+
 /* A block of an expert product before sm_90: sums, rings of `depth` stages a warp, rows of activations. */
 struct cu_mx_room {
     uint32_t depth, acts_at, bytes;

@@ -1,5 +1,5 @@
 /* arch/cuda/moe_gemv.cuh: expert products of decode rows before sm_90. Work is a list of items (group of one expert's rows, tile); a block
- * takes an even, contiguous part of it. TEAM warps beside each other take an item at a time, each two of CU_MX_SPLIT shares of its inputs,
+ * takes an even, contiguous part of it. CU_MX_TEAM warps beside each other take an item at a time, each two of CU_MX_SPLIT shares of its inputs,
  * and one of them adds up. A warp streams its items through a ring of its own in shared memory, across items, with no barrier.
  * An output depends on its own row only: the order of its sum is fixed. */
 #pragma once
@@ -11,8 +11,8 @@
 static_assert(CU_GEMV_ROWS <= 4, "a row has two columns");
 
 /* A stage of the ring is a span: CU_MX_SPAN units of an item. */
-template <int TEAM> struct mx_stream {
-    static constexpr uint32_t STEP = CU_MX_WARPS / TEAM;
+struct mx_stream {
+    static constexpr uint32_t STEP = CU_MX_WARPS / CU_MX_TEAM;
     nib_gpu_ptr weights;
     const struct cu_group *groups; /* in shared memory */
     uint64_t bytes;                 /* of a matrix */
@@ -30,12 +30,12 @@ template <int TEAM> struct mx_stream {
 
     __device__ __forceinline__ void open(uint32_t first, uint32_t end)
     {
-        const uint32_t share = threadIdx.x / 32 % TEAM * 2, spans = CU_DIV_UP(units, CU_MX_SPAN);
-        static_assert(TEAM * 2 == CU_MX_SPLIT, "two shares a warp");
+        const uint32_t share = threadIdx.x / 32 % CU_MX_TEAM * 2, spans = CU_DIV_UP(units, CU_MX_SPAN);
+        static_assert(CU_MX_TEAM * 2 == CU_MX_SPLIT, "two shares a warp");
         u0 = spans * share / CU_MX_SPLIT * CU_MX_SPAN;
         middle = spans * (share + 1) / CU_MX_SPLIT * CU_MX_SPAN - u0;
         per = min(spans * (share + 2) / CU_MX_SPLIT * CU_MX_SPAN, units) - u0;
-        item = first + threadIdx.x / 32 / TEAM;
+        item = first + threadIdx.x / 32 / CU_MX_TEAM;
         last = per ? end : 0;
         unit = 0;
         if (item < last)
@@ -71,40 +71,39 @@ template <int TEAM> struct mx_stream {
     }
 };
 
-/* Adds the sums of the TEAM warps that share an item, `first` and `acc` of each warp's two shares, in order; true for the first warp,
+/* Adds the sums of the CU_MX_TEAM warps that share an item, `first` and `acc` of each warp's two shares, in order; true for the first warp,
  * which gets them all in acc. `turn` counts the calls: places are used in turns, and a barrier says that a place is full, another that
  * it is read, so that the others may be two calls ahead of the first. Odd columns are empty. */
-template <int TEAM>
 __device__ __forceinline__ bool mx_gather(float4 *sums, uint32_t turn, const float first[4], float acc[4])
 {
-    static_assert(CU_MX_WARPS / TEAM * 4 < 16, "four barriers of each warps that share");
+    static_assert(CU_MX_WARPS / CU_MX_TEAM * 4 < 16, "four barriers of each warps that share");
     constexpr uint32_t LEFT = CU_MX_LEFT / 16;
-    const uint32_t warp = threadIdx.x / 32, part = warp % TEAM, full = 1 + warp / TEAM * 4 + (turn & 1), read = full + 2;
-    float4 *left = sums + ((turn & 1) * (CU_MX_WARPS / TEAM) + warp / TEAM) * (TEAM - 1) * LEFT + threadIdx.x % 32;
+    const uint32_t warp = threadIdx.x / 32, part = warp % CU_MX_TEAM, full = 1 + warp / CU_MX_TEAM * 4 + (turn & 1), read = full + 2;
+    float4 *left = sums + ((turn & 1) * (CU_MX_WARPS / CU_MX_TEAM) + warp / CU_MX_TEAM) * (CU_MX_TEAM - 1) * LEFT + threadIdx.x % 32;
     if (part != 0) {
         if (turn >= 2)
-            asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
+            asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(CU_MX_TEAM * 32) : "memory");
         left[(part - 1) * LEFT] = make_float4(first[0], acc[0], first[2], acc[2]);
-        asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(TEAM * 32) : "memory");
+        asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(CU_MX_TEAM * 32) : "memory");
         return false;
     }
 #pragma unroll
     for (int i = 0; i < 4; i++)
         acc[i] = first[i] + acc[i];
-    asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(TEAM * 32) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(CU_MX_TEAM * 32) : "memory");
 #pragma unroll
-    for (int p = 1; p < TEAM; p++) {
+    for (int p = 1; p < CU_MX_TEAM; p++) {
         const float4 v = left[(p - 1) * LEFT];
         acc[0] = acc[0] + v.x + v.y;
         acc[2] = acc[2] + v.z + v.w;
     }
-    asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(TEAM * 32) : "memory");
+    asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(CU_MX_TEAM * 32) : "memory");
     return true;
 }
 
 /* One item: this warp's shares of the products of `tile` with the rows of `group`, which lie at `acts`. */
-template <int TEAM, class Done>
-__device__ __forceinline__ void mx_item(mx_stream<TEAM> &s, const gemv_shared &sh, uint32_t acts_at, uint32_t &turn,
+template <class Done>
+__device__ __forceinline__ void mx_item(mx_stream &s, const gemv_shared &sh, uint32_t acts_at, uint32_t &turn,
                                         const struct cu_group &group, uint32_t tile, uint32_t zeros, const Done &done)
 {
     const float2 bias = done.bias(group.expert, tile);
@@ -126,7 +125,7 @@ __device__ __forceinline__ void mx_item(mx_stream<TEAM> &s, const gemv_shared &s
                 mx_units<1, true, 1>(span, i, acts, acc);
         }
     }
-    if (!mx_gather<TEAM>(sh.sums, turn++, first, acc[0]))
+    if (!mx_gather(sh.sums, turn++, first, acc[0]))
         return;
     mx_spread(acc[0]);
     done(tile, group.place + threadIdx.x % 4 * 2, group.place + group.count, acc[0], bias);
@@ -167,8 +166,8 @@ __device__ __forceinline__ void mx_acts(const gemv_shared &sh, const uint8_t *co
 
 /* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. near: the rows of the first MX_NEAR
  * places. */
-template <int TEAM, class From, class Done>
-__device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared &sh, const struct cu_group *groups,
+template <class From, class Done>
+__device__ __forceinline__ void mx_phases(mx_stream &s, const gemv_shared &sh, const struct cu_group *groups,
                                           uint32_t first, uint32_t last, uint32_t k, const mx_guess &guess,
                                           const uint32_t *near, From from, const Done &done)
 {
@@ -177,7 +176,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
     if (threadIdx.x == 0)
         zeros = make_uint4(0, 0, 0, 0);
     const uint32_t room = min((dynamic_shared_bytes() - (sh.acts - smem_at(gemv_dynamic))) / sh.stride, (uint32_t)CU_MX_ROWS_MAX);
-    uint32_t item = first + threadIdx.x / 32 / TEAM, turn = 0;
+    uint32_t item = first + threadIdx.x / 32 / CU_MX_TEAM, turn = 0;
     for (uint32_t g0 = first / s.tiles; g0 * s.tiles < last;) {
         uint32_t g1 = g0, rows = 0;
         do { /* the threads below the group's count look where its rows lie */
@@ -196,7 +195,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
                 acts += groups[at_group++].count * sh.stride;
             const struct cu_group group = groups[at_group];
             const uint32_t tile = item - at_group * s.tiles;
-            mx_item<TEAM>(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
+            mx_item(s, sh, acts, turn, group, tile, smem_at(&zeros), done);
         }
         __syncthreads();
         g0 = g1;
@@ -204,7 +203,7 @@ __device__ __forceinline__ void mx_phases(mx_stream<TEAM> &s, const gemv_shared 
 }
 
 /* from(place, near): its row of activations, near[] as for mx_phases; `likely` one that may be read whatever the step is, or NULL. NEAR: near[] is wanted. */
-template <int TEAM, bool NEAR, class From, class Done>
+template <bool NEAR, class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
                                          const uint8_t *likely, From from, const Done &done)
 {
@@ -217,7 +216,7 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
         room = cu_mx_room(CU_GEMV_ROWS, k);
     sh.sums = (float4 *)gemv_dynamic;
     sh.acts = smem_at(gemv_dynamic) + room.acts_at;
-    mx_stream<TEAM> s;
+    mx_stream s;
     s.weights = w;
     s.groups = groups;
     s.tiles = cu_tiles(n);
@@ -242,14 +241,14 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     const uint32_t first = (uint32_t)((uint64_t)items * blockIdx.x / gridDim.x);
     const uint32_t last = (uint32_t)((uint64_t)items * (blockIdx.x + 1) / gridDim.x);
     s.open(first, last);
-    mx_phases<TEAM>(s, sh, groups, first, last, k, guess, near, from, done);
+    mx_phases(s, sh, groups, first, last, k, guess, near, from, done);
     s.ring.close();
 }
 
 KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t *rows = route_array(m, 3);
-    moe_gemv<CU_MX_TEAM, true>(
+    moe_gemv<true>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
         [&](uint32_t place, const uint32_t *near) { return acts_row(m, place < MX_NEAR ? near[place] : __ldcg(rows + place)); },
         done_up(m, layer));
@@ -258,7 +257,7 @@ KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
 KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t inner = m->intermediate;
-    moe_gemv<CU_MX_TEAM, false>(
+    moe_gemv<false>(
         m, m->layer[layer].down, m->hidden, inner, NULL,
         [&](uint32_t place, const uint32_t *) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }

@@ -232,11 +232,8 @@ __device__ __forceinline__ void batch_attn(const struct nib_gpu_machine *m, uint
     static_assert(CU_BATCH_ATTN_WARPS * OWN + CU_BATCH_ATTN_MEET <= CU_BATCH_ATTN_SHARED, "the table says less");
     batch_attn_shared &sh = *(batch_attn_shared *)(room + CU_BATCH_ATTN_WARPS * OWN);
     if (threadIdx.x < CU_BATCH_ATTN_PARTS) {
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(&sh.full[threadIdx.x])), "n"(ATTN_KEY_WARPS)
-                     : "memory");
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(&sh.empty[threadIdx.x])),
-                     "n"(CU_BATCH_ATTN_JOINERS)
-                     : "memory");
+        bulk_init<ATTN_KEY_WARPS>(smem_at(&sh.full[threadIdx.x]));
+        bulk_init<CU_BATCH_ATTN_JOINERS>(smem_at(&sh.empty[threadIdx.x]));
     }
     if (layer == 0) /* later the step block may be read early: see attn */
         overlap_wait();

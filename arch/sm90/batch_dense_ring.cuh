@@ -91,11 +91,10 @@ template <class Shape> struct batch_ring {
         acts = (smem_at(dynamic) + 1023) & ~1023u;
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(full()), "n"(BATCH_WEIGHTS_WARPS + 1) : "memory");
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty()), "n"(Shape::groups * (Shape::pair ? 8 : 4)) : "memory");
+                bulk_init<BATCH_WEIGHTS_WARPS + 1>(full());
+                bulk_init<Shape::groups * (Shape::pair ? 8 : 4)>(empty());
             }
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            bulk_inited();
         }
         slot = parity = 0;
         __syncthreads();

@@ -25,11 +25,10 @@ struct batch_mx_ring {
         slot = parity = 0;
         if (threadIdx.x == 0) {
             for (uint32_t i = 0; i < CU_BATCH_MX_STAGES; i++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full(i)) : "memory");
-                asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty(i)), "n"(CU_BATCH_MX_READERS) : "memory");
+                bulk_init<1>(full(i));
+                bulk_init<CU_BATCH_MX_READERS>(empty(i));
             }
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            bulk_inited();
         }
     }
 

@@ -8,8 +8,6 @@
 #include "arch/cuda/gemv.cuh"
 #include "arch/cuda/mx_units.cuh"
 #include "arch/sm90/few_mx.h"
-#include "arch/sm90/few_ring.cuh"
-#include "arch/sm90/token.h"
 
 #define FEW_LISTS (CU_GEMV_ROWS * NIB_MAX_EXPERTS_USED) /* at most; a step with prompt rows has more places */
 static_assert(sizeof(struct cu_group) == 12 && FEW_LISTS * 3 <= CU_FEW_THREADS, "a thread a word");
@@ -42,6 +40,27 @@ struct few_down_done : done_down {
     {
         const uint32_t g = at + threadIdx.x % 32 / 4 * 2;
         return make_float2(__uint_as_float(lds2(g) << 16), __uint_as_float(lds2(g + 16) << 16));
+    }
+};
+
+/* The ring of stages: one thread fills it, warps empty it in turns, and each keeps where it is. */
+struct few_ring {
+    uint32_t stages, bytes, depth; /* shared address, of a stage, how many */
+    uint32_t full, empty;          /* mbarriers of each */
+    uint32_t place, parity;
+
+    __device__ __forceinline__ uint32_t stage() const
+    {
+        return stages + place * bytes;
+    }
+
+    __device__ __forceinline__ void next(uint32_t n)
+    {
+        place += n;
+        while (place >= depth) {
+            place -= depth;
+            parity ^= 1;
+        }
     }
 };
 
@@ -243,9 +262,9 @@ __device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_
     const uint32_t base = smem_at(gemv_dynamic), acts = base + room.acts_at;
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < CU_FEW_STAGES * CU_FEW_PARTS; i++)
-            asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(smem_at(full + i)) : "memory");
+            bulk_init<1>(smem_at(full + i));
         for (uint32_t i = 0; i < CU_FEW_STAGES; i++)
-            asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(empty + i)), "n"(CU_FEW_TEAM) : "memory");
+            bulk_init<CU_FEW_TEAM>(smem_at(empty + i));
         bulk_open(smem_at(&came));
         zeros = make_uint4(0, 0, 0, 0);
     }
@@ -253,7 +272,7 @@ __device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_
     for (uint32_t r = threadIdx.x; r < 2u << kind; r += CU_FEW_THREADS)
         for (uint32_t c = k * 2; c < units * CU_MX_UNIT * 2; c += 16)
             sts16(acts + r * stride + c, make_uint4(0, 0, 0, 0));
-    const struct cu_route *route = at<const struct cu_route>(few_now(m->route));
+    const struct cu_route *route = at<const struct cu_route>(read_now(m->route));
     const uint32_t *rows_of = route_array(m, 3);
     if (!EARLY)
         overlap_wait();
@@ -286,8 +305,8 @@ __device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_
 
 KERNEL(up, CU_FEW_THREADS, 1)
 {
-    const nib_gpu_ptr acts = few_now(m->acts);
-    const uint32_t stride = max(few_now(m->hidden), few_now(m->heads) * NIB_HEAD_DIM) * 2;
+    const nib_gpu_ptr acts = read_now(m->acts);
+    const uint32_t stride = max(read_now(m->hidden), read_now(m->heads) * NIB_HEAD_DIM) * 2;
     few_mx<false>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t, uint32_t row) { return at<uint8_t>(acts, (uint64_t)row * stride); },
         few_up_done(m, layer));
@@ -295,7 +314,7 @@ KERNEL(up, CU_FEW_THREADS, 1)
 
 KERNEL(down, CU_FEW_THREADS, 1)
 {
-    const nib_gpu_ptr gated = few_now(m->gated);
+    const nib_gpu_ptr gated = read_now(m->gated);
     const uint32_t stride = m->intermediate * 2;
     few_mx<true>(
         m, m->layer[layer].down, m->hidden, stride / 2, [&](uint32_t place, uint32_t) { return at<uint8_t>(gated, (uint64_t)place * stride); },

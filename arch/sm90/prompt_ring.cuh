@@ -33,11 +33,10 @@ template <class Form> struct prompt_ring {
         slot = parity = 0;
         if (threadIdx.x == 0) {
             for (uint32_t i = 0; i < Form::stages; i++) {
-                asm volatile("mbarrier.init.shared.b64 [%0], 4;" ::"r"(full + 8 * i) : "memory");
-                asm volatile("mbarrier.init.shared.b64 [%0], 8;" ::"r"(empty + 8 * i) : "memory");
+                bulk_init<4>(full + 8 * i);
+                bulk_init<8>(empty + 8 * i);
             }
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            bulk_inited();
         }
         __syncthreads();
     }

@@ -92,13 +92,6 @@ NIB_BOTH uint32_t cu_share_end(struct cu_share s, uint32_t tile)
     return (tile + 1) * s.per > s.hi ? s.hi - tile * s.per : s.per;
 }
 
-/* First unit of share `i` of `shares` of an expert's inputs: as arch/sm90/few_mx.cuh has it. */
-NIB_BOTH uint32_t cu_mx_first(uint32_t units, uint32_t i, uint32_t shares)
-{
-    const uint32_t first = CU_DIV_UP(units, CU_MX_SPAN) * i / shares * CU_MX_SPAN;
-    return first < units ? first : units;
-}
-
 /* Blocks of a launch: as many as multiprocessors, but each has a whole tile's worth of every op but the router's, so that what
  * a block hands over shows that it has taken in what came before. 0: this model cannot be done so. */
 NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)

@@ -91,9 +91,7 @@ __device__ __forceinline__ void courier_gated(uint32_t epoch)
         }
         if (row > c.all && c.lane < row - c.all)
             sts16(to + c.all * 16, make_uint4(0, 0, 0, 0));
-        __syncwarp();
-        if (c.lane == 0)
-            asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().gated_bar[choice])) : "memory");
+        bulk_arrive(smem_at(&room().gated_bar[choice]));
     }
 }
 

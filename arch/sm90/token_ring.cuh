@@ -30,17 +30,16 @@ __device__ __forceinline__ bool bar_wait(uint64_t *bar, uint32_t parity)
 __device__ __forceinline__ void bars_open()
 {
     for (int i = 0; i < CU_TOKEN_SLOTS; i++) {
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(smem_at(&room().full[i])) : "memory");
-        asm volatile("mbarrier.init.shared.b64 [%0], 2;" ::"r"(smem_at(&room().empty[i])) : "memory");
+        bulk_init<1>(smem_at(&room().full[i]));
+        bulk_init<2>(smem_at(&room().empty[i]));
     }
     for (int c = 0; c < NIB_MAX_EXPERTS_USED; c++)
-        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(&room().gated_bar[c])), "n"(1) : "memory");
+        bulk_init<1>(smem_at(&room().gated_bar[c]));
     for (int i = 0; i < CUTS; i++)
-        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(smem_at(&room().cut_bar[i])) : "memory");
+        bulk_init<32>(smem_at(&room().cut_bar[i]));
     for (int i = 0; i < 2; i++)
-        asm volatile("mbarrier.init.shared.b64 [%0], 32;" ::"r"(smem_at(&room().bias_bar[i])) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        bulk_init<32>(smem_at(&room().bias_bar[i]));
+    bulk_inited();
 }
 
 #define TOKEN_NONE (~0u) /* no stage has this number */
