@@ -166,7 +166,7 @@ $(COUNTERS:%=$(B)/%): $(B)/%.so: %.c gpu/cuda.h
 
 # What runs on a machine with a GPU and nothing installed: the programs, and beside them in lib/ the libraries they need but
 # the C library's own. Built here, carried there; DT_RPATH, since the libraries' own needs must be found too.
-TRAVEL := nibbled nibble logits tests/gpu/libtrouble.so $(COUNTERS) $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
+TRAVEL := nibbled nibble logits lookup_bench tests/gpu/libtrouble.so $(COUNTERS) $(patsubst tests/gpu/%.c,%,$(wildcard tests/gpu/*_gpu_test.c))
 travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@rm -rf build/travel/lib && mkdir -p build/travel/lib
 	@for p in $^; do ldd $$p; done | awk '$$2 == "=>" && $$3 ~ /^\// {print $$3}' | sort -u | \
@@ -174,6 +174,7 @@ travel: $(patsubst %,build/travel/%,$(TRAVEL))
 	@du -sh build/travel
 build/travel/nibbled: $(B)/nibbled
 build/travel/logits: $(B)/tests/gpu/logits
+build/travel/lookup_bench: $(B)/tests/core/lookup_bench
 build/travel/nibble: $(B)/nibble
 build/travel/%.so: $(B)/%.so
 	@mkdir -p $(dir $@)
@@ -181,7 +182,7 @@ build/travel/%.so: $(B)/%.so
 build/travel/%_gpu_test: $(B)/tests/gpu/%_gpu_test
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
-build/travel/nibbled build/travel/nibble build/travel/logits:
+build/travel/nibbled build/travel/nibble build/travel/logits build/travel/lookup_bench:
 	@mkdir -p $(dir $@)
 	$(Q)echo "  CP  $@"; cp $< $@ && strip $@
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Held-out evaluation of the demo model: exact match of the last message (final text or call), and perplexity.
 
-    eval.py daemon IMAGE [--device gpu] [--count N]       through nibbled's API, greedy
+    eval.py daemon IMAGE [--device gpu] [--kv fp8] [--count N]  through nibbled's API, greedy
     eval.py transformers FOLDER [--count N]               through Hugging Face transformers, fp32, greedy
     eval.py formats FOLDER [--latent FOLDER] [--count N]  dense matrices in other formats: both, and the error of each
     eval.py kv IMAGE [--device gpu] [--count N]           keys and values in FP8 beside bf16: exact match, and on the CPU row
@@ -255,11 +255,12 @@ def main():
     p.add_argument("--work", default="/tmp/nibbled-demo-eval")
     p.add_argument("--latent")
     p.add_argument("--row", default="amx")
+    p.add_argument("--kv", default="bf16", help="keys and values of `daemon`")
     o = p.parse_args()
     asked = questions(o.count)
     if o.what == "daemon":
-        right, tokens = ask_daemon(o.path, asked, o.device, pathlib.Path(o.work) / "d", slots=o.slots)
-        report(f"nibbled on {o.device}", asked, right, f", {tokens} tokens written")
+        right, tokens = ask_daemon(o.path, asked, o.device, pathlib.Path(o.work) / "d", slots=o.slots, kv=o.kv)
+        report(f"nibbled on {o.device}, keys and values {o.kv}", asked, right, f", {tokens} tokens written")
     elif o.what == "transformers":
         right, value, count = ask_transformers(load_model(o.path), load_tokenizer(o.path), asked)
         report("transformers", asked, right, f", perplexity {value:.5f} over {count} tokens")
