@@ -1,10 +1,10 @@
 /* tests/gpu/kernels_gpu_test.c: the kernels of every GPU row of this build against arch/ref, on the device of this machine; with
  * --bench SHAPE their speed at a model's true shape.
  *
- *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt] [--mxfp8]
+ *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt] [--mxfp8] [--kv8]
  *
- * TEST is one of each, ops, mxfp8, sizes, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
- * --mxfp8: the bench's dense matrices are in MXFP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
+ * TEST is one of each, ops, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
+ * --mxfp8: the bench's dense matrices are in MXFP8; --kv8: its keys and values in FP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>
 
