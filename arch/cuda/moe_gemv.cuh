@@ -162,14 +162,11 @@ __device__ __forceinline__ void mx_acts(const gemv_shared &sh, const uint8_t *co
     }
 }
 
-#define MX_NEAR 32 /* places whose rows are read with the groups */
-
-/* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. near: the rows of the first MX_NEAR
- * places. */
+/* Items [first, last) of this block, in phases: as many groups as their rows have room in shared memory. */
 template <class From, class Done>
 __device__ __forceinline__ void mx_phases(mx_stream &s, const gemv_shared &sh, const struct cu_group *groups,
                                           uint32_t first, uint32_t last, uint32_t k, const mx_guess &guess,
-                                          const uint32_t *near, From from, const Done &done)
+                                          From from, const Done &done)
 {
     __shared__ uint4 zeros;
     __shared__ const uint8_t *rows_from[CU_MX_ROWS_MAX]; /* of a phase */
@@ -182,7 +179,7 @@ __device__ __forceinline__ void mx_phases(mx_stream &s, const gemv_shared &sh, c
         do { /* the threads below the group's count look where its rows lie */
             const struct cu_group group = groups[g1++];
             if (threadIdx.x < group.count)
-                rows_from[rows + threadIdx.x] = (const uint8_t *)from(group.place + threadIdx.x, near);
+                rows_from[rows + threadIdx.x] = (const uint8_t *)from(group.place + threadIdx.x);
             rows += group.count;
         } while (g1 * s.tiles < last && rows + groups[g1].count <= room);
         __syncthreads();
@@ -202,13 +199,12 @@ __device__ __forceinline__ void mx_phases(mx_stream &s, const gemv_shared &sh, c
     }
 }
 
-/* from(place, near): its row of activations, near[] as for mx_phases; `likely` one that may be read whatever the step is, or NULL. NEAR: near[] is wanted. */
-template <bool NEAR, class From, class Done>
+/* from(place): its row of activations; `likely` one that may be read whatever the step is, or NULL. */
+template <class From, class Done>
 __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k,
                                          const uint8_t *likely, From from, const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
-    __shared__ uint32_t near[MX_NEAR];
     gemv_shared sh;
     sh.stride = cu_row_stride(cu_mx_units(k) * CU_MX_UNIT);
     struct cu_mx_room room = cu_mx_room(cu_mx_rows(1), k);
@@ -229,11 +225,8 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     const uint32_t *words = (const uint32_t *)route->group, sure = m->experts_used * (uint32_t)(sizeof *groups / 4);
     const uint32_t early = threadIdx.x < sure ? __ldcg(words + threadIdx.x) : 0;
     const uint32_t count = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX), all = count * (sizeof *groups / 4);
-    const uint32_t row = threadIdx.x < MX_NEAR && NEAR ? __ldcg(route_array(m, 3) + threadIdx.x) : 0; /* there, whatever the count */
     if (threadIdx.x < sure)
         ((uint32_t *)groups)[threadIdx.x] = early;
-    if (threadIdx.x < MX_NEAR)
-        near[threadIdx.x] = row;
     for (uint32_t i = sure + threadIdx.x; i < all; i += CU_MX_THREADS)
         ((uint32_t *)groups)[i] = __ldcg(words + i);
     __syncthreads();
@@ -241,23 +234,23 @@ __device__ __forceinline__ void moe_gemv(const struct nib_gpu_machine *m, nib_gp
     const uint32_t first = (uint32_t)((uint64_t)items * blockIdx.x / gridDim.x);
     const uint32_t last = (uint32_t)((uint64_t)items * (blockIdx.x + 1) / gridDim.x);
     s.open(first, last);
-    mx_phases(s, sh, groups, first, last, k, guess, near, from, done);
+    mx_phases(s, sh, groups, first, last, k, guess, from, done);
     s.ring.close();
 }
 
 KERNEL(up, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t *rows = route_array(m, 3);
-    moe_gemv<true>(
+    moe_gemv(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, acts_row(m, 0),
-        [&](uint32_t place, const uint32_t *near) { return acts_row(m, place < MX_NEAR ? near[place] : __ldcg(rows + place)); },
+        [&](uint32_t place) { return acts_row(m, __ldcg(rows + place)); },
         done_up(m, layer));
 }
 
 KERNEL(down, CU_MX_THREADS, CU_MX_BLOCKS)
 {
     const uint32_t inner = m->intermediate;
-    moe_gemv<false>(
+    moe_gemv(
         m, m->layer[layer].down, m->hidden, inner, NULL,
-        [&](uint32_t place, const uint32_t *) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
+        [&](uint32_t place) { return at<uint8_t>(m->gated, (uint64_t)place * inner * 2); }, done_down(m, layer));
 }

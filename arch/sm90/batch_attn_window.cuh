@@ -199,7 +199,7 @@ template <class Form> __device__ __forceinline__ void batch_window(const batch_a
     batch_window_shared &sh = *(batch_window_shared *)(memory + WARPS * OWN);
     if (view.layer == 0) /* later the step block may be read early: see attn */
         overlap_wait();
-    if (threadIdx.x < NIB_MAX_SLOTS)
+    if (threadIdx.x < NIB_MAX_SLOTS) /* as many as may be, so that none waits for their number: the others, zeros of the boot, are not used */
         sh.row[threadIdx.x] = make_uint2(step->rows[threadIdx.x].pos, step->rows[threadIdx.x].slot);
     const uint32_t items = min(step->decode_count, (uint32_t)NIB_MAX_SLOTS) * view.kv_heads;
     const nib_gpu_ptr sinks = view.m->layer[view.layer].sinks;

@@ -201,7 +201,8 @@ static void machine_state(struct rig *rig)
 {
     struct nib_gpu_machine *m = &rig->m;
     m->tables = rig_take(rig, (uint64_t)m->slots * m->ctx_pages * 4);
-    m->step = rig_take(rig, sizeof(struct nib_gpu_step));
+    /* a kernel may read more of it than the step has: at boot that is zeros, in a poisoned arena poison, which must not be used */
+    m->step = rig->separate ? take_zero(rig, sizeof(struct nib_gpu_step)) : rig_take(rig, sizeof(struct nib_gpu_step));
     m->sampling = rig_take(rig, m->slots * sizeof(struct nib_sampling));
     m->last = take_zero(rig, m->slots * 4ull);
     m->seen = take_zero(rig, (uint64_t)m->slots * m->vocab * 4);
