@@ -177,74 +177,76 @@ __device__ __forceinline__ void add4(float4 &sum, float4 v)
     sum.w += v.w;
 }
 
-__device__ __forceinline__ float4 four(const float *v)
+
+/* To the block of that rank; it comes to its mbarrier. */
+__device__ __forceinline__ void cluster_give(uint32_t there, const float v[4], uint32_t bar)
 {
-    return make_float4(v[0], v[1], v[2], v[3]);
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there), "f"(v[0]), "f"(v[1]), "f"(v[2]),
+                 "f"(v[3]), "r"(bar)
+                 : "memory");
 }
 
-__device__ __forceinline__ float4 cluster_get(uint32_t there)
-{
-    float4 v;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(there) : "memory");
-    return v;
-}
-
-/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts; the blocks leave all of theirs in
- * the ring, which is empty. */
+/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts, to which all blocks give theirs: where
+ * there is room for them, or in the ring when all have read theirs. */
 template <class Shape, int N, class Done>
 __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
                                              const Done &done)
 {
-    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, WARPS = Shape::groups * 4, SIDE = N / 8 > PARTS ? 2 : 1;
-    static_assert(HELD * WARPS * (N / 8) * 512 <= Shape::stages * (Shape::weights_bytes + Shape::acts_bytes), "room");
-    const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
-    const uint32_t room = ring.acts + warp * 512 + lane * 16;
-    asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, LINE = Shape::tiles * 512, SLOTS = Shape::slots, OWN = CU_DIV_UP(N / 8, PARTS);
+    constexpr uint32_t SIDE = OWN > 1 ? 2 : 1;
+    static_assert(Shape::each == 1 && OWN * SLOTS * LINE <= (Shape::own_room ? Shape::own_room : Shape::stages * (Shape::weights_bytes + Shape::acts_bytes)),
+                  "room");
+    const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, came = smem_at(&batch_room()->came);
+    const uint32_t room = ring.room() + batch_tile<Shape>(0) * 512 + lane * 16, own = N / 8 > rank ? (N / 8 - rank + PARTS - 1) / PARTS : 0;
+    const bool has = threadIdx.x / 32 % 4 < Shape::wide;
+    if (threadIdx.x == 128)
+        bulk_expect(came, own * SLOTS * LINE);
+    cluster_begun();
+    if (!Shape::own_room) {
+        cluster_arrive();
+        cluster_begun();
+    }
+    if (has)
 #pragma unroll
-    for (uint32_t n = 0; n < N / 8; n++)
+        for (uint32_t n = 0; n < N / 8; n++)
 #pragma unroll
-        for (uint32_t s = 0; s < HELD; s++)
-            if (s == 0 || rank > 0) {
-                const float *v = &sum[s][0][4 * n];
-                sts16(room + (s * (N / 8) + n) * WARPS * 512,
-                      make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
-            }
+            for (uint32_t s = 0; s < HELD; s++)
+                if (s == 0 || rank > 0)
+                    cluster_give(cluster_at(room + (n / PARTS * SLOTS + (rank ? (rank - 1) * HELD + 1 : 0) + s) * LINE, n % PARTS), &sum[s][0][4 * n],
+                                 cluster_at(came, n % PARTS));
+    if (own == 0 || !has)
+        return;
     const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first);
-    const uint32_t row0 = item.first + lane % 4 * 2, end = item.first + item.rows;
+    const uint32_t row0 = item.first + lane % 4 * 2 + rank * 8, end = item.first + item.rows;
     typename decltype(done.open(0, 0))::held next[SIDE];
-    tile.ask(next, row0 + rank * 8, PARTS * 8, end);
-    cluster_sync();
+    tile.ask(next, row0, PARTS * 8, end);
+    bulk_wait(came, 0);
 #pragma unroll 1
-    for (uint32_t n0 = rank; n0 < N / 8; n0 += SIDE * PARTS) {
+    for (uint32_t i0 = 0; i0 < own; i0 += SIDE) {
         typename decltype(done.open(0, 0))::held held[SIDE];
-        float4 all[SIDE][PARTS][HELD];
+        float4 all[SIDE][SLOTS];
 #pragma unroll
-        for (uint32_t i = 0; i < SIDE; i++)
-#pragma unroll
-            for (uint32_t r = 0; r < PARTS; r++)
-#pragma unroll
-                for (uint32_t s = 0; s < (r == 0 ? 1 : HELD); s++)
-                    all[i][r][s] = cluster_get(cluster_at(room + (s * (N / 8) + min(n0 + i * PARTS, N / 8 - 1)) * WARPS * 512, r));
-#pragma unroll
-        for (uint32_t i = 0; i < SIDE; i++)
+        for (uint32_t i = 0; i < SIDE; i++) {
             held[i] = next[i];
-        if (n0 + SIDE * PARTS < N / 8)
-            tile.ask(next, row0 + (n0 + SIDE * PARTS) * 8, PARTS * 8, end);
+#pragma unroll
+            for (uint32_t s = 0; s < SLOTS; s++) {
+                const uint4 v = lds16(room + (min(i0 + i, own - 1) * SLOTS + s) * LINE);
+                all[i][s] = make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+            }
+        }
+        if (i0 + SIDE < own)
+            tile.ask(next, row0 + (i0 + SIDE) * PARTS * 8, PARTS * 8, end);
 #pragma unroll
         for (uint32_t i = 0; i < SIDE; i++) {
 #pragma unroll
-            for (uint32_t r = 1; r < PARTS; r++)
-#pragma unroll
-                for (uint32_t s = 0; s < HELD; s++)
-                    add4(all[i][0][0], all[i][r][s]);
-            const float4 v = all[i][0][0];
+            for (uint32_t s = 1; s < SLOTS; s++)
+                add4(all[i][0], all[i][s]);
+            const float4 v = all[i][0];
             const float c[4] = {v.x, v.y, v.z, v.w};
-            const uint32_t n = n0 + i * PARTS;
-            if (threadIdx.x / 32 % 4 < Shape::wide && n < N / 8)
-                tile.put(held[i], row0 + n * 8, end, c);
+            if (i0 + i < own)
+                tile.put(held[i], row0 + (i0 + i) * PARTS * 8, end, c);
         }
     }
-    cluster_sync_read();
 }
 
 /* Registers are what sums need: the rest of a warp's state waits in shared memory. */
@@ -348,10 +350,10 @@ __device__ __forceinline__ void batch_take(batch_ring<Shape> &ring, uint32_t all
     }
 }
 
-/* y = x W^T. count(): rows, after the op before has ended. Every thread of the grid calls it once. */
+/* y = x W^T. count(): rows, after the op before has ended; or, if EARLY, before. */
 template <class Shape, class Count, class Done>
-__device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_gpu_ptr weights, uint32_t n, uint32_t k, Count count,
-                                          const Done &done)
+__device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_gpu_ptr weights, uint32_t n, uint32_t k, bool early,
+                                          Count count, const Done &done)
 {
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     batch_ring<Shape> ring;
@@ -360,8 +362,10 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         cluster_sync(); /* before one arrives at the other's mbarriers */
     overlap_next();
     auto learn = [&] {
+        uint32_t rows = early ? count() : 0;
         overlap_wait();
-        return min(count(), (uint32_t)NIB_MAX_SLOTS);
+        rows = early ? rows : count();
+        return min(rows, (uint32_t)NIB_MAX_SLOTS);
     };
     if (Shape::groups * 4 + 4 <= warp) { /* a warpgroup without work */
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
@@ -392,32 +396,32 @@ template <class Shape> __device__ __forceinline__ void qkv_batch_run(const struc
     const struct nib_gpu_step *step = step_of(m);
     const batch_qkv_done done = {m, step->rows, layer};
     batch_run<Shape>(
-        m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, [&] { return step->decode_count; }, done);
+        m, m->layer[layer].qkv, (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM, m->hidden, layer > 0, [&] { return step->decode_count; }, done);
 }
 
 template <class Shape> __device__ __forceinline__ void out_batch_run(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const batch_out_done done = {m, layer};
     batch_run<Shape>(
-        m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, [&] { return step_of(m)->decode_count; }, done);
+        m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, layer > 0, [&] { return step_of(m)->decode_count; }, done);
 }
 
 template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t bytes = dynamic_shared_bytes();
     if (bytes == CU_BATCH_LESS)
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_QKV_WIDE, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_QKV_GROUPS, CU_BATCH_QKV_WIDE, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
     else if (bytes == CU_BATCH_SOME)
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS / 2, 1, CU_GEMV_WARPS>>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS / 2, 1, CU_GEMV_WARPS, true>>(m, layer);
     else
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS, 1, CU_GEMV_WARPS>>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS, 1, CU_GEMV_WARPS, true>>(m, layer);
 }
 
 template <class Form> __device__ __forceinline__ void out_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t bytes = dynamic_shared_bytes();
     if (bytes == CU_BATCH_LESS)
-        out_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, CU_BATCH_FEW, CU_BATCH_OUT_PARTS, CU_OUT_WARPS, true>>(m, layer);
+        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 4, 1, CU_BATCH_FEW, CU_BATCH_OUT_FEW_PARTS, CU_OUT_WARPS>>(m, layer);
     else if (bytes == CU_BATCH_SOME)
         out_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS, true>>(m, layer);
     else
@@ -429,7 +433,7 @@ template <class Shape> __device__ __forceinline__ void head_batch_run(const stru
     const struct nib_gpu_step *step = step_of(m);
     const batch_head_done done = {m};
     batch_run<Shape>(
-        m, m->lm_head, m->vocab, m->hidden, [&] { return step->want_count; }, done);
+        m, m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; }, done);
 }
 
 /* How many rows there are says how a block's registers are used. */
@@ -449,22 +453,22 @@ template <class Form> __device__ __forceinline__ void head_batch_rows(const stru
     extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1)                            \
         nib_gpu_##name(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
 
-CLUSTER_KERNEL(qkv_batch, CU_BATCH_THREADS, CU_BATCH_QKV_PARTS)
+KERNEL(qkv_batch, CU_BATCH_QKV_THREADS, 1)
 {
     qkv_batch_rows<weights_bf16>(m, layer);
 }
 
-CLUSTER_KERNEL(qkv_batch_mxfp8, CU_BATCH_THREADS, CU_BATCH_QKV_PARTS)
+KERNEL(qkv_batch_mxfp8, CU_BATCH_QKV_THREADS, 1)
 {
     qkv_batch_rows<weights_mxfp8>(m, layer);
 }
 
-CLUSTER_KERNEL(out_batch, CU_BATCH_OUT_THREADS, CU_BATCH_OUT_PARTS)
+KERNEL(out_batch, CU_BATCH_OUT_THREADS, 1)
 {
     out_batch_rows<weights_bf16>(m, layer);
 }
 
-CLUSTER_KERNEL(out_batch_mxfp8, CU_BATCH_OUT_THREADS, CU_BATCH_OUT_PARTS)
+KERNEL(out_batch_mxfp8, CU_BATCH_OUT_THREADS, 1)
 {
     out_batch_rows<weights_mxfp8>(m, layer);
 }

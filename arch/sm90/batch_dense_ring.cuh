@@ -22,11 +22,13 @@ struct batch_shape {
     static constexpr uint32_t tiles = GROUPS * WIDE * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
     static constexpr uint32_t weights_bytes = tiles * tile_bytes, unit_acts = TOKENS * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
     static constexpr uint32_t room = TOKENS > CU_BATCH_FEW || PARTS == 1 ? CU_BATCH_ROOM : CU_BATCH_LESS - 1024;
-    static constexpr uint32_t stages = room / (weights_bytes + acts_bytes);
     static constexpr uint32_t held = PARTS == 1 ? 2 : SHARES / PARTS; /* sums that a warp has at a time; a cluster's blocks but the first hand over so many */
+    static constexpr uint32_t slots = 1 + (PARTS - 1) * held;         /* so many come to a block */
+    static constexpr uint32_t own_room = PARTS == 8 ? CU_DIV_UP(TOKENS / 8, PARTS) * slots * tiles * 512 : 0; /* for these, beside the ring */
+    static constexpr uint32_t stages = (room - own_room) / (weights_bytes + acts_bytes);
     /* Registers for the fragments of two stages; with few rows of a cluster it was no faster. */
     static constexpr bool ahead = GROUPS == 2 && EACH == 1 && held == 2 && (PARTS == 1 || TOKENS > CU_BATCH_FEW);
-    static_assert(held >= 2 && (PARTS == 1 || SHARES % PARTS < 2), "all but the first have as many shares");
+    static_assert(held >= 1 && (PARTS == 1 || SHARES % PARTS < 2), "all but the first have as many shares");
 
     /* The first of a block's shares. The first block has the most: it adds them up at once. */
     __host__ __device__ __forceinline__ static constexpr uint32_t share(uint32_t rank)
@@ -52,6 +54,7 @@ struct batch_shape {
 /* What a block has beside the ring. */
 struct batch_static {
     uint64_t full[BATCH_STAGES_MAX], empty[BATCH_STAGES_MAX];
+    uint64_t came; /* the sums of the cluster's blocks */
     uint4 kept[12][2]; /* a warp's, what it needs again when an item is done */
 };
 
@@ -94,10 +97,19 @@ template <class Shape> struct batch_ring {
                 bulk_init<BATCH_WEIGHTS_WARPS + 1>(full());
                 bulk_init<Shape::groups * (Shape::pair ? 8 : 4)>(empty());
             }
+            bulk_init<1>(smem_at(&batch_room()->came));
             bulk_inited();
         }
         slot = parity = 0;
         __syncthreads();
+        if (Shape::parts > 1)
+            cluster_arrive();
+    }
+
+    /* Where the sums of the cluster's blocks come. */
+    __device__ __forceinline__ uint32_t room() const
+    {
+        return acts + (Shape::own_room ? Shape::stages * (Shape::acts_bytes + Shape::weights_bytes) : 0);
     }
 
     __device__ __forceinline__ uint32_t acts_at() const
@@ -226,12 +238,12 @@ template <class Shape> __device__ __forceinline__ uint32_t batch_early(uint32_t 
     return all;
 }
 
-/* By the warps that fill the ring: it is used to add up. */
+/* By the warps that fill the ring, at their end: it is used to add up. */
 template <class Shape> __device__ __forceinline__ void batch_added()
 {
-    cluster_sync_read();
-    cluster_sync_read();
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    cluster_begun();
+    if (!Shape::own_room)
+        cluster_arrive();
 }
 
 /* `have` units of this warp's tiles of those from tile0 on, from unit u on, to the ring's next stage. All lanes of a warp, which asks for copies as one. */

@@ -23,10 +23,16 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/* The same by those who have written nothing that others read; what they read from others has come. */
-__device__ __forceinline__ void cluster_sync_read()
+/* The two halves of it, for those who have written nothing that others read. */
+__device__ __forceinline__ void cluster_arrive()
 {
-    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+    __syncwarp();
+    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_begun()
+{
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 
 /* A shared address of this block in the block of that rank. */
