@@ -61,6 +61,16 @@ NIB_BOTH struct cu_share cu_share_of(uint32_t tiles, uint32_t per, uint32_t bloc
     return s;
 }
 
+/* The same of down, but no block begins with a tile's last stage: the block before would hand over half of the last expert's sums, which it
+ * has when all others have ended, and this one would wait for them. It has both halves instead. */
+NIB_BOTH struct cu_share cu_share_down(uint32_t tiles, uint32_t per, uint32_t blocks, uint32_t block)
+{
+    struct cu_share s = cu_share_of(tiles, per, blocks, block);
+    s.lo -= s.lo % per == per - 1;
+    s.hi -= s.hi % per == per - 1;
+    return s;
+}
+
 /* Tiles [lo, hi) of one choice's up product, none cut. The choices are shifted against each other so that a block's tiles of all
  * of them together are even to one. */
 NIB_BOTH struct cu_share cu_share_choice(uint32_t tiles, uint32_t choice, uint32_t choices, uint32_t blocks,
@@ -105,8 +115,8 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
     if (blocks == 0)
         return 0;
     const uint32_t most = CU_DIV_UP(qkv * CU_GEMV_WARPS, blocks) + 1, experts = (CU_DIV_UP(up, blocks) + 1) * 2;
-    const uint32_t per = 2 * m->experts_used,
-                   down = (CU_DIV_UP(out * per, blocks) + per - 2) / per + 1; /* tiles of down */
+    const uint32_t per = 2 * m->experts_used, stages = CU_DIV_UP(out * per, blocks) + 1,
+                   down = (stages + per - 2) / per + 1; /* tiles of down */
     const int fits =
         m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER && m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q &&
         m->heads == m->kv_heads * NIB_GQA_GROUP && qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
@@ -114,7 +124,7 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
         m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
         CU_DIV_UP(out * CU_OUT_WARPS, blocks) < CU_TOKEN_LIST &&
         most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) + CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) +
-                experts + CU_DIV_UP(out * 2 * m->experts_used, blocks) + 3 <=
+                experts + stages + 3 <=
             CU_TOKEN_ASKS &&
         CU_DIV_UP(qkv, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
         CU_DIV_UP(out, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_OUT_WARPS <= CU_TOKEN_PARTS &&
@@ -147,7 +157,7 @@ NIB_BOTH struct cu_share cu_token_share(enum cu_token_op op, const struct nib_gp
         return cu_share_of(out, CU_OUT_WARPS, blocks, block);
     if (op == CU_TOKEN_ROUTER)
         return cu_share_of(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, 1, blocks, block);
-    return cu_share_of(out, 2 * m->experts_used, blocks, block); /* down */
+    return cu_share_down(out, 2 * m->experts_used, blocks, block);
 }
 
 /* Stages of a choice that are a block's, of up or down. */

@@ -70,6 +70,11 @@ static void check_experts(const struct nib_gpu_machine *m, uint32_t blocks, cons
             ck_assert_uint_ge(listed, 1); /* what a block gives shows that it has taken */
             ck_assert_uint_le(listed, CU_TOKEN_LIST);
         }
+    for (uint32_t b = 0; b < blocks; b++) {
+        const struct cu_share share = cu_token_share(CU_TOKEN_DOWN, m, blocks, b);
+        ck_assert_msg(share.lo % share.per < share.per - 1 && share.hi / share.per > share.lo / share.per,
+                      "block %u of %s on %u waits for the block before, or ends no tile", b, shape, m->sms);
+    }
     for (int down = 0; down < 2; down++)
         all_once(seen[down], m->experts_used * tiles[down] * 2, "an expert product", shape, m->sms);
 }
