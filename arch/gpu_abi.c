@@ -10,6 +10,7 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_REPACK_DENSE] = "nib_gpu_repack_dense",
     [NIB_GPU_REPACK_MX] = "nib_gpu_repack_mx",
     [NIB_GPU_REPACK_MXFP8] = "nib_gpu_repack_mxfp8",
+    [NIB_GPU_REPACK_HEAD] = "nib_gpu_repack_head",
     [NIB_GPU_SUM] = "nib_gpu_sum",
     [NIB_GPU_BEGIN] = "nib_gpu_begin",
     [NIB_GPU_EMBED] = "nib_gpu_embed",

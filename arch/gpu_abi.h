@@ -32,7 +32,8 @@ enum nib_gpu_op {
     NIB_GPU_REPACK_DENSE,
     NIB_GPU_REPACK_MX,
     NIB_GPU_REPACK_MXFP8,
-    NIB_GPU_SUM, /* *repack.sum += the sum of repack.sum_bytes bytes at repack.src (NIB_GPU_SUM_WORD) */
+    NIB_GPU_REPACK_HEAD, /* the head's matrix in bf16 */
+    NIB_GPU_SUM,         /* *repack.sum += the sum of repack.sum_bytes bytes at repack.src (NIB_GPU_SUM_WORD) */
     /* a step */
     NIB_GPU_BEGIN, /* mailbox -> step block, checked; page tables and sampling of new sequences; their seen forgotten */
     NIB_GPU_EMBED, /* tokens, rope, seen; x = embedding; acts = rmsnorm(x) of layer 0 */
@@ -218,6 +219,7 @@ struct nib_gpu_kernels {
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
     uint64_t (*mxfp8_bytes)(uint32_t n, uint32_t k); /* of a dense matrix in MXFP8 */
     uint64_t (*mx_bytes)(uint32_t n, uint32_t k);
+    uint64_t (*head_bytes)(uint32_t n, uint32_t k); /* of the head's matrix in bf16 */
     uint64_t (*route_bytes)(uint32_t rows, uint32_t experts);
     /* Zeroed by the host once, before the first step. */
     uint64_t (*scratch_bytes)(const struct nib_shape *shape, uint32_t slots, uint32_t rows);

@@ -61,6 +61,7 @@ static struct nib_row_facts gpu_facts(const struct nib_gpu_kernels *k)
         .dense_bytes = k ? k->dense_bytes : gpu_dense_bytes,
         .mxfp8_bytes = k ? k->mxfp8_bytes : gpu_mxfp8_bytes,
         .mx_bytes = k ? k->mx_bytes : gpu_mx_bytes,
+        .head_bytes = k ? k->head_bytes : gpu_dense_bytes,
         .kv_page_bytes = gpu_kv_page_bytes,
         .kv8_page_bytes = gpu_kv8_page_bytes,
         .route_bytes = k ? k->route_bytes : gpu_route_bytes,
@@ -225,6 +226,7 @@ struct nib_row_facts nib_arch_facts(const struct nib_arch_row *row)
             .dense_bytes = k->dense_bytes,
             .mxfp8_bytes = k->dense_bytes, /* decoded while loading */
             .mx_bytes = k->mx_bytes,
+            .head_bytes = k->dense_bytes,
             .acts_bytes = k->acts_bytes,
             .gemm_scratch_bytes = k->gemm_scratch_bytes,
             .kv_page_bytes = k->kv_page_bytes,

@@ -104,6 +104,7 @@ struct nib_row_facts {
     uint64_t (*dense_bytes)(uint32_t n, uint32_t k);
     uint64_t (*mxfp8_bytes)(uint32_t n, uint32_t k); /* NULL: the row has no kernels for NIB_DENSE_MXFP8 */
     uint64_t (*mx_bytes)(uint32_t n, uint32_t k);
+    uint64_t (*head_bytes)(uint32_t n, uint32_t k); /* of the head's matrix in bf16 */
     uint64_t (*acts_bytes)(uint32_t k);
     uint64_t (*gemm_scratch_bytes)(uint32_t k);
     uint64_t (*kv_page_bytes)(uint32_t kv_heads);
@@ -157,8 +158,8 @@ struct nib_plan {
     uint64_t driver_bytes;                  /* GPU rows: of the device's memory, kept for the driver and others */
     uint64_t weight_bytes;                  /* of all weights, wherever they are */
     uint64_t kv_bytes;
-    uint64_t decode_bytes;        /* read for one token at batch 1, empty context */
-    double decode_tokens_s;       /* roof at batch 1, empty context */
+    uint64_t decode_bytes;  /* read for one token at batch 1, empty context; of a head in bf16 a GPU row reads 13/16 */
+    double decode_tokens_s; /* roof at batch 1, empty context */
     double batch_decode_tokens_s; /* roof with every slot decoding, empty context */
     double prefill_tokens_s;      /* roof of the arithmetic */
 };
@@ -171,6 +172,9 @@ enum nib_err nib_plan_make(const struct nib_plan_request *request, struct nib_pl
 
 /* Bytes of a dense matrix [n][k] of an image of that form, in the row's layout. */
 uint64_t nib_plan_dense_bytes(const struct nib_row_facts *row, enum nib_dense dense, uint32_t n, uint32_t k);
+
+/* The same of the head's matrix. */
+uint64_t nib_plan_head_bytes(const struct nib_row_facts *row, enum nib_dense dense, uint32_t n, uint32_t k);
 
 /* Bytes of one layer's page of keys and values, scales included. */
 uint64_t nib_plan_page_bytes(const struct nib_row_facts *row, enum nib_kv_form kv, uint32_t kv_heads);

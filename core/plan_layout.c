@@ -99,6 +99,11 @@ uint64_t nib_plan_dense_bytes(const struct nib_row_facts *row, enum nib_dense de
     return dense == NIB_DENSE_MXFP8 ? row->mxfp8_bytes(n, k) : row->dense_bytes(n, k);
 }
 
+uint64_t nib_plan_head_bytes(const struct nib_row_facts *row, enum nib_dense dense, uint32_t n, uint32_t k)
+{
+    return dense == NIB_DENSE_MXFP8 ? row->mxfp8_bytes(n, k) : row->head_bytes(n, k);
+}
+
 uint64_t nib_plan_page_bytes(const struct nib_row_facts *row, enum nib_kv_form kv, uint32_t kv_heads)
 {
     return kv == NIB_KV_FP8 ? row->kv8_page_bytes(kv_heads) : row->kv_page_bytes(kv_heads);
@@ -117,7 +122,7 @@ static void add_weights(struct builder *b)
     enum nib_space embed = b->plan->embed_spilled ? NIB_SPACE_PINNED : near;
     uint64_t table = (uint64_t)s->vocab * s->hidden * 2;
     add_life(b, NIB_R_EMBED, embed, -1, table);
-    add_life(b, NIB_R_LM_HEAD, near, -1, nib_plan_dense_bytes(row, b->plan->dense, s->vocab, s->hidden));
+    add_life(b, NIB_R_LM_HEAD, near, -1, nib_plan_head_bytes(row, b->plan->dense, s->vocab, s->hidden));
     add_life(b, NIB_R_SMALL, near, -1, s->layers * small_layer_bytes(s) + nib_round_up(s->hidden * 2ull, 64));
     add_life(b, NIB_R_QKV, near, -1, s->layers * nib_plan_dense_bytes(row, b->plan->dense, nib_qkv_dim(s), s->hidden));
     add_life(b, NIB_R_OUT, near, -1, s->layers * nib_plan_dense_bytes(row, b->plan->dense, s->hidden, nib_q_dim(s)));

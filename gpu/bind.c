@@ -79,7 +79,7 @@ static void bind_matrices(struct nib_gpu_engine *e)
     const struct nib_gpu_kernels *k = e->k;
     struct nib_gpu_machine *m = &e->machine;
     m->embed = whole(e, NIB_R_EMBED, (uint64_t)s->vocab * s->hidden * 2);
-    m->lm_head = whole(e, NIB_R_LM_HEAD, dense_bytes(e, s->vocab, s->hidden));
+    m->lm_head = whole(e, NIB_R_LM_HEAD, nib_plan_head_bytes(e->plan->row, e->plan->dense, s->vocab, s->hidden));
     struct carver qkv = carver_of(e, NIB_R_QKV, -1, 1), out = carver_of(e, NIB_R_OUT, -1, 1);
     struct carver router = carver_of(e, NIB_R_ROUTER, -1, 1);
     for (uint32_t l = 0; l < s->layers; l++) {

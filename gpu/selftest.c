@@ -41,8 +41,8 @@ static nib_trial_check *const checks[NIB_GPU_OP_COUNT] = {
 };
 
 /* What repacking feeds. All of them wrong at once, in kernels that share nothing else, is the repacking's doing. */
-static const enum nib_gpu_op dense_readers[] = {NIB_GPU_QKV, NIB_GPU_QKV_PROMPT, NIB_GPU_OUT, NIB_GPU_OUT_PROMPT,
-                                                NIB_GPU_HEAD};
+static const enum nib_gpu_op dense_readers[] = {NIB_GPU_QKV, NIB_GPU_QKV_PROMPT, NIB_GPU_OUT, NIB_GPU_OUT_PROMPT};
+static const enum nib_gpu_op head_readers[] = {NIB_GPU_HEAD, NIB_GPU_HEAD_BATCH};
 static const enum nib_gpu_op mxfp8_readers[] = {NIB_GPU_QKV_MXFP8, NIB_GPU_QKV_PROMPT_MXFP8, NIB_GPU_OUT_MXFP8,
                                                 NIB_GPU_OUT_PROMPT_MXFP8, NIB_GPU_HEAD_MXFP8};
 static const enum nib_gpu_op mx_readers[] = {NIB_GPU_UP, NIB_GPU_UP_PROMPT, NIB_GPU_DOWN, NIB_GPU_DOWN_PROMPT};
@@ -122,14 +122,16 @@ static void judge_repack(struct nib_gpu_selftest *r, enum nib_gpu_op op, const e
         r->op[op].error = 0;
 }
 
-/* Whether the op has a part in the test. In the test of MXFP8 only the router reads what repack_dense makes: a fault of either
- * is named as the router's. */
+/* Whether the op has a part in the test. In the test of MXFP8 only the router reads what repack_dense makes, and in a row without
+ * HEAD_BATCH only HEAD what repack_head makes: a fault of either is named as the reader's. */
 static bool tested(const struct nib_trial *t, enum nib_gpu_op op)
 {
     if (!t->k->has(op))
         return false;
     if (op == NIB_GPU_REPACK_DENSE || op == NIB_GPU_REPACK_MXFP8)
         return (op == NIB_GPU_REPACK_MXFP8) == (t->dense == NIB_DENSE_MXFP8);
+    if (op == NIB_GPU_REPACK_HEAD)
+        return t->dense == NIB_DENSE_BF16 && t->k->has(NIB_GPU_HEAD_BATCH);
     if (op == NIB_GPU_KV_FP8 || op == NIB_GPU_ATTN_FP8 || op == NIB_GPU_ATTN_PROMPT_FP8)
         return t->kv == NIB_KV_FP8;
     if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_PROMPT)
@@ -149,8 +151,10 @@ static enum nib_err judge(const struct nib_trial *t, struct nib_msg *msg)
     struct nib_gpu_selftest *r = t->report;
     if (t->dense == NIB_DENSE_MXFP8)
         judge_repack(r, NIB_GPU_REPACK_MXFP8, mxfp8_readers, sizeof mxfp8_readers / sizeof mxfp8_readers[0]);
-    else
+    else {
         judge_repack(r, NIB_GPU_REPACK_DENSE, dense_readers, sizeof dense_readers / sizeof dense_readers[0]);
+        judge_repack(r, NIB_GPU_REPACK_HEAD, head_readers, sizeof head_readers / sizeof head_readers[0]);
+    }
     judge_repack(r, NIB_GPU_REPACK_MX, mx_readers, sizeof mx_readers / sizeof mx_readers[0]);
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
         const struct nib_gpu_verdict *v = &r->op[op];

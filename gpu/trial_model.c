@@ -159,7 +159,8 @@ static void lay_out_weights(struct nib_trial *t)
     l->qkv = device(t, dense_bytes(t, nib_qkv_dim(s), h));
     l->out = device(t, dense_bytes(t, h, nib_q_dim(s)));
     l->router = device(t, t->k->dense_bytes(e, h));
-    t->m.lm_head = device(t, dense_bytes(t, s->vocab, h));
+    t->m.lm_head =
+        device(t, t->dense == NIB_DENSE_MXFP8 ? t->k->mxfp8_bytes(s->vocab, h) : t->k->head_bytes(s->vocab, h));
     l->up = device(t, e * t->k->mx_bytes(2 * inner, h));
     l->down = device(t, e * t->k->mx_bytes(h, inner));
     t->m.layer[1] = *l;
@@ -326,9 +327,10 @@ static void load_matrix(struct nib_trial *t, enum nib_trial_matrix id, uint32_t 
             send_window(t, t->staging, t->weights, NIB_TRIAL_WEIGHTS, salt + n0 * row, (n1 - n0) * row, 2);
         }
         repack(t,
-               mx      ? NIB_GPU_REPACK_MX
-               : mxfp8 ? NIB_GPU_REPACK_MXFP8
-                       : NIB_GPU_REPACK_DENSE,
+               mx                     ? NIB_GPU_REPACK_MX
+               : mxfp8                ? NIB_GPU_REPACK_MXFP8
+               : id == NIB_TRIAL_HEAD ? NIB_GPU_REPACK_HEAD
+                                      : NIB_GPU_REPACK_DENSE,
                (struct nib_gpu_repack){.dst = to,
                                        .src = t->staging,
                                        .scales = mx || mxfp8 ? scales : 0,

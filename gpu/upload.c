@@ -60,6 +60,7 @@ static enum nib_err launch(struct nib_gpu_engine *e, enum nib_gpu_op op, struct 
 }
 
 static const enum nib_gpu_op repack_of[] = {[NIB_GPU_JOB_DENSE] = NIB_GPU_REPACK_DENSE,
+                                            [NIB_GPU_JOB_HEAD] = NIB_GPU_REPACK_HEAD,
                                             [NIB_GPU_JOB_MX] = NIB_GPU_REPACK_MX,
                                             [NIB_GPU_JOB_MXFP8] = NIB_GPU_REPACK_MXFP8};
 

@@ -24,7 +24,7 @@
 #define NIB_GPU_MX_ROW(k)    ((k) / 2 + (k) / NIB_MX_BLOCK + 1)
 #define NIB_GPU_MXFP8_ROW(k) ((k) + (k) / NIB_MX_BLOCK + 1) /* the same of a dense matrix in MXFP8 */
 
-enum nib_gpu_job_kind { NIB_GPU_JOB_PLAIN, NIB_GPU_JOB_DENSE, NIB_GPU_JOB_MX, NIB_GPU_JOB_MXFP8 };
+enum nib_gpu_job_kind { NIB_GPU_JOB_PLAIN, NIB_GPU_JOB_DENSE, NIB_GPU_JOB_HEAD, NIB_GPU_JOB_MX, NIB_GPU_JOB_MXFP8 };
 
 struct nib_gpu_job {
     enum nib_gpu_job_kind kind;

@@ -23,7 +23,7 @@ static uint32_t chunks_of(const struct nib_gpu_job *job)
     const struct nib_tensor *t = job->tensor;
     if (job->kind == NIB_GPU_JOB_PLAIN)
         return (uint32_t)nib_div_up(t->bytes, NIB_GPU_SLOT_DATA);
-    if (job->kind == NIB_GPU_JOB_DENSE)
+    if (job->kind == NIB_GPU_JOB_DENSE || job->kind == NIB_GPU_JOB_HEAD)
         return (uint32_t)nib_div_up(t->dims[0], nib_gpu_job_rows(t->dims[1] * 2));
     if (job->kind == NIB_GPU_JOB_MXFP8)
         return (uint32_t)nib_div_up(t->dims[0], nib_gpu_job_rows(NIB_GPU_MXFP8_ROW(t->dims[1])));
@@ -51,12 +51,13 @@ static void add_mx(struct nib_gpu_loader *l, enum nib_tensor_id blocks, enum nib
     l->total_bytes += job->scales->bytes;
 }
 
-/* QKV, attention output or LM head, in the image's form. */
+/* QKV, attention output or LM head, in the image's form; of bf16 the head has one of its own. */
 static void add_dense(struct nib_gpu_loader *l, enum nib_tensor_id id, uint32_t layer, nib_gpu_ptr to,
                       enum nib_gpu_matrix matrix)
 {
     const bool mxfp8 = l->open->image->dense == NIB_DENSE_MXFP8;
-    struct nib_gpu_job *job = add(l, mxfp8 ? NIB_GPU_JOB_MXFP8 : NIB_GPU_JOB_DENSE, id, layer, to);
+    const enum nib_gpu_job_kind bf16 = id == NIB_T_LM_HEAD ? NIB_GPU_JOB_HEAD : NIB_GPU_JOB_DENSE;
+    struct nib_gpu_job *job = add(l, mxfp8 ? NIB_GPU_JOB_MXFP8 : bf16, id, layer, to);
     job->matrix = matrix;
     if (!mxfp8)
         return;

@@ -234,6 +234,7 @@ static enum nib_err read_chunk(struct reader *r, struct nib_gpu_slot *slot)
     case NIB_GPU_JOB_PLAIN:
         return read_plain(r, slot);
     case NIB_GPU_JOB_DENSE:
+    case NIB_GPU_JOB_HEAD:
         return read_dense(r, slot);
     default:
         return read_mx(r, slot);

@@ -57,6 +57,11 @@ __device__ __forceinline__ void copy16_stream(uint32_t dst, const void *src, uin
                  : "memory");
 }
 
+__device__ __forceinline__ void copy4_stream(uint32_t dst, const void *src, uint64_t policy)
+{
+    asm volatile("cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2;" ::"r"(dst), "l"(src), "l"(policy) : "memory");
+}
+
 #if NIB_SM >= 90
 /* The mbarrier at `bar` is arrived at, and done when `bytes` have come, too. */
 __device__ __forceinline__ void bulk_expect(uint32_t bar, uint32_t bytes)

@@ -1,7 +1,7 @@
 /* arch/cuda/gemv.cuh: matrix products of decode rows. Weights stream once, at memory speed, whatever the number of rows.
  *
  * A block takes tiles of 16 output rows; its warps share a tile's inputs, each a fixed range of units, and walk the block's
- * tiles as one stream: every warp keeps a ring of units in flight in shared memory (cp.async; of bf16 a lane copies
+ * tiles as one stream: every warp keeps a ring of units in flight in shared memory (cp.async; of bf16 and bf13 a lane copies
  * and reads only its own bytes, so that the ring needs no barrier), also across tiles. Sums of the warps are added in the order of the
  * warps. An output depends on its own row of activations only: not on the other rows, the grid or the ring.
  *
@@ -36,6 +36,7 @@ template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
     uint32_t per, stage, left; /* stages of a tile, the next one of it, stages not yet copied */
     uint32_t whole; /* of a tile's stages those that have all their units */
     uint32_t ring, head, tail; /* ring positions in bytes */
+    Form form;
 
     __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t units, uint32_t first, uint32_t step, uint32_t end,
                                          uint32_t ring_at)
@@ -46,8 +47,9 @@ template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
         whole = units / span - s0;
         const uint32_t tiles = first < end ? (end - first + step - 1) / step : 0;
         left = tiles * per;
-        from = at<const uint8_t>(w, ((uint64_t)first * units + s0 * span) * Form::unit_bytes + lane * 16);
-        jump = ((uint64_t)step * units - per * span) * Form::unit_bytes;
+        from = at<const uint8_t>(w, ((uint64_t)first * Form::stored(units) + s0 * span) * Form::unit_bytes + lane * 16);
+        jump = ((uint64_t)step * Form::stored(units) - per * span) * Form::unit_bytes;
+        form.open(w, units, first, step, end, s0);
         stage = 0;
         ring = ring_at + lane * 16;
         head = tail = 0;
@@ -99,6 +101,7 @@ __device__ __forceinline__ void dense_tile(dense_stream<WARPS, RING, Form> &s, u
     for (uint32_t u = 0; u < s.per; u++) {
         uint4 w[span][2];
         s.pop(w);
+        s.form.widen(u, w);
 #pragma unroll
         for (uint32_t i = 0; i < span; i++, b_at += 64) {
             if (span > 1 && i + 1 == span && u >= s.whole)
@@ -205,9 +208,12 @@ __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING, Form> &s, c
     uint32_t turn = 0;
     for (uint32_t tile = first; tile < end; tile += step, turn++) {
         float acc[NT][4], c[4];
+        s.form.step();
         dense_tile<NT>(s, units, sh, rows, acc);
-        if (gather_sums<NT, WARPS>(sh, turn, acc, c))
-            done(tile, gathered_row<NT, WARPS>(turn), c);
+        if (!gather_sums<NT, WARPS>(sh, turn, acc, c))
+            continue;
+        s.form.finish(c);
+        done(tile, gathered_row<NT, WARPS>(turn), c);
     }
     __syncthreads();
 }

@@ -67,10 +67,12 @@ static void gemv_launch(const struct nib_gpu_machine *m, uint32_t warps, uint32_
         ret->shared_bytes = alone / 16 * 16;
 }
 
+#define CU_MXFP8_RING_BYTES (CU_MXFP8_RING * CU_MXFP8_SPAN * CU_MXFP8_BYTES)
+
 static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t warps, uint32_t n, uint32_t k,
                          uint32_t rows, struct nib_gpu_geometry *ret)
 {
-    const uint32_t ring = mxfp8 ? CU_MXFP8_RING * CU_MXFP8_SPAN * CU_MXFP8_BYTES : CU_DENSE_RING * CU_DENSE_BYTES;
+    const uint32_t ring = mxfp8 ? CU_MXFP8_RING_BYTES : CU_DENSE_RING * CU_DENSE_BYTES;
     gemv_launch(m, warps, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
@@ -305,7 +307,8 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
     else if (op == NIB_GPU_SCAN && want)
         *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (want && !batched(NIB_GPU_HEAD, want))
-        dense_launch(m, mxfp8, CU_GEMV_WARPS, m->vocab, m->hidden, want, ret);
+        gemv_launch(m, CU_GEMV_WARPS, cu_tiles(m->vocab), mxfp8 ? CU_MXFP8_RING_BYTES : CU_BF13_RING * CU_BF13_BYTES,
+                    want, m->hidden, CU_DENSE_BLOCKS, ret);
 }
 
 static void token_geometry(const struct nib_gpu_machine *m, uint32_t decode, uint32_t prompt,
@@ -340,6 +343,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_REPACK_DENSE:
     case NIB_GPU_REPACK_MX:
     case NIB_GPU_REPACK_MXFP8:
+    case NIB_GPU_REPACK_HEAD:
     case NIB_GPU_SUM:
         *ret = (struct nib_gpu_geometry){{m->sms * 8, 1, 1}, CU_REPACK_THREADS, 0, 0};
         return;

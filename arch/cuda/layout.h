@@ -12,6 +12,17 @@
  *        255: NaN. Missing rows have 0.
  *        A word of codes: in the low half the even input, in the high half the odd one: row g at bits 15 (sign), 10..4; row g + 8
  *        at 11 (sign), 14..12, 3..0.
+ * bf13:  the head's matrix, when the dense matrices are bf16: nothing is lost, and 13 of 16 bits need be read. [tile][span of 64 inputs]:
+ *        carriers 0 .. 11 [3][lane][16 bytes], carrier 12 [lane][4 bytes]; behind all tiles [tile][span] high words [3][lane][4
+ *        bytes]; behind these [tile] a byte, the tile's base.
+ *        Words 0 .. 15 of a lane and span are the 16 of its two dense units, in the dense order; both halves of a word, a weight each,
+ *        are packed alike. The exponents of a tile's weights lie between its base and 31 more, and a weight's code is the difference. If
+ *        they do not, or one is 0 or 255 (missing rows are zeros), the tile is wide: its base is CU_BF13_WIDE, the codes are the exponents' low 5
+ *        bits, and the high words, which nothing else reads, have the upper 3.
+ *        Carrier i has of weight i the sign at bit 15, the code at 11..7 and the mantissa at 6..0. Bits 14..12 carry words 13 .. 15: of
+ *        word 13 + j bits 11..0 (code, mantissa), three at a time from the top, in carriers 4j .. 4j + 3, the sign at bit 14 - j of carrier
+ *        12. High word q has at bits 3f+2 .. 3f the upper bits of word 5q + f, f < 5, and at bit 15 bit q of word 15's.
+ *        An odd last unit's second half is weights of the base, which nobody multiplies.
  * mx:    [tile][unit of 64 inputs]: codes [lane][16 bytes], a 32-bit word an mma; scales [g][4 bytes]: row g blocks 0, 1;
  *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0. From sm_90 on, behind all tiles: [tile][row of it] a byte,
  *        the row's reference: its largest scale code, when no other of a block with elements is more than CU_MX_SPREAD below it; 0: none.
@@ -37,6 +48,12 @@
 #define CU_DENSE_BYTES 1024 /* of a unit of a tile */
 #define CU_MXFP8_CODES 512  /* of a unit of a tile */
 #define CU_MXFP8_BYTES (CU_MXFP8_CODES + CU_TILE)
+#define CU_BF13_SPAN   2   /* dense units */
+#define CU_BF13_PIECE  512 /* bytes of four carriers of a span of a tile; there are three */
+#define CU_BF13_BYTES  (3 * CU_BF13_PIECE + 128)
+#define CU_BF13_HIGH   (3 * 128) /* bytes of the high words of a span of a tile */
+#define CU_BF13_WIDE   255
+#define CU_BF13_MAX    223 /* of a base: the scale 2^(base - 96) is a float */
 #define CU_MX_UNIT     64
 #define CU_MX_CODES    512 /* bytes of a unit of a tile */
 #define CU_MX_SCALES   32  /* behind them */
@@ -67,6 +84,9 @@
 #ifndef CU_MXFP8_SPAN
 #define CU_MXFP8_SPAN 2
 #endif
+#ifndef CU_BF13_RING
+#define CU_BF13_RING 5
+#endif
 #define CU_ROUTE_RING      12
 #define CU_ROUTE_RING_MANY 6
 #else
@@ -83,6 +103,9 @@
 #endif
 #ifndef CU_MXFP8_SPAN
 #define CU_MXFP8_SPAN 1
+#endif
+#ifndef CU_BF13_RING
+#define CU_BF13_RING 3
 #endif
 #define CU_ROUTE_RING      4
 #define CU_ROUTE_RING_MANY 4
@@ -179,6 +202,28 @@ NIB_BOTH uint64_t cu_dense_bytes(uint32_t n, uint32_t k)
 NIB_BOTH uint64_t cu_mxfp8_bytes(uint32_t n, uint32_t k)
 {
     return (uint64_t)cu_tiles(n) * (k / CU_DENSE_UNIT) * CU_MXFP8_BYTES;
+}
+
+NIB_BOTH uint32_t cu_bf13_spans(uint32_t k)
+{
+    return CU_DIV_UP(k / CU_DENSE_UNIT, CU_BF13_SPAN);
+}
+
+/* Where the high words lie. */
+NIB_BOTH uint64_t cu_bf13_high_at(uint32_t n, uint32_t k)
+{
+    return (uint64_t)cu_tiles(n) * cu_bf13_spans(k) * CU_BF13_BYTES;
+}
+
+/* Where the tiles' bases lie. */
+NIB_BOTH uint64_t cu_bf13_bases_at(uint32_t n, uint32_t k)
+{
+    return cu_bf13_high_at(n, k) + (uint64_t)cu_tiles(n) * cu_bf13_spans(k) * CU_BF13_HIGH;
+}
+
+NIB_BOTH uint64_t cu_bf13_bytes(uint32_t n, uint32_t k)
+{
+    return cu_up(cu_bf13_bases_at(n, k) + cu_tiles(n), 64);
 }
 
 /* Bytes of a row of activations in shared memory: an odd multiple of 64, so that rows g and g + 1 lie in other banks. */

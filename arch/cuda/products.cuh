@@ -67,7 +67,7 @@ KERNEL(out_mxfp8, CU_OUT_WARPS * 32, CU_DENSE_BLOCKS)
 
 KERNEL(head, CU_GEMV_THREADS, CU_DENSE_BLOCKS)
 {
-    head_rows<weights_bf16>(m);
+    head_rows<weights_bf13>(m);
 }
 
 KERNEL(head_mxfp8, CU_GEMV_THREADS, CU_DENSE_BLOCKS)

@@ -33,6 +33,119 @@ KERNEL(repack_dense, 256, 4)
     }
 }
 
+/* The 16 words of a lane and span of a tile, as a dense matrix has them; `fill` for those behind the last input. */
+__device__ __forceinline__ void bf13_collect(const struct nib_gpu_repack *p, uint32_t tile, uint32_t span, uint32_t lane, uint32_t fill,
+                                             uint32_t w[16])
+{
+    const uint16_t *src = at<const uint16_t>(p->src);
+#pragma unroll
+    for (uint32_t u = 0; u < CU_BF13_SPAN; u++) {
+        const uint32_t unit = span * CU_BF13_SPAN + u;
+        uint4 row[2];
+#pragma unroll
+        for (uint32_t h = 0; h < 2; h++) {
+            const uint32_t r = tile * CU_TILE + lane / 4 + h * 8;
+            row[h] = make_uint4(fill, fill, fill, fill);
+            if (unit >= p->k / CU_DENSE_UNIT)
+                continue;
+            row[h] = make_uint4(0, 0, 0, 0);
+            if (r < p->n1)
+                row[h] = *(const uint4 *)(src + (uint64_t)(r - p->n0) * p->k + unit * CU_DENSE_UNIT + lane % 4 * 8);
+        }
+        const uint32_t both[8] = {row[0].x, row[1].x, row[0].y, row[1].y, row[0].z, row[1].z, row[0].w, row[1].w};
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++)
+            w[u * 8 + i] = both[i];
+    }
+}
+
+/* The base of a tile, by a block: its smallest exponent, or CU_BF13_WIDE. */
+__device__ __forceinline__ uint32_t bf13_base(const struct nib_gpu_repack *p, uint32_t tile)
+{
+    __shared__ uint32_t ends[2];
+    const uint32_t chunks = p->k / 8, rows = min(p->n1 - tile * CU_TILE, (uint32_t)CU_TILE);
+    const uint4 *src = at<const uint4>(p->src) + (uint64_t)(tile * CU_TILE - p->n0) * chunks;
+    uint32_t least = rows < CU_TILE ? 0 : 0xffffffffu, most = 0; /* of both halves */
+    for (uint32_t i = threadIdx.x; i < rows * chunks; i += blockDim.x) {
+        const uint4 v = src[i];
+        const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const uint32_t exponents = words[j] >> 7 & 0x00ff00ffu;
+            least = __vminu2(least, exponents);
+            most = __vmaxu2(most, exponents);
+        }
+    }
+    if (threadIdx.x == 0) {
+        ends[0] = 255;
+        ends[1] = 0;
+    }
+    __syncthreads();
+    atomicMin(&ends[0], min(least & 0xffff, least >> 16));
+    atomicMax(&ends[1], max(most & 0xffff, most >> 16));
+    __syncthreads();
+    const uint32_t low = min(ends[0], (uint32_t)CU_BF13_MAX), high = ends[1];
+    __syncthreads();
+    return low == 0 || high == 255 || high > low + 31 ? CU_BF13_WIDE : low;
+}
+
+/* A lane's words of a span to carriers and high words. */
+__device__ __forceinline__ void bf13_pack(const uint32_t w[16], uint32_t base, uint32_t carrier[13], uint32_t high[3])
+{
+    uint32_t code[16];
+#pragma unroll
+    for (int i = 0; i < 16; i++)
+        code[i] = (w[i] - (base == CU_BF13_WIDE ? 0 : base * 0x00800080u)) & 0x8fff8fffu; /* no half borrows: exponents are not below the base */
+#pragma unroll
+    for (int i = 0; i < 13; i++)
+        carrier[i] = code[i];
+#pragma unroll
+    for (int j = 0; j < 3; j++) {
+        const uint32_t c = code[13 + j];
+        carrier[4 * j] |= (c & 0x0e000e00u) << 3;
+        carrier[4 * j + 1] |= (c & 0x01c001c0u) << 6;
+        carrier[4 * j + 2] |= (c & 0x00380038u) << 9;
+        carrier[4 * j + 3] |= (c & 0x00070007u) << 12;
+        carrier[12] |= (c & 0x80008000u) >> (1 + j);
+    }
+#pragma unroll
+    for (int q = 0; q < 3; q++) {
+        high[q] = (w[15] >> (12 + q) & 0x00010001u) << 15;
+#pragma unroll
+        for (int f = 0; f < 5; f++)
+            high[q] |= (w[5 * q + f] >> 12 & 0x00070007u) << 3 * f;
+    }
+}
+
+/* A block a tile at a time. */
+KERNEL(repack_head, 256, 4)
+{
+    const struct nib_gpu_repack *p = at<const struct nib_gpu_repack>(m->repack);
+    const uint32_t k = p->k, n = p->n, spans = cu_bf13_spans(k);
+    uint8_t *dst = at<uint8_t>(p->dst);
+    for (uint32_t tile = p->n0 / CU_TILE + blockIdx.x; tile < cu_tiles(p->n1); tile += gridDim.x) {
+        const uint32_t base = bf13_base(p, tile);
+        if (threadIdx.x == 0)
+            dst[cu_bf13_bases_at(n, k) + tile] = (uint8_t)base;
+        for (uint32_t i = threadIdx.x; i < spans * 32; i += 256) {
+            const uint32_t lane = i % 32;
+            const uint64_t span = (uint64_t)tile * spans + i / 32;
+            uint32_t w[16], c[13], high[3];
+            bf13_collect(p, tile, i / 32, lane, base == CU_BF13_WIDE ? 0 : base * 0x00800080u, w);
+            bf13_pack(w, base, c, high);
+            uint8_t *to = dst + span * CU_BF13_BYTES;
+#pragma unroll
+            for (int q = 0; q < 3; q++)
+                *(uint4 *)(to + q * CU_BF13_PIECE + lane * 16) = make_uint4(c[4 * q], c[4 * q + 1], c[4 * q + 2], c[4 * q + 3]);
+            *(uint32_t *)(to + 3 * CU_BF13_PIECE + lane * 4) = c[12];
+            uint32_t *plane = (uint32_t *)(dst + cu_bf13_high_at(n, k) + span * CU_BF13_HIGH);
+#pragma unroll
+            for (int q = 0; q < 3; q++)
+                plane[q * 32 + lane] = high[q];
+        }
+    }
+}
+
 /* One E4M3 code in a half word: as row g, as row g + 8. */
 __device__ __forceinline__ uint32_t mxfp8_place(uint32_t code, uint32_t lower)
 {

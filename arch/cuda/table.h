@@ -27,8 +27,8 @@ extern const unsigned char CU_IMAGE[], CU_IMAGE_END[];
 /* clang-format off */
 /* What a table of kernels begins with. */
 #define CU_KERNELS(row)                                                                                                \
-    .name = row, .image = CU_IMAGE, .image_end = CU_IMAGE_END, .dense_bytes = cu_dense_bytes, .mxfp8_bytes = cu_mxfp8_bytes, .mx_bytes = cu_mx_bytes, \
-    .route_bytes = route_bytes, .scratch_bytes = scratch_bytes, .splits_max = splits_max,                              \
+    .name = row, .image = CU_IMAGE, .image_end = CU_IMAGE_END, .dense_bytes = cu_dense_bytes, .mxfp8_bytes = cu_mxfp8_bytes, \
+    .mx_bytes = cu_mx_bytes, .head_bytes = cu_bf13_bytes, .route_bytes = route_bytes, .scratch_bytes = scratch_bytes, .splits_max = splits_max,                              \
     .forms = {.acts = cu_read_acts, .gated = cu_read_gated, .choice = cu_read_choice}
 /* clang-format on */
 

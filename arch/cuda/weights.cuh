@@ -1,10 +1,41 @@
-/* arch/cuda/weights.cuh: the two forms of dense weights (arch/cuda/layout.h) in a ring of cp.async: how a lane copies its part of a
- * stage, `span` units, and how it gets its fragments from it. The last stage of a tile may lack its last unit. */
+/* arch/cuda/weights.cuh: the three forms of dense weights (arch/cuda/layout.h) in a ring of cp.async: how a lane copies its part of a
+ * stage, `span` units, and how it gets its fragments from it. The last stage of a tile may lack its last unit.
+ *
+ * A form's object is what a warp knows of the tiles it walks: open() and step() say which they are, widen() completes a stage's
+ * fragments, and finish() the sums of a tile. */
 #pragma once
 #include "arch/cuda/base.cuh"
 
+/* A form whose stages hold all that there is. */
+struct weights_whole {
+    /* Units of a tile that lie in memory. */
+    __device__ __forceinline__ static uint32_t stored(uint32_t units)
+    {
+        return units;
+    }
+
+    /* The tiles first, first + step, ... below `tiles`, all that the matrix has; stages from `stage` on. */
+    __device__ __forceinline__ void open(nib_gpu_ptr, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t)
+    {
+    }
+
+    /* The next tile begins. */
+    __device__ __forceinline__ void step()
+    {
+    }
+
+    /* Stage `u` of the tile, counted from the first. */
+    template <uint32_t SPAN> __device__ __forceinline__ void widen(uint32_t, uint4 (&)[SPAN][2]) const
+    {
+    }
+
+    __device__ __forceinline__ void finish(float[4]) const
+    {
+    }
+};
+
 /* A lane copies and reads only its own bytes. */
-struct weights_bf16 {
+struct weights_bf16 : weights_whole {
     static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1;
     static constexpr int ring = CU_DENSE_RING;
 
@@ -46,7 +77,7 @@ __device__ __forceinline__ void mxfp8_fragments(uint4 codes, uint32_t scales, ui
 }
 
 /* The scales of unit i of a stage are lane i's to copy and every lane's to read. */
-struct weights_mxfp8 {
+struct weights_mxfp8 : weights_whole {
     static constexpr uint32_t unit_bytes = CU_MXFP8_BYTES, span = CU_MXFP8_SPAN;
     static constexpr int ring = CU_MXFP8_RING;
 
@@ -69,5 +100,128 @@ struct weights_mxfp8 {
 #pragma unroll
         for (uint32_t i = 0; i < span; i++)
             mxfp8_fragments(lds16(at + i * unit_bytes), lds2(scales + i * unit_bytes), w[i][0], w[i][1]);
+    }
+};
+
+/* A lane's carriers of a span to its 16 words: each weight times 2^(96 - base), a code's exponent being 96 more; of a wide tile
+ * without the upper bits of its exponents. */
+__device__ __forceinline__ void bf13_words(const uint4 c[3], uint32_t c12, uint32_t w[16])
+{
+    const uint32_t carrier[13] = {c[0].x, c[0].y, c[0].z, c[0].w, c[1].x, c[1].y, c[1].z, c[1].w, c[2].x, c[2].y, c[2].z, c[2].w, c12};
+#pragma unroll
+    for (int i = 0; i < 13; i++)
+        w[i] = (carrier[i] & 0x8fff8fffu) | 0x30003000u;
+#pragma unroll
+    for (int j = 0; j < 3; j++)
+        w[13 + j] = (carrier[4 * j] >> 3 & 0x0e000e00u) | (carrier[4 * j + 1] >> 6 & 0x01c001c0u) |
+                    (carrier[4 * j + 2] >> 9 & 0x00380038u) | (carrier[4 * j + 3] >> 12 & 0x00070007u) |
+                    (c12 << (1 + j) & 0x80008000u) | 0x30003000u;
+}
+
+/* The words of a wide tile as they are, by their high words. */
+__device__ __forceinline__ void bf13_wide(uint32_t w[16], uint32_t s0, uint32_t s1, uint32_t s2)
+{
+    const uint32_t s[3] = {s0, s1, s2};
+#pragma unroll
+    for (int i = 0; i < 15; i++)
+        w[i] = (w[i] & 0x8fff8fffu) | (s[i / 5] >> 3 * (i % 5) & 0x00070007u) << 12;
+    w[15] = (w[15] & 0x8fff8fffu) | (s0 >> 3 & 0x10001000u) | (s1 >> 2 & 0x20002000u) | (s2 >> 1 & 0x40004000u);
+}
+
+/* What takes the factor back from a sum: 2^(base - 96). */
+__device__ __forceinline__ float bf13_scale(uint32_t base)
+{
+    return base == CU_BF13_WIDE ? 1.0f : __uint_as_float((base + 31) << 23);
+}
+
+/* A lane copies and reads only its own bytes. */
+struct weights_bf13 {
+    static constexpr uint32_t unit_bytes = CU_BF13_BYTES / CU_BF13_SPAN, span = CU_BF13_SPAN;
+    static constexpr int ring = CU_BF13_RING;
+
+    const uint8_t *from;          /* the matrix */
+    uint32_t units, stage, tiles; /* of a tile, dense; this warp's first; of the matrix */
+    uint32_t tile, ahead, jump;   /* this tile, the next one, and from one to the other */
+    uint32_t base, next;          /* of these tiles */
+
+    __device__ __forceinline__ static uint32_t stored(uint32_t units)
+    {
+        return CU_DIV_UP(units, span) * span;
+    }
+
+    /* A tile's base is asked for one tile ahead. */
+    __device__ __forceinline__ void ask()
+    {
+        if (ahead < tiles)
+            next = __ldg(from + cu_bf13_bases_at(tiles * CU_TILE, units * CU_DENSE_UNIT) + ahead);
+    }
+
+    __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t tile_units, uint32_t first, uint32_t step, uint32_t end, uint32_t at_stage)
+    {
+        from = at<const uint8_t>(w);
+        units = tile_units;
+        stage = at_stage;
+        tiles = end;
+        ahead = first;
+        jump = step;
+        next = CU_BF13_WIDE;
+        ask();
+    }
+
+    __device__ __forceinline__ void step()
+    {
+        tile = ahead;
+        base = next;
+        ahead += jump;
+        ask();
+    }
+
+    __device__ __forceinline__ static void copy(uint32_t to, const uint8_t *from, uint64_t policy, bool)
+    {
+#pragma unroll
+        for (uint32_t q = 0; q < 3; q++)
+            copy16_stream(to + q * CU_BF13_PIECE, from + q * CU_BF13_PIECE, policy);
+        const uint32_t last = 3 * CU_BF13_PIECE - threadIdx.x % 32 * 12;
+        copy4_stream(to + last, from + last, policy);
+    }
+
+    __device__ __forceinline__ static void read(uint32_t at, uint4 w[span][2])
+    {
+        uint4 c[3];
+#pragma unroll
+        for (uint32_t q = 0; q < 3; q++)
+            c[q] = lds16(at + q * CU_BF13_PIECE);
+        uint32_t words[16];
+        bf13_words(c, lds4(at + 3 * CU_BF13_PIECE - threadIdx.x % 32 * 12), words);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            w[i / 2][i % 2] = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+    }
+
+    __device__ __forceinline__ void widen(uint32_t u, uint4 (&w)[span][2]) const
+    {
+        if (base != CU_BF13_WIDE)
+            return;
+        const uint32_t spans = stored(units) / span;
+        const uint32_t *high = (const uint32_t *)(from + cu_bf13_high_at(tiles * CU_TILE, units * CU_DENSE_UNIT)) +
+                               ((uint64_t)tile * spans + stage + u) * (CU_BF13_HIGH / 4) + threadIdx.x % 32;
+        uint32_t words[16];
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint4 v = w[i / 2][i % 2];
+            words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+        }
+        bf13_wide(words, __ldg(high), __ldg(high + 32), __ldg(high + 64));
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            w[i / 2][i % 2] = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+    }
+
+    __device__ __forceinline__ void finish(float c[4]) const
+    {
+        const float scale = bf13_scale(base);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            c[i] *= scale;
     }
 };

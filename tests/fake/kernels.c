@@ -689,6 +689,7 @@ static const struct {
     [NIB_GPU_REPACK_DENSE] = {repack_dense, ROWS_NONE},
     [NIB_GPU_REPACK_MX] = {repack_mx, ROWS_NONE},
     [NIB_GPU_REPACK_MXFP8] = {repack_mxfp8, ROWS_NONE},
+    [NIB_GPU_REPACK_HEAD] = {repack_dense, ROWS_NONE},
     [NIB_GPU_SUM] = {sum, ROWS_NONE},
     [NIB_GPU_BEGIN] = {begin, ROWS_NONE},
     [NIB_GPU_EMBED] = {embed, ROWS_ALL},

@@ -48,13 +48,12 @@ static void repack(struct rig *rig, enum nib_gpu_op op, struct nib_gpu_repack r)
 
 /* QKV, attention output and LM head are in the rig's form, from the same words: their second bit is never set, so no byte is
  * a NaN of E4M3. */
-static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr src, nib_cu_ptr scales, uint32_t n, uint32_t k,
-                        enum nib_gpu_matrix matrix)
+static nib_cu_ptr placed(struct rig *rig, enum nib_gpu_op op, uint64_t bytes, nib_cu_ptr src, nib_cu_ptr scales,
+                         uint32_t n, uint32_t k, enum nib_gpu_matrix matrix)
 {
-    const bool mxfp8 = scales && rig->dense == NIB_DENSE_MXFP8;
-    nib_cu_ptr to = rig_take(rig, mxfp8 ? rig->k->mxfp8_bytes(n, k) : rig->k->dense_bytes(n, k));
+    nib_cu_ptr to = rig_take(rig, bytes);
     for (uint32_t n0 = 0; n0 < n; n0 += 5120)
-        repack(rig, mxfp8 ? NIB_GPU_REPACK_MXFP8 : NIB_GPU_REPACK_DENSE,
+        repack(rig, op,
                (struct nib_gpu_repack){.dst = to,
                                        .src = src,
                                        .scales = scales,
@@ -64,6 +63,21 @@ static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr src, nib_cu_ptr scales, uint
                                        .n1 = n0 + 5120 < n ? n0 + 5120 : n,
                                        .matrix = (uint32_t)matrix});
     return to;
+}
+
+static nib_cu_ptr dense(struct rig *rig, nib_cu_ptr src, nib_cu_ptr scales, uint32_t n, uint32_t k,
+                        enum nib_gpu_matrix matrix)
+{
+    if (scales && rig->dense == NIB_DENSE_MXFP8)
+        return placed(rig, NIB_GPU_REPACK_MXFP8, rig->k->mxfp8_bytes(n, k), src, scales, n, k, matrix);
+    return placed(rig, NIB_GPU_REPACK_DENSE, rig->k->dense_bytes(n, k), src, 0, n, k, matrix);
+}
+
+static nib_cu_ptr head(struct rig *rig, nib_cu_ptr src, nib_cu_ptr scales, uint32_t n, uint32_t k)
+{
+    if (rig->dense == NIB_DENSE_MXFP8)
+        return dense(rig, src, scales, n, k, NIB_GPU_M_PLAIN);
+    return placed(rig, NIB_GPU_REPACK_HEAD, rig->k->head_bytes(n, k), src, 0, n, k, NIB_GPU_M_PLAIN);
 }
 
 static nib_cu_ptr experts(struct rig *rig, nib_cu_ptr codes, nib_cu_ptr scales, uint32_t n, uint32_t k,
@@ -97,7 +111,7 @@ static void fill_weights(struct rig *rig)
     const nib_cu_ptr zeros = rig_take(rig, (uint64_t)s->experts * 2 * inner * 2);
     rig_fill(rig, zeros, 0, (uint64_t)s->experts * 2 * inner * 2);
     m->embed = random_words(rig, (uint64_t)s->vocab * h * 2, true);
-    m->lm_head = dense(rig, words, scales, s->vocab, h, NIB_GPU_M_PLAIN);
+    m->lm_head = head(rig, words, scales, s->vocab, h);
     m->final_norm = small;
     for (uint32_t i = 0; i < s->layers; i++) {
         struct nib_gpu_layer *l = &m->layer[i];
@@ -201,7 +215,7 @@ static double op_bytes(enum nib_gpu_op op, double dense)
     case NIB_GPU_DOWN_PROMPT:
         return used * i * h * 17 / 32;
     case NIB_GPU_HEAD:
-        return s->vocab * h * dense;
+        return s->vocab * h * (dense == 2 ? 13.0 / 8 : dense); /* bf13 */
     default:
         return 0;
     }
@@ -210,6 +224,8 @@ static double op_bytes(enum nib_gpu_op op, double dense)
 static double op_flops(enum nib_gpu_op op)
 {
     const bool mx = op == NIB_GPU_UP || op == NIB_GPU_UP_PROMPT || op == NIB_GPU_DOWN || op == NIB_GPU_DOWN_PROMPT;
+    if (op == NIB_GPU_HEAD)
+        return 2.0 * shape->vocab * shape->hidden;
     return mx ? op_bytes(op, 2) * 32 / 17 * 2 : op_bytes(op, 2);
 }
 

@@ -57,6 +57,9 @@ void check_print_worst(void);
 uint64_t check_acts_wide(const struct check *c);
 uint32_t check_rows(const struct check *c);
 
+/* All rows' acts of k inputs, also to where a row's kernels read those of many decode rows. */
+void check_send_acts(struct check *c, const uint16_t *acts, uint32_t k);
+
 /* `count` decode rows at positions around every boundary of pages, windows and splits; row 0 at the end of ctx. */
 uint32_t check_decode_runs(struct model_run *runs, uint32_t count, uint32_t ctx);
 

@@ -37,6 +37,12 @@ static inline uint64_t gpu_mx_bytes(uint32_t n, uint32_t k)
     return nib_round_up(nib_ref_mx_bytes(n, k), 256);
 }
 
+/* More than the matrix, as a row may want for the head. */
+static inline uint64_t gpu_head_bytes(uint32_t n, uint32_t k)
+{
+    return gpu_dense_bytes(n, k) + 256;
+}
+
 static inline uint64_t gpu_route_bytes(uint32_t rows, uint32_t experts)
 {
     return cu_route_expert_at(rows, experts) + 4 * cu_route_array(rows);
@@ -101,6 +107,7 @@ static inline void gpu_make_kernels(void)
                                            .dense_bytes = gpu_dense_bytes,
                                            .mxfp8_bytes = gpu_mxfp8_bytes,
                                            .mx_bytes = gpu_mx_bytes,
+                                           .head_bytes = gpu_head_bytes,
                                            .route_bytes = gpu_route_bytes,
                                            .scratch_bytes = gpu_scratch_bytes,
                                            .splits_max = gpu_splits_max,

@@ -3,7 +3,7 @@
  *
  *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt] [--mxfp8] [--kv8]
  *
- * TEST is one of each, ops, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
+ * TEST is one of each, ops, head, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
  * --mxfp8: the bench's dense matrices are in MXFP8; --kv8: its keys and values in FP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>
@@ -18,11 +18,13 @@ static int test_row(struct rig *rig, const char *only)
         const char *name;
         int (*run)(struct rig *rig);
     } tests[] = {
-        {"each", rig_test_each},       {"ops", rig_test_ops},           {"mxfp8", rig_test_mxfp8},
-        {"sizes", rig_test_sizes},     {"kv8", rig_test_kv8},           {"contexts", rig_test_contexts},
-        {"routing", rig_test_routing}, {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
-        {"token", rig_test_token},     {"stuck", rig_test_stuck},       {"sampler", rig_test_sampler},
-        {"faults", rig_test_faults},
+        {"each", rig_test_each},         {"ops", rig_test_ops},
+        {"head", rig_test_head},         {"mxfp8", rig_test_mxfp8},
+        {"sizes", rig_test_sizes},       {"kv8", rig_test_kv8},
+        {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
+        {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
+        {"token", rig_test_token},       {"stuck", rig_test_stuck},
+        {"sampler", rig_test_sampler},   {"faults", rig_test_faults},
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {

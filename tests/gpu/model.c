@@ -102,7 +102,7 @@ static void repack(struct rig *rig, enum nib_gpu_op op, nib_cu_ptr to, nib_cu_pt
             continue;
         const uint64_t scales_at = nib_round_up((n1 - n0) * row, 256);
         rig_up(rig, staging, from + n0 * row, (n1 - n0) * row);
-        if (op != NIB_GPU_REPACK_DENSE)
+        if (op != NIB_GPU_REPACK_DENSE && op != NIB_GPU_REPACK_HEAD)
             rig_up(rig, staging + scales_at, scales + n0 * scale_row, (n1 - n0) * scale_row);
         const struct nib_gpu_repack r = {.dst = to,
                                          .src = staging,
@@ -139,6 +139,15 @@ static nib_cu_ptr formed(struct rig *rig, nib_cu_ptr staging, const uint16_t *fr
     nib_cu_ptr to = rig_take(rig, rig->k->mxfp8_bytes(n, k));
     repack(rig, NIB_GPU_REPACK_MXFP8, to, staging, packed, n, k, matrix);
     free(packed);
+    return to;
+}
+
+static nib_cu_ptr head(struct rig *rig, nib_cu_ptr staging, const uint16_t *from, uint32_t n, uint32_t k)
+{
+    if (rig->dense != NIB_DENSE_BF16)
+        return formed(rig, staging, from, n, k, NIB_GPU_M_PLAIN);
+    nib_cu_ptr to = rig_take(rig, rig->k->head_bytes(n, k));
+    repack(rig, NIB_GPU_REPACK_HEAD, to, staging, (const uint8_t *)from, n, k, NIB_GPU_M_PLAIN);
     return to;
 }
 
@@ -253,7 +262,7 @@ void model_load(struct rig *rig, struct model *model)
     const nib_cu_ptr at = rig_take(rig, staging);
     send_layer(rig, model, at);
     rig->m.embed = send(rig, model->embed, (uint64_t)s->vocab * s->hidden * 2);
-    rig->m.lm_head = formed(rig, at, model->lm_head, s->vocab, s->hidden, NIB_GPU_M_PLAIN);
+    rig->m.lm_head = head(rig, at, model->lm_head, s->vocab, s->hidden);
     rig->m.final_norm = send(rig, model->final_norm, s->hidden * 2);
     fill_kv(rig, model);
     rig_send_machine(rig);

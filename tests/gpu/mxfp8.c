@@ -73,8 +73,7 @@ static bool same(float got, float want)
     return got == want || (fabsf(want) < 0x1p-126f && fabsf(got - want) <= 0x1p-126f);
 }
 
-/* To acts and, where a row's kernels read decode rows from there as well, to the place for products of many rows. */
-static void send_acts(struct check *c, const uint16_t *acts, uint32_t k)
+void check_send_acts(struct check *c, const uint16_t *acts, uint32_t k)
 {
     const uint32_t wide = (uint32_t)check_acts_wide(c);
     const uint64_t bytes = cu_batch_acts_bytes(k);
@@ -98,7 +97,7 @@ static uint32_t run_round(struct check *c, const struct matrix *w, uint32_t roun
     memset(acts, 0, (uint64_t)rows * wide * 2);
     for (uint32_t r = 0; r < rows; r++)
         acts[(uint64_t)r * wide + (r * 61 + round * 67) % w->k] = 0x3f80; /* 1 */
-    send_acts(c, acts, w->k);
+    check_send_acts(c, acts, w->k);
     rig_fill(c->rig, c->rig->m.x, 0, (uint64_t)rows * w->n * 4);
     (void)rig_launch(c->rig, NIB_GPU_OUT, 0, c->bucket);
     (void)rig_launch(c->rig, NIB_GPU_OUT_BATCH, 0, c->bucket);

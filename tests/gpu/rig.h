@@ -88,6 +88,7 @@ void rig_die(const char *what) __attribute__((noreturn));
 
 /* Tests; each returns the number of failures. */
 int rig_test_ops(struct rig *rig);
+int rig_test_head(struct rig *rig);
 int rig_test_sizes(struct rig *rig);
 int rig_test_contexts(struct rig *rig);
 int rig_test_routing(struct rig *rig);
