@@ -34,17 +34,38 @@ template <class Shape> __device__ __forceinline__ uint32_t batch_tile(uint32_t i
     return (group * Shape::each + i) * Shape::wide + min(warp, Shape::wide - 1);
 }
 
+/* Fragments of COUNT products of 16 inputs, from the first of a unit on; of bf13 from the first of a span on. */
+template <class Shape, uint32_t COUNT> __device__ __forceinline__ void batch_read(uint32_t weights, uint32_t first, uint32_t (&a)[COUNT][Shape::each][4])
+{
+    if constexpr (std::is_same<typename Shape::Form, weights_bf13>::value) {
+#pragma unroll
+        for (uint32_t i = 0; i < Shape::each; i++) {
+            uint4 w[weights_bf13::span][2];
+            weights_bf13::read(weights + batch_tile<Shape>(i) * Shape::tile_bytes + threadIdx.x % 32 * 16, w);
+#pragma unroll
+            for (uint32_t k = 0; k < COUNT; k++) {
+                a[k][i][0] = w[k / 2][k % 2].x;
+                a[k][i][1] = w[k / 2][k % 2].y;
+                a[k][i][2] = w[k / 2][k % 2].z;
+                a[k][i][3] = w[k / 2][k % 2].w;
+            }
+        }
+    } else {
+#pragma unroll
+        for (uint32_t k = 0; k < COUNT; k++)
+#pragma unroll
+            for (uint32_t i = 0; i < Shape::each; i++)
+                batch_fragment<typename Shape::Form>(weights + batch_tile<Shape>(i) * Shape::tile_bytes + k / 2 * Shape::Form::unit_bytes,
+                                                     first + k % 2, a[k][i]);
+    }
+}
+
 /* COUNT products of 16 inputs, from the first of a unit on. */
 template <class Shape, int N, uint32_t COUNT>
 __device__ __forceinline__ void batch_products(uint32_t weights, uint32_t first, uint64_t rows, float (&acc)[Shape::each][N / 2])
 {
     uint32_t a[COUNT][Shape::each][4];
-#pragma unroll
-    for (uint32_t k = 0; k < COUNT; k++)
-#pragma unroll
-        for (uint32_t i = 0; i < Shape::each; i++)
-            batch_fragment<typename Shape::Form>(weights + batch_tile<Shape>(i) * Shape::tile_bytes + k / 2 * Shape::Form::unit_bytes, first + k % 2,
-                                                 a[k][i]);
+    batch_read<Shape, COUNT>(weights, first, a);
 #pragma unroll
     for (uint32_t i = 0; i < Shape::each; i++)
         wgmma_hold(acc[i]);
@@ -67,11 +88,7 @@ template <class Shape> struct batch_fragments {
 
     __device__ __forceinline__ void read(uint32_t weights)
     {
-#pragma unroll
-        for (uint32_t k = 0; k < 2 * CU_BATCH_UNITS; k++)
-#pragma unroll
-            for (uint32_t i = 0; i < Shape::each; i++)
-                batch_fragment<typename Shape::Form>(weights + batch_tile<Shape>(i) * Shape::tile_bytes + k / 2 * Shape::Form::unit_bytes, k % 2, a[k][i]);
+        batch_read<Shape, 2 * CU_BATCH_UNITS>(weights, 0, a);
     }
 
     template <int N> __device__ __forceinline__ void multiply(uint64_t rows, float (&acc)[Shape::each][N]) const
@@ -156,7 +173,7 @@ __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t unit
                     batch_products<Shape, N, 1>(weights + k / 2 * Shape::Form::unit_bytes, k % 2, rows + Shape::further(k), acc);
         } else {
             batch_products<Shape, N, 2>(weights, 0, rows, acc);
-            if (left > 1)
+            if (Shape::groups != 2 && left > 1)
                 batch_products<Shape, N, 2>(weights + Shape::Form::unit_bytes, 0, rows + Shape::further(2), acc);
         }
         ring.leave();
@@ -216,14 +233,14 @@ __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batc
                                  cluster_at(came, n % PARTS));
     if (own == 0 || !has)
         return;
-    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first);
+    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first, 0);
     const uint32_t row0 = item.first + lane % 4 * 2 + rank * 8, end = item.first + item.rows;
-    typename decltype(done.open(0, 0))::held next[SIDE];
+    typename decltype(done.open(0, 0, 0))::held next[SIDE];
     tile.ask(next, row0, PARTS * 8, end);
     bulk_wait(came, 0);
 #pragma unroll 1
     for (uint32_t i0 = 0; i0 < own; i0 += SIDE) {
-        typename decltype(done.open(0, 0))::held held[SIDE];
+        typename decltype(done.open(0, 0, 0))::held held[SIDE];
         float4 all[SIDE][SLOTS];
 #pragma unroll
         for (uint32_t i = 0; i < SIDE; i++) {
@@ -276,6 +293,10 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
 {
     const uint32_t part = batch_part<Shape>(), share = Shape::share(part), last = Shape::share(part + 1);
     float sum[Shape::held][Shape::each][N / 2]; /* of a block that adds up: the sum, and the next share's */
+    uint32_t known[Shape::each]; /* of its tiles */
+#pragma unroll
+    for (uint32_t i = 0; i < Shape::each; i++)
+        known[i] = done.know(item.tile0 + batch_tile<Shape>(i));
     batch_keep(work, item);
     if (!Shape::even && part == 0) {
         batch_sum<Shape, N>(ring, batch_units<Shape>(units, share), sum[0]);
@@ -308,9 +329,9 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
         constexpr uint32_t TOGETHER = N / 8 < 4 ? N / 8 : 4; /* what is read for them comes at once */
 #pragma unroll
         for (uint32_t i = 0; i < Shape::each; i++) {
-            const auto tile = done.open(item.tile0 + batch_tile<Shape>(i), item.first);
+            const auto tile = done.open(item.tile0 + batch_tile<Shape>(i), item.first, known[i]);
             const uint32_t row0 = item.first + threadIdx.x % 4 * 2, end = item.first + item.rows;
-            typename decltype(done.open(0, 0))::held held[2][TOGETHER]; /* those that are put, and the next ones */
+            typename decltype(done.open(0, 0, 0))::held held[2][TOGETHER]; /* those that are put, and the next ones */
             tile.ask(held[0], row0, 8, end);
 #pragma unroll
             for (uint32_t n = 0; n < N / 8; n += TOGETHER) {
@@ -321,6 +342,9 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
                     tile.put(held[n / TOGETHER % 2][j], row0 + (n + j) * 8, end, &sum[0][i][4 * (n + j)]);
             }
         }
+#pragma unroll
+        for (uint32_t i = 0; i < Shape::each; i++)
+            done.end(item.tile0 + batch_tile<Shape>(i), item.first, item.rows, known[i]);
     }
     if (Done::places)
         batch_meet<Shape>::read(false);
@@ -431,7 +455,7 @@ template <class Form> __device__ __forceinline__ void out_batch_rows(const struc
 template <class Shape> __device__ __forceinline__ void head_batch_run(const struct nib_gpu_machine *m)
 {
     const struct nib_gpu_step *step = step_of(m);
-    const batch_head_done done = {m};
+    const batch_head_done<typename Shape::Form> done = {m};
     batch_run<Shape>(
         m, m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; }, done);
 }
@@ -475,7 +499,7 @@ KERNEL(out_batch_mxfp8, CU_BATCH_OUT_THREADS, 1)
 
 CLUSTER_KERNEL(head_batch, CU_BATCH_THREADS, 2)
 {
-    head_batch_rows<weights_bf16>(m);
+    head_batch_rows<weights_bf13>(m);
 }
 
 CLUSTER_KERNEL(head_batch_mxfp8, CU_BATCH_THREADS, 2)

@@ -4,7 +4,7 @@
  * arch/cuda/done.cuh. */
 #pragma once
 #include "arch/cuda/done.cuh"
-#include "arch/sm90/batch_dense.h"
+#include "arch/sm90/batch_wide.cuh"
 
 /* Where the keys and values of an item's rows go: of row `first` + i in place[i] lines of a head's 64 numbers behind the layer's first. */
 __device__ __forceinline__ uint32_t *batch_places()
@@ -85,7 +85,16 @@ struct batch_qkv_done {
             }
     }
 
-    __device__ __forceinline__ batch_qkv_tile open(uint32_t tile, uint32_t first) const
+    __device__ __forceinline__ uint32_t know(uint32_t) const
+    {
+        return 0;
+    }
+
+    __device__ __forceinline__ void end(uint32_t, uint32_t, uint32_t, uint32_t) const
+    {
+    }
+
+    __device__ __forceinline__ batch_qkv_tile open(uint32_t tile, uint32_t first, uint32_t) const
     {
         const uint32_t head = tile / 4, dim = tile % 4 * 8 + threadIdx.x % 32 / 4, heads = m->heads, kv_heads = m->kv_heads;
         const bool there = head < heads + 2 * kv_heads, kv = head >= heads;
@@ -147,7 +156,16 @@ struct batch_out_done {
     {
     }
 
-    __device__ __forceinline__ batch_out_tile open(uint32_t tile, uint32_t) const
+    __device__ __forceinline__ uint32_t know(uint32_t) const
+    {
+        return 0;
+    }
+
+    __device__ __forceinline__ void end(uint32_t, uint32_t, uint32_t, uint32_t) const
+    {
+    }
+
+    __device__ __forceinline__ batch_out_tile open(uint32_t tile, uint32_t, uint32_t) const
     {
         const uint32_t hidden = m->hidden, n = tile * CU_TILE + threadIdx.x % 32 / 4;
         const nib_gpu_ptr biases = m->layer[layer].out_bias;
@@ -156,8 +174,9 @@ struct batch_out_done {
     }
 };
 
-struct batch_head_tile : done_head {
-    uint32_t tile;
+/* Logits; of bf13 times 2^(base - 96). */
+template <class Form> struct batch_head_tile : done_head {
+    uint32_t tile, base;
 
     struct held {
     };
@@ -168,11 +187,16 @@ struct batch_head_tile : done_head {
 
     __device__ __forceinline__ void put(const held &, uint32_t row, uint32_t end, const float c[4]) const
     {
-        done_head::operator()(tile, row, end, c);
+        if constexpr (std::is_same<Form, weights_bf13>::value) {
+            const float scale = bf13_scale(base), scaled[4] = {c[0] * scale, c[1] * scale, c[2] * scale, c[3] * scale};
+            done_head::operator()(tile, row, end, scaled);
+        } else {
+            done_head::operator()(tile, row, end, c);
+        }
     }
 };
 
-struct batch_head_done {
+template <class Form> struct batch_head_done {
     const struct nib_gpu_machine *m;
 
     static constexpr bool places = false;
@@ -181,8 +205,23 @@ struct batch_head_done {
     {
     }
 
-    __device__ __forceinline__ batch_head_tile open(uint32_t tile, uint32_t) const
+    __device__ __forceinline__ uint32_t know(uint32_t tile) const
     {
-        return {{m}, tile};
+        if constexpr (std::is_same<Form, weights_bf13>::value)
+            return batch_head_base(m, tile);
+        return 0;
+    }
+
+    __device__ __forceinline__ batch_head_tile<Form> open(uint32_t tile, uint32_t, uint32_t base) const
+    {
+        return {{m}, tile, base};
+    }
+
+    /* What put() left is not so. */
+    __device__ __forceinline__ void end(uint32_t tile, uint32_t first, uint32_t rows, uint32_t base) const
+    {
+        if constexpr (std::is_same<Form, weights_bf13>::value)
+            if (base == CU_BF13_WIDE)
+                batch_wide(m, tile, first, rows);
     }
 };

@@ -16,6 +16,7 @@
 template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false, bool PAIR = false>
 struct batch_shape {
     static constexpr bool pair = PAIR;
+    static constexpr bool once = PARTS == 1 && TOKENS == CU_BATCH_HEAD_FEW && EACH == 2; /* the weights are read by one block, and once */
     static constexpr bool even = PARTS > 1 && SHARES % PARTS == 0, idle = IDLE; /* idle: a warpgroup has no work */
     typedef FORM Form;
     static constexpr uint32_t groups = GROUPS, wide = WIDE, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
@@ -253,9 +254,10 @@ __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t
 {
     constexpr uint32_t unit_bytes = Shape::Form::unit_bytes, EACH = CU_DIV_UP(Shape::tiles, BATCH_WEIGHTS_WARPS);
     const uint32_t first = which * EACH, mine = min(Shape::tiles - min(first, Shape::tiles), EACH);
-    const uint32_t there = tile0 + first < all_tiles ? min(all_tiles - tile0 - first, mine) : 0, bytes = have * unit_bytes;
-    const uint32_t bar = ring.full(), to = ring.weights_at() + first * Shape::tile_bytes, stride = units * unit_bytes;
-    const uint8_t *from = w + ((uint64_t)(tile0 + first) * units + u) * unit_bytes;
+    const uint32_t there = tile0 + first < all_tiles ? min(all_tiles - tile0 - first, mine) : 0, stored = Shape::Form::stored(units);
+    const uint32_t bytes = Shape::Form::stored(have) * unit_bytes, stride = stored * unit_bytes;
+    const uint32_t bar = ring.full(), to = ring.weights_at() + first * Shape::tile_bytes;
+    const uint8_t *from = w + ((uint64_t)(tile0 + first) * stored + u) * unit_bytes;
     ring.wait_empty();
     __syncwarp();
     if (elect_one()) {
@@ -276,7 +278,7 @@ template <class Shape, class Learn>
 __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_ptr weights, uint32_t which, uint32_t all_tiles, uint32_t units, Learn learn)
 {
     const uint8_t *w = at<const uint8_t>(weights);
-    const uint64_t policy = shared_policy();
+    const uint64_t policy = Shape::once ? stream_policy() : shared_policy();
     batch_stages<Shape> stages;
     stages.open(units);
     uint32_t u, have;
