@@ -15,7 +15,7 @@ from life_test import LAUNCH, Notify
 
 SMALL = {"memory": {"limit_mib": 1280}, "engine": {"step_rows": 64}, "time": {"load_ms_max": 8000}}
 GPU = {**SMALL, "engine": {"step_rows": 64, "device": "gpu"}}
-OPS = ["repack_dense", "repack_mx", "sum", "begin", "embed", "qkv", "qkv_prompt", "attn", "attn_prompt", "out",
+OPS = ["repack_dense", "repack_mx", "repack_head", "sum", "begin", "embed", "qkv", "qkv_prompt", "attn", "attn_prompt", "out",
        "out_prompt", "route", "up", "up_prompt", "down", "down_prompt", "combine", "head", "scan", "sample"]
 PROMPTS = ("hello", "the quick brown fox", "zebra")
 
