@@ -77,10 +77,14 @@ static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t w
 }
 
 #if NIB_SM >= 90
-/* One block a multiprocessor. */
+/* One block a multiprocessor; from 17 rows on the form for short lists (arch/sm90/batch_mx.cuh). */
 static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                       struct nib_gpu_geometry *ret)
 {
+    if (rows > CU_GEMV_ROWS) {
+        *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_MX_THREADS, CU_MX_SHORT_SHARED, 0};
+        return;
+    }
     const struct cu_few_room room = cu_few_room(cu_few_kind(rows), k);
     ret->block = CU_FEW_THREADS;
     /* when no stage fits: more than there is, which boot refuses */
@@ -220,8 +224,10 @@ static bool has(enum nib_gpu_op form)
 }
 
 /* Which of an op's two kernels for decode rows a bucket has. */
-static bool batched(enum nib_gpu_op op, uint32_t rows)
+static bool batched(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows)
 {
+    if ((op == NIB_GPU_UP || op == NIB_GPU_DOWN) && cu_lists_short(rows, m->experts_used, m->experts))
+        return false;
     return batch_from(op) != 0 && rows >= batch_from(op);
 }
 
@@ -306,7 +312,7 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
         *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (op == NIB_GPU_SCAN && want)
         *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want, 1}, CU_SAMPLE_THREADS, 0, 0};
-    else if (want && !batched(NIB_GPU_HEAD, want))
+    else if (want && !batched(NIB_GPU_HEAD, m, want))
         gemv_launch(m, CU_GEMV_WARPS, cu_tiles(m->vocab), mxfp8 ? CU_MXFP8_RING_BYTES : CU_BF13_RING * CU_BF13_BYTES,
                     want, m->hidden, CU_DENSE_BLOCKS, ret);
 }
@@ -363,7 +369,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_OUT:
     case NIB_GPU_UP:
     case NIB_GPU_DOWN:
-        if (decode && !batched(op, decode))
+        if (decode && !batched(op, m, decode))
             decode_geometry(op, mxfp8, m, decode, ret);
         break;
     case NIB_GPU_QKV_BATCH:
@@ -373,7 +379,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_UP_BATCH:
     case NIB_GPU_DOWN_BATCH:
     case NIB_GPU_HEAD_BATCH:
-        if (batched(few, rows))
+        if (batched(few, m, rows))
             batch_geometry(few, mxfp8, m, rows, ret);
         break;
     case NIB_GPU_QKV_PROMPT:

@@ -72,6 +72,8 @@
 #define CU_GEMV_ROWS 16
 #define CU_LIST_ROWS                                                                                                   \
     48 /* decode rows of an expert's list; more than CU_GEMV_ROWS only where the batch kernels take them */
+#define CU_LIST_MEAN                                                                                                   \
+    8 /* rows of a list on average, were all experts chosen: up to here no list has more than CU_GEMV_ROWS */
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 8
 #endif
@@ -92,6 +94,7 @@
 #else
 #define CU_GEMV_ROWS 4
 #define CU_LIST_ROWS CU_GEMV_ROWS
+#define CU_LIST_MEAN 0
 #ifndef CU_DENSE_RING
 #define CU_DENSE_RING 4
 #endif
@@ -258,6 +261,13 @@ NIB_BOTH struct cu_mx_room cu_mx_room(uint32_t rows, uint32_t k)
 NIB_BOTH uint32_t cu_mx_rows(uint32_t decode)
 {
     return decode == 1 ? 2 : CU_GEMV_ROWS;
+}
+
+/* Whether lists of a step with so many decode rows are none longer than CU_GEMV_ROWS: as many rows as that, or short lists on average. If so, then of
+ * fewer rows, too. */
+NIB_BOTH bool cu_lists_short(uint32_t decode, uint32_t used, uint32_t experts)
+{
+    return decode <= CU_GEMV_ROWS || decode * used <= CU_LIST_MEAN * experts;
 }
 
 /* Rows of a block of the router when `groups` of them share `rows`: as few as do. */

@@ -248,17 +248,17 @@ __device__ __forceinline__ uint64_t route_scan(uint64_t v, uint64_t *ret_total)
     return before + sum - v;
 }
 
-/* All lists. Thread e has the numbers of expert e's assignments, and of those of decode rows, 0 and 0 when there is no such expert; returns its
- * first place. All threads of the block call it. `writes`: not when it is only for practice. */
-__device__ __forceinline__ uint32_t route_table(struct cu_route *head, uint32_t count, uint32_t of_decode, bool writes)
+/* All lists, those of decode rows none longer than `most`. Thread e has the numbers of expert e's assignments, and of those of decode rows, 0 and 0
+ * when there is no such expert; returns its first place. All threads of the block call it. `writes`: not when it is only for practice. */
+__device__ __forceinline__ uint32_t route_table(struct cu_route *head, uint32_t count, uint32_t of_decode, uint32_t most, bool writes)
 {
     const uint32_t e = threadIdx.x, of_prompt = count - of_decode;
-    const uint32_t lists = CU_DIV_UP(of_decode, CU_LIST_ROWS), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
+    const uint32_t lists = CU_DIV_UP(of_decode, most), lists_prompt = CU_DIV_UP(of_prompt, CU_GEMM_M);
     uint64_t total;
     const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
     const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
     /* lists of an expert are of like length, in 8s, prompt rows' in 32s */
-    uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : CU_LIST_ROWS;
+    uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : most;
     route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, writes ? CU_GROUPS_MAX : 0, e, begin, of_decode, length);
     length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
     route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), writes ? CU_GROUPS_PROMPT_MAX : 0, e, begin + of_decode,
@@ -296,7 +296,7 @@ __device__ __forceinline__ void route_group(const struct nib_gpu_machine *m, uin
     }
     if (e < experts)
         of_decode = n.decode[e];
-    uint32_t next = route_table(route_head(m), count, of_decode, true);
+    uint32_t next = route_table(route_head(m), count, of_decode, cu_lists_short(decode / used, used, experts) ? CU_GEMV_ROWS : CU_LIST_ROWS, true);
 #pragma unroll
     for (uint32_t w = 0; w < ROUTE_WARPS; w++) {
         if (e < experts)

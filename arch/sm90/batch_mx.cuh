@@ -107,7 +107,7 @@ __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, flo
 
 /* The same of up to CU_BATCH_MX_FEW rows, by mma.sync: a warp waits for no other. Lane l reads column l / 4 of each eight; chunks of odd rows lie with those of
  * the two blocks exchanged (batch_mx_acts::ask). */
-template <int N, int TILES>
+template <class Form, int N, int TILES>
 __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts, float (&acc)[TILES][N / 2])
 {
     const uint32_t lane = threadIdx.x % 32, first = acts + lane / 4 * 128 + (lane / 4 % 2 * 4 + lane % 4) * 16, other = lane / 4 % 2 ? -64 : 64;
@@ -120,8 +120,8 @@ __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts,
             batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + u * CU_MX_BYTES, codes[t], scales[t]);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
-            b[0][n] = lds16(first + u * CU_BATCH_MX_HALF * 128 + n * 1024);
-            b[1][n] = lds16(first + other + u * CU_BATCH_MX_HALF * 128 + n * 1024);
+            b[0][n] = lds16(first + u * Form::HALF * 128 + n * 1024);
+            b[1][n] = lds16(first + other + u * Form::HALF * 128 + n * 1024);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++)
@@ -206,11 +206,11 @@ struct batch_mx_down_done : done_down {
 };
 
 /* An item by one warp: TILES tiles, N columns. */
-template <int N, int TILES, class Done>
-__device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const batch_mx_item &item, uint32_t warp, uint32_t spans,
+template <class Form, int N, int TILES, class Done>
+__device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, const batch_mx_item<Form> &item, uint32_t warp, uint32_t spans,
                                                   const Done &done)
 {
-    constexpr uint32_t LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS;
+    constexpr uint32_t LINES = N <= Form::HALF ? Form::HALF : Form::ROWS;
     float sum[TILES][N / 2];
     decltype(done.early(0, 0)) bias[TILES]; /* read now, used at the end */
 #pragma unroll
@@ -231,7 +231,7 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const bat
             ring.wait_full();
             const uint32_t stage = ring.stage(), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
             if constexpr (N <= CU_BATCH_MX_FEW)
-                batch_mx_stage_few<N, TILES>(tile, stage, acc);
+                batch_mx_stage_few<Form, N, TILES>(tile, stage, acc);
             else
                 batch_mx_stage<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
             ring.leave();
@@ -250,14 +250,14 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring &ring, const bat
 }
 
 /* How many of its tiles a warpgroup has, 0 to 2, decides; for few rows, how many a warp has. */
-template <int N, class Done>
-__device__ __forceinline__ void batch_mx_one(batch_mx_ring &ring, const batch_mx_item &item, uint32_t warp, uint32_t spans, const Done &done)
+template <class Form, int N, class Done>
+__device__ __forceinline__ void batch_mx_one(batch_mx_ring<Form> &ring, const batch_mx_item<Form> &item, uint32_t warp, uint32_t spans, const Done &done)
 {
     const uint32_t first = N <= CU_BATCH_MX_FEW ? warp : warp / 4 * 4;
-    if (N <= CU_BATCH_MX_HALF && CU_BATCH_MX_READERS + first < item.tiles) {
-        batch_mx_multiply<N <= CU_BATCH_MX_HALF ? N : 8, 2>(ring, item, warp, spans, done);
+    if (N <= Form::HALF && CU_BATCH_MX_READERS + first < item.tiles) {
+        batch_mx_multiply<Form, N <= Form::HALF ? N : 8, 2>(ring, item, warp, spans, done);
     } else if (first < item.tiles) {
-        batch_mx_multiply<N, 1>(ring, item, warp, spans, done);
+        batch_mx_multiply<Form, N, 1>(ring, item, warp, spans, done);
     } else {
         for (uint32_t span = 0; span < spans; span++) {
             ring.wait_full();
@@ -267,14 +267,14 @@ __device__ __forceinline__ void batch_mx_one(batch_mx_ring &ring, const batch_mx
 }
 
 /* EARLY: as in arch/sm90/few_mx.cuh; from() reads nothing. */
-template <bool EARLY, class From, class Done>
+template <class Form, bool EARLY, class From, class Done>
 __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *rows, From from,
                                          const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
     __shared__ uint32_t bounds[2];
     static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
-    batch_mx_ring ring;
+    batch_mx_ring<Form> ring;
     ring.open(batch_mx_dynamic);
     if (!EARLY)
         overlap_wait();
@@ -288,47 +288,63 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
         groups[threadIdx.x] = group;
         count = threadIdx.x < lists ? group.count : 0;
     }
-    batch_mx_walk::deal(count, cu_tiles(n), lists, bounds);
+    batch_mx_walk<Form>::deal(count, cu_tiles(n), lists, bounds);
     __syncthreads();
-    batch_mx_walk walk = {groups, cu_tiles(n), bounds[0], bounds[1]};
+    batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[0], bounds[1]};
+    constexpr bool SHORT = Form::ROWS <= CU_BATCH_MX_FEW;
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        batch_mx_bring<EARLY>(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
+        batch_mx_bring<Form, EARLY>(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+        if (SHORT)
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+        else
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
         if (EARLY)
             overlap_wait();
         const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
-        batch_mx_item item;
+        batch_mx_item<Form> item;
         while (walk.next(item)) {
             if (item.count <= 8)
-                batch_mx_one<8>(ring, item, warp, spans, done);
-            else if (item.count <= 16)
-                batch_mx_one<16>(ring, item, warp, spans, done);
-            else if (item.count <= 24)
-                batch_mx_one<24>(ring, item, warp, spans, done);
-            else if (item.count <= CU_BATCH_MX_HALF)
-                batch_mx_one<CU_BATCH_MX_HALF>(ring, item, warp, spans, done);
-            else if (item.count <= 40)
-                batch_mx_one<40>(ring, item, warp, spans, done);
-            else
-                batch_mx_one<CU_BATCH_MX_ROWS>(ring, item, warp, spans, done);
+                batch_mx_one<Form, 8>(ring, item, warp, spans, done);
+            else if (SHORT || item.count <= 16)
+                batch_mx_one<Form, 16>(ring, item, warp, spans, done);
+            else if constexpr (!SHORT) {
+                if (item.count <= 24)
+                    batch_mx_one<Form, 24>(ring, item, warp, spans, done);
+                else if (item.count <= CU_BATCH_MX_HALF)
+                    batch_mx_one<Form, CU_BATCH_MX_HALF>(ring, item, warp, spans, done);
+                else if (item.count <= 40)
+                    batch_mx_one<Form, 40>(ring, item, warp, spans, done);
+                else
+                    batch_mx_one<Form, CU_BATCH_MX_ROWS>(ring, item, warp, spans, done);
+            }
         }
     }
 }
 
-KERNEL(up_batch, CU_BATCH_MX_THREADS, 1)
+template <class Form> __device__ __forceinline__ void batch_mx_up(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t *rows = route_array(m, 3), stride = acts_stride16(m);
-    batch_mx<false>(
+    batch_mx<Form, false>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, at<const uint8_t>(m->acts),
         [&](uint32_t place) { return __ldcg(rows + place) * stride; }, batch_mx_up_done(m, layer));
 }
 
-KERNEL(down_batch, CU_BATCH_MX_THREADS, 1)
+template <class Form> __device__ __forceinline__ void batch_mx_down(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t inner = m->intermediate;
-    batch_mx<true>(
+    batch_mx<Form, true>(
         m, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place) { return place * (inner / 8); },
         batch_mx_down_done(m, layer));
+}
+
+KERNEL(up_batch, CU_BATCH_MX_THREADS, 1)
+{
+    batch_mx_up<batch_mx_any>(m, layer);
+}
+
+KERNEL(down_batch, CU_BATCH_MX_THREADS, 1)
+{
+    batch_mx_down<batch_mx_any>(m, layer);
 }

@@ -29,4 +29,9 @@
     ((CU_BATCH_MX_ACTS(CU_BATCH_MX_HALF) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)
 #define CU_BATCH_MX_SHARED (CU_BATCH_MX_STAGES * CU_BATCH_MX_STAGE_BYTES + 1024 + 128) /* mbarriers, too */
 
+/* The form for steps whose lists are all short (cu_lists_short): no lines but for CU_BATCH_MX_FEW rows. */
+#define CU_MX_SHORT_STAGE_BYTES                                                                                        \
+    ((CU_BATCH_MX_ACTS(CU_BATCH_MX_FEW) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)
+#define CU_MX_SHORT_SHARED (CU_BATCH_MX_STAGES * CU_MX_SHORT_STAGE_BYTES + 1024 + 128)
+
 #endif

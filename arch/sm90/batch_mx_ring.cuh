@@ -15,7 +15,16 @@ __device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
 
-struct batch_mx_ring {
+/* Two forms of the kernel: for lists of any length, and for short ones alone. ROWS: of a list at most; HALF: up to which a multiplying warp has two tiles. */
+struct batch_mx_any {
+    static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF;
+};
+
+struct batch_mx_short {
+    static constexpr uint32_t STAGE_BYTES = CU_MX_SHORT_STAGE_BYTES, ROWS = CU_BATCH_MX_FEW, HALF = CU_BATCH_MX_FEW;
+};
+
+template <class Form> struct batch_mx_ring {
     uint32_t stages; /* shared address; behind them the mbarriers: no register more */
     uint32_t slot, parity;
 
@@ -34,7 +43,7 @@ struct batch_mx_ring {
 
     __device__ __forceinline__ uint32_t full(uint32_t i) const
     {
-        return stages + CU_BATCH_MX_STAGES * CU_BATCH_MX_STAGE_BYTES + 8 * i;
+        return stages + CU_BATCH_MX_STAGES * Form::STAGE_BYTES + 8 * i;
     }
 
     __device__ __forceinline__ uint32_t empty(uint32_t i) const
@@ -44,7 +53,7 @@ struct batch_mx_ring {
 
     __device__ __forceinline__ uint32_t stage() const
     {
-        return stages + slot * CU_BATCH_MX_STAGE_BYTES;
+        return stages + slot * Form::STAGE_BYTES;
     }
 
     __device__ __forceinline__ void wait_full() const
@@ -69,13 +78,13 @@ struct batch_mx_ring {
 };
 
 /* What a block does next: tiles tile0 .. of the matrix of an expert, for the `count` places of a list from `place` on. */
-struct batch_mx_item {
+template <class Form> struct batch_mx_item {
     uint32_t list, expert, place, count, tile0, tiles;
 
     /* Lines of a unit's activations in a stage. */
     __device__ __forceinline__ uint32_t lines() const
     {
-        return count <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS;
+        return count <= Form::HALF ? Form::HALF : Form::ROWS;
     }
 };
 
@@ -92,7 +101,7 @@ __device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
 
 /* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into items of like
  * size. */
-struct batch_mx_walk {
+template <class Form> struct batch_mx_walk {
     const struct cu_group *groups; /* in shared memory */
     uint32_t tiles, at, last;      /* of a matrix; the next tile, counted through all lists, and the end */
 
@@ -130,7 +139,7 @@ struct batch_mx_walk {
         }
     }
 
-    __device__ __forceinline__ bool next(batch_mx_item &item)
+    __device__ __forceinline__ bool next(batch_mx_item<Form> &item)
     {
         if (at >= last)
             return false;
@@ -138,8 +147,8 @@ struct batch_mx_walk {
         item.tile0 = at - item.list * tiles;
         item.expert = groups[item.list].expert;
         item.place = groups[item.list].place;
-        item.count = min(groups[item.list].count, (uint32_t)CU_BATCH_MX_ROWS);
-        const uint32_t most = item.count <= CU_BATCH_MX_HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
+        item.count = min(groups[item.list].count, Form::ROWS);
+        const uint32_t most = item.count <= Form::HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
         const uint32_t left = min(last - at, tiles - item.tile0);
         item.tiles = min(left, CU_DIV_UP(CU_DIV_UP(left, CU_DIV_UP(left, most)), 4) * 4);
         at += item.tiles;
@@ -148,12 +157,12 @@ struct batch_mx_walk {
 };
 
 /* A warp's rows of activations: rows lane / 8, + 4, ...; the lane has chunk lane % 8 of 16 bytes of a unit's line. */
-struct batch_mx_acts {
-    static constexpr uint32_t EACH = CU_BATCH_MX_ROWS / 4;
+template <class Form> struct batch_mx_acts {
+    static constexpr uint32_t EACH = Form::ROWS / 4;
     uint32_t from[EACH]; /* a row's chunk of the first unit, in 16 bytes from `acts` */
     uint32_t list;
 
-    template <class From> __device__ __forceinline__ void open(const batch_mx_item &item, From at)
+    template <class From> __device__ __forceinline__ void open(const batch_mx_item<Form> &item, From at)
     {
         if (item.list == list)
             return;
@@ -166,7 +175,7 @@ struct batch_mx_acts {
     }
 
     /* Inputs from k on, to which only weights of zero belong, are others of the row. */
-    __device__ __forceinline__ void ask(uint32_t stage, const batch_mx_item &item, uint32_t span, const uint8_t *acts, uint32_t k) const
+    __device__ __forceinline__ void ask(uint32_t stage, const batch_mx_item<Form> &item, uint32_t span, const uint8_t *acts, uint32_t k) const
     {
         const uint32_t lane = threadIdx.x % 32, line = item.lines() * 128;
         const uint32_t to = stage + (lane ^ (item.count <= CU_BATCH_MX_FEW ? lane / 8 % 2 * 4 : 0)) * 16;
@@ -187,7 +196,7 @@ struct batch_mx_acts {
     }
 
     /* Word w of the lanes 4 i .. 4 i + 3 of a row, which have 32 inputs, becomes chunk w of them. */
-    __device__ __forceinline__ static void order(uint32_t stage, const batch_mx_item &item)
+    __device__ __forceinline__ static void order(uint32_t stage, const batch_mx_item<Form> &item)
     {
         const uint32_t lane = threadIdx.x % 32, row = lane % 8 / 2, chunk = lane % 2 * 4 + lane / 8, line = item.lines() * 128;
         const uint32_t mine = stage + lane * 16, to = stage + row * 128 + (chunk ^ row) * 16, odd = (chunk & 4 ? -64 : 64);
@@ -234,14 +243,14 @@ __device__ __forceinline__ void batch_mx_fill(uint32_t weights, uint32_t tiles, 
 
 /* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
  * still be writing the rows. */
-template <bool EARLY, class From>
-__device__ __forceinline__ void batch_mx_bring(batch_mx_ring &ring, batch_mx_walk walk, const uint8_t *all, uint64_t bytes, uint32_t k,
+template <class Form, bool EARLY, class From>
+__device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_walk<Form> walk, const uint8_t *all, uint64_t bytes, uint32_t k,
                                                const uint8_t *rows, From from)
 {
     const uint64_t policy = stream_policy();
     const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
-    batch_mx_item item;
-    batch_mx_acts acts;
+    batch_mx_item<Form> item;
+    batch_mx_acts<Form> acts;
     acts.list = ~0u;
     ring.slot = threadIdx.x / 32;
     const uint32_t stage = ring.stage(), full = ring.full(ring.slot);

@@ -255,7 +255,7 @@ __device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *
             count += __popc(has);
             of_decode += __popc(has & (decode >= w * 32 + 32 ? ~0u : decode <= w * 32 ? 0 : (1u << decode % 32) - 1));
         }
-        const uint32_t begin = route_table(to.head, count, of_decode, turn > 0);
+        const uint32_t begin = route_table(to.head, count, of_decode, cu_lists_short(decode, used, to.experts) ? CU_GEMV_ROWS : CU_LIST_ROWS, turn > 0);
 #pragma unroll
         for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++)
             if (e < to.experts)
