@@ -151,8 +151,8 @@ __device__ __forceinline__ void route_choose_rows(uint32_t experts, uint32_t use
         }
     }
 #pragma unroll
-    for (int n = 0; n < N; n++)
-        ret_weight[n] = ret_weight[n] / sum[n];
+    for (int n = 0; n < N; n++) /* other lanes not 0 / sum, for which the division calls a function that is in no cache */
+        ret_weight[n] = (lane < used ? ret_weight[n] : sum[n]) / sum[n];
 }
 
 /* Of one row: returns the lane's choice. */

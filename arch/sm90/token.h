@@ -21,11 +21,12 @@
 #define CU_TOKEN_AHEAD_QKV   3
 #define CU_TOKEN_AHEAD_OUT   2
 #define CU_TOKEN_AHEAD_FIRST 5           /* of the best expert, as soon as it is known: nothing is handed over then */
-#define CU_TOKEN_AHEAD       0x22333333u /* experts, a digit a phase, the first in the lowest */
+#define CU_TOKEN_AHEAD       0x22333444u /* experts, a digit a phase, the first in the lowest */
+#define CU_TOKEN_SOON        3           /* of so many experts' up products two stages are asked for at a time */
 /* The same when dense stages have half the bytes. */
 #define CU_TOKEN_MXFP8_QKV 4
 #define CU_TOKEN_MXFP8_OUT 4
-#define CU_TOKEN_MXFP8     0x22223333u
+#define CU_TOKEN_MXFP8     0x22333444u
 #ifndef CU_TOKEN_MS
 #define CU_TOKEN_MS 500 /* a wait gives up so long after the block saw the step; a sanitizer wants more */
 #endif

@@ -2,6 +2,7 @@
  * before's sums of a cut tile come to shared memory, and the keys and values that attention reads first to the second-level cache. */
 #pragma once
 #include "arch/sm90/token_attn.cuh"
+#include "arch/sm90/token_first.cuh"
 #include "arch/sm90/token_ring.cuh"
 
 /* What the block's first unit of a layer reads first. */
@@ -111,6 +112,8 @@ __device__ __noinline__ void token_courier()
         courier_keys(layer);
         courier_cut(CU_TOKEN_QKV, CUT_QKV, CU_GEMV_WARPS, layer);
         courier_cut(CU_TOKEN_OUT, CUT_OUT, CU_OUT_WARPS, layer);
+        if (!courier_first(layer))
+            return;
         courier_gated(room().epoch + layer);
         courier_cut(CU_TOKEN_DOWN, CUT_DOWN, 2 * NIB_MAX_EXPERTS_USED, layer);
     }

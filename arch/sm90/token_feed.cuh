@@ -2,71 +2,11 @@
  * the experts' places must be waited for: this warp puts the router's sums together and chooses, in every block alike. */
 #pragma once
 #include "arch/cuda/route.cuh"
-#include "arch/sm90/token_order.cuh"
+#include "arch/sm90/token_first.cuh"
 #include "arch/sm90/token_packet.cuh"
 #include "arch/sm90/token_ring.cuh"
 
-/* Where the matrices of a layer begin (struct token_kind): lane `matrix` knows. Of an expert's, where the first expert's begins, how long
- * one is and whose choice. */
-struct feed_matrices {
-    uint64_t from;
-    uint32_t each, choice;
-
-    __device__ __forceinline__ explicit feed_matrices(uint32_t layer)
-    {
-        const struct nib_gpu_machine &m = room().m;
-        const struct nib_gpu_layer &l = m.layer[layer];
-        const uint32_t lane = threadIdx.x % 32, order = CU_TOKEN_ORDER >> 4 * ((lane - CU_TOKEN_UP) & 7);
-        const bool down = order & 4;
-        choice = order & 3;
-        each = lane < CU_TOKEN_UP ? 0
-               : down             ? (uint32_t)cu_mx_bytes(m.hidden, m.intermediate)
-                                  : (uint32_t)cu_mx_bytes(2 * m.intermediate, m.hidden);
-        from = lane == CU_TOKEN_QKV      ? l.qkv
-               : lane == CU_TOKEN_OUT    ? l.out
-               : lane == CU_TOKEN_ROUTER ? l.router
-               : down                    ? l.down
-                                         : l.up;
-    }
-};
-
-/* Stages of the dense matrices. */
-__device__ __forceinline__ uint32_t feed_dense()
-{
-    return room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
-}
-
-/* The first stages of the best expert, those whose places are free. What can be done beforehand is, so that they are asked for as soon as it
- * is known. A lane each. */
-struct feed_first {
-    uint64_t from, policy;
-    uint32_t to, bytes, bar, each, count;
-
-    __device__ __forceinline__ feed_first(uint32_t layer, uint32_t number, uint32_t dense) : policy(stream_policy())
-    {
-        static_assert((CU_TOKEN_ORDER & 7) == 0, "up of the best expert comes first");
-        const feed_matrices of(layer);
-        const uint32_t lane = threadIdx.x % 32;
-        const uint32_t most = min((uint32_t)CU_TOKEN_AHEAD_FIRST, room().chosen[0][1]);
-        const token_ask a = room().ask[dense + (lane < most ? lane : 0)];
-        count = __popc(__ballot_sync(~0u, lane < most && a.after <= (int32_t)dense)); /* it grows with the stage */
-        from = __shfl_sync(~0u, of.from, CU_TOKEN_UP) + (a.offset & ~TOKEN_ASK_LOW);
-        each = __shfl_sync(~0u, of.each, CU_TOKEN_UP);
-        to = a.to;
-        bytes = a.bytes & ~TOKEN_ASK_LOW;
-        bar = smem_at(&room().full[(number + lane) % CU_TOKEN_SLOTS]);
-        if (lane < count)
-            bulk_expect(bar, bytes);
-    }
-
-    __device__ __forceinline__ void ask(uint32_t expert) const
-    {
-        if (threadIdx.x % 32 < count)
-            copy_bulk(to, (const void *)(from + (uint64_t)expert * each), bytes, bar, policy);
-    }
-};
-
-/* The layer's experts and their weights, to shared memory; returns the lane's choice. Asks for the experts' first stages; the layer's
+/* The layer's experts and their weights, to shared memory; returns the lane's choice. The experts' first stages are asked for meanwhile; the layer's
  * first stage has the number `base`. The whole warp. */
 template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer, uint32_t base)
 {
@@ -79,8 +19,7 @@ template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer,
     for (int i = 0; i < EACH; i++)
         bias[i] = i < mine ? bf16_at(room().m.layer[layer].router_bias, lane + 32 * i) : 0;
     const struct cu_token *t = room().packets;
-    const uint32_t dense = feed_dense();
-    const feed_first first(layer, base + dense, dense);
+    const uint32_t dense = feed_dense(), firsts = feed_expect(base + dense, dense);
     packets_each<EACH * PARTS>(mine * PARTS, room().epoch + layer, part, [&](uint32_t i) {
         const uint32_t e = lane + i / PARTS * 32;
         return &t->logits[e / CU_TILE][i % PARTS][e % CU_TILE];
@@ -94,13 +33,13 @@ template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer,
         value[i] = i < mine ? sum + bias[i] : 0;
     }
     __syncwarp();
-    auto best_known = [&](const uint32_t *best) { first.ask(min(*best, experts - 1)); };
+    auto best_known = [&](const uint32_t *best) { feed_best(min(*best, experts - 1)); };
     const uint32_t chosen = min(route_choose(experts, used, value, &weight, best_known), experts - 1);
     if (lane < used) {
         room().expert[lane] = chosen;
         room().weight[lane] = weight;
     }
-    room().asked = base + dense + first.count;
+    room().asked = base + dense + firsts;
     __syncwarp();
     return chosen;
 }
@@ -169,11 +108,11 @@ __device__ __forceinline__ void feed_small(uint32_t layer)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
 }
 
-/* Asks for the layer's stages [i, end), the first `now` of them at once as soon as their places are free, then waits until stages below
- * `read` were read; `base`: number of the layer's first stage; `mine`: the matrix that the lane knows. The whole warp, each lane with a
- * stage of 32. False: a wait was in vain. */
+/* Asks for the layer's stages [i, end), the first `now` of them at once as soon as their places are free, the others `step` at a time, then waits
+ * until stages below `read` were read; `base`: number of the layer's first stage; `mine`: the matrix that the lane knows. The whole warp, each
+ * lane with a stage of 32. False: a wait was in vain. */
 __device__ __noinline__ bool feed_stages(uint64_t mine, uint32_t base, uint32_t i, uint32_t end, uint32_t now,
-                                         uint32_t read)
+                                         uint32_t step, uint32_t read)
 {
     const uint32_t lane = threadIdx.x % 32;
     token_feed feed;
@@ -184,8 +123,8 @@ __device__ __noinline__ bool feed_stages(uint64_t mine, uint32_t base, uint32_t 
                        landed = own - (a.bytes & TOKEN_ASK_LOW);
 #pragma unroll 1
         for (uint32_t k = 0, next; k < min(end - i, 32u); k = next, now = 0) {
-            next = now ? now : k + 1;
-            const uint32_t after = __shfl_sync(~0u, (uint32_t)a.after, next - 1), behind = __shfl_sync(~0u, landed, k);
+            next = now ? now : min(k + step, min(end - i, 32u));
+            const uint32_t after = __shfl_sync(~0u, (uint32_t)a.after, next - 1), behind = __shfl_sync(~0u, landed, next - 1);
             if (!feed.wait(base + after, now ? TOKEN_NONE : behind)) {
                 feed.leave(base + i + k);
                 return false;
@@ -209,7 +148,7 @@ template <class Form> __device__ __noinline__ uint32_t token_feed_early()
     __syncwarp();
     while (n < room().listed[CU_TOKEN_QKV] && room().ask[n].after <= 0)
         n++;
-    (void)feed_stages(room().m.layer[0].qkv, 0, 0, n, n, 0);
+    (void)feed_stages(room().m.layer[0].qkv, 0, 0, n, n, 1, 0);
     return n;
 }
 
@@ -231,17 +170,21 @@ template <class Form> __device__ __noinline__ void token_feeder(bool works, uint
         feed_small(layer);
         feed_dense_biases(layer);
         const feed_matrices matrices(layer);
-        good = good && feed_stages(matrices.from, base, early, held, 0, 0) &&
-               feed_stages(matrices.from, base, held, qkv, qkv - held, 0) && /* needed at once */
-               feed_stages(matrices.from, base, qkv, dense, 0,
+        good = good && feed_stages(matrices.from, base, early, held, 0, 1, 0) &&
+               feed_stages(matrices.from, base, held, qkv, qkv - held, 1, 0) && /* needed at once */
+               feed_stages(matrices.from, base, qkv, dense, 0, 1,
                            base + dense); /* read before the router's sums can be there */
-        if (!good)
+        if (!good) {
+            feed_best(TOKEN_NONE);
             break;
+        }
         const uint32_t chosen =
             room().m.experts <= 32 ? feed_choose<1>(layer, base) : feed_choose<NIB_MAX_EXPERTS / 32>(layer, base);
         const uint64_t from = matrices.from + (uint64_t)__shfl_sync(~0u, chosen, matrices.choice) * matrices.each;
         feed_biases(layer); /* behind the first stages, before the others */
-        good = feed_stages(from, base, room().asked - base, asks, 0, base + dense);
+        const uint32_t soon = dense + room().chosen[0][CU_TOKEN_SOON]; /* nobody waits for what is handed over meanwhile */
+        good = feed_stages(from, base, room().asked - base, soon, 0, 2, 0) &&
+               feed_stages(from, base, soon, asks, 0, 1, base + dense);
     }
     token_feed().close();
 }

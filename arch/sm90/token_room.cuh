@@ -57,6 +57,8 @@ struct token_room {
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
     uint64_t cut_bar[CUTS];                               /* `cut` is there */
     float cut[2 * CU_TILE];                               /* what the block before has handed over: of QKV, OUT, down in turn */
+    uint64_t best_bar;                                    /* `best` is there */
+    uint32_t best;                                        /* the layer's best expert, or TOKEN_NONE: the launch has given up */
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
     /* by tile of the block, bf16 */
     __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */
