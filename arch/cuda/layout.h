@@ -18,7 +18,8 @@
  *        Words 0 .. 15 of a lane and span are the 16 of its two dense units, in the dense order; both halves of a word, a weight each,
  *        are packed alike. The exponents of a tile's weights lie between its base and 31 more, and a weight's code is the difference. If
  *        they do not, or one is 0 or 255 (missing rows are zeros), the tile is wide: its base is CU_BF13_WIDE, the codes are the exponents' low 5
- *        bits, and the high words, which nothing else reads, have the upper 3.
+ *        bits, and the high words, which nothing else reads, have the upper 3. A tile of nothing but zeros, as of rows that no token has, has the
+ *        base CU_BF13_ZERO and codes of 0: its sums are multiplied by 0.
  *        Carrier i has of weight i the sign at bit 15, the code at 11..7 and the mantissa at 6..0. Bits 14..12 carry words 13 .. 15: of
  *        word 13 + j bits 11..0 (code, mantissa), three at a time from the top, in carriers 4j .. 4j + 3, the sign at bit 14 - j of carrier
  *        12. High word q has at bits 3f+2 .. 3f the upper bits of word 5q + f, f < 5, and at bit 15 bit q of word 15's.
@@ -53,6 +54,7 @@
 #define CU_BF13_BYTES  (3 * CU_BF13_PIECE + 128)
 #define CU_BF13_HIGH   (3 * 128) /* bytes of the high words of a span of a tile */
 #define CU_BF13_WIDE   255
+#define CU_BF13_ZERO   254
 #define CU_BF13_MAX    223 /* of a base: the scale 2^(base - 96) is a float */
 #define CU_MX_UNIT     64
 #define CU_MX_CODES    512 /* bytes of a unit of a tile */

@@ -59,13 +59,13 @@ __device__ __forceinline__ void bf13_collect(const struct nib_gpu_repack *p, uin
     }
 }
 
-/* The base of a tile, by a block: its smallest exponent, or CU_BF13_WIDE. */
+/* The base of a tile, by a block: its smallest exponent, or CU_BF13_WIDE or CU_BF13_ZERO. */
 __device__ __forceinline__ uint32_t bf13_base(const struct nib_gpu_repack *p, uint32_t tile)
 {
-    __shared__ uint32_t ends[2];
+    __shared__ uint32_t ends[3]; /* least, most; whether any weight is not 0 */
     const uint32_t chunks = p->k / 8, rows = min(p->n1 - tile * CU_TILE, (uint32_t)CU_TILE);
     const uint4 *src = at<const uint4>(p->src) + (uint64_t)(tile * CU_TILE - p->n0) * chunks;
-    uint32_t least = rows < CU_TILE ? 0 : 0xffffffffu, most = 0; /* of both halves */
+    uint32_t least = rows < CU_TILE ? 0 : 0xffffffffu, most = 0, any = 0; /* of both halves */
     for (uint32_t i = threadIdx.x; i < rows * chunks; i += blockDim.x) {
         const uint4 v = src[i];
         const uint32_t words[4] = {v.x, v.y, v.z, v.w};
@@ -74,18 +74,23 @@ __device__ __forceinline__ uint32_t bf13_base(const struct nib_gpu_repack *p, ui
             const uint32_t exponents = words[j] >> 7 & 0x00ff00ffu;
             least = __vminu2(least, exponents);
             most = __vmaxu2(most, exponents);
+            any |= words[j] & 0x7fff7fffu;
         }
     }
     if (threadIdx.x == 0) {
         ends[0] = 255;
-        ends[1] = 0;
+        ends[1] = ends[2] = 0;
     }
     __syncthreads();
     atomicMin(&ends[0], min(least & 0xffff, least >> 16));
     atomicMax(&ends[1], max(most & 0xffff, most >> 16));
+    if (any)
+        ends[2] = 1;
     __syncthreads();
-    const uint32_t low = min(ends[0], (uint32_t)CU_BF13_MAX), high = ends[1];
+    const uint32_t low = min(ends[0], (uint32_t)CU_BF13_MAX), high = ends[1], all_zeros = !ends[2];
     __syncthreads();
+    if (all_zeros)
+        return CU_BF13_ZERO;
     return low == 0 || high == 255 || high > low + 31 ? CU_BF13_WIDE : low;
 }
 
@@ -95,7 +100,7 @@ __device__ __forceinline__ void bf13_pack(const uint32_t w[16], uint32_t base, u
     uint32_t code[16];
 #pragma unroll
     for (int i = 0; i < 16; i++)
-        code[i] = (w[i] - (base == CU_BF13_WIDE ? 0 : base * 0x00800080u)) & 0x8fff8fffu; /* no half borrows: exponents are not below the base */
+        code[i] = (w[i] - (base > CU_BF13_MAX ? 0 : base * 0x00800080u)) & 0x8fff8fffu; /* no half borrows: exponents are not below the base */
 #pragma unroll
     for (int i = 0; i < 13; i++)
         carrier[i] = code[i];
@@ -131,7 +136,7 @@ KERNEL(repack_head, 256, 4)
             const uint32_t lane = i % 32;
             const uint64_t span = (uint64_t)tile * spans + i / 32;
             uint32_t w[16], c[13], high[3];
-            bf13_collect(p, tile, i / 32, lane, base == CU_BF13_WIDE ? 0 : base * 0x00800080u, w);
+            bf13_collect(p, tile, i / 32, lane, base > CU_BF13_MAX ? 0 : base * 0x00800080u, w);
             bf13_pack(w, base, c, high);
             uint8_t *to = dst + span * CU_BF13_BYTES;
 #pragma unroll

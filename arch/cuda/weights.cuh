@@ -128,10 +128,10 @@ __device__ __forceinline__ void bf13_wide(uint32_t w[16], uint32_t s0, uint32_t 
     w[15] = (w[15] & 0x8fff8fffu) | (s0 >> 3 & 0x10001000u) | (s1 >> 2 & 0x20002000u) | (s2 >> 1 & 0x40004000u);
 }
 
-/* What takes the factor back from a sum: 2^(base - 96). */
+/* What takes the factor back from a sum: 2^(base - 96); 0 when all weights are. */
 __device__ __forceinline__ float bf13_scale(uint32_t base)
 {
-    return base == CU_BF13_WIDE ? 1.0f : __uint_as_float((base + 31) << 23);
+    return base == CU_BF13_WIDE ? 1.0f : base == CU_BF13_ZERO ? 0.0f : __uint_as_float((base + 31) << 23);
 }
 
 /* A lane copies and reads only its own bytes. */

@@ -1,7 +1,7 @@
 /* tests/gpu/head.c: the head's matrix in bf16, which loses nothing on its way: what REPACK_HEAD leaves is read back bit by bit as
  * arch/cuda/layout.h describes bf13, and must be every weight as it was; and inputs that are 1 at one place and 0 elsewhere give
  * back the weight there. Tiles are of all kinds: packed ones with exponents anywhere and at the ends of what fits, and wide ones with
- * zeros, subnormals, infinities, NaN, and exponents too far apart. One thread. */
+ * zeros, subnormals, infinities, NaN, and exponents too far apart; and of nothing but zeros. One thread. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 #include "tests/gpu/check.h"
 #include "tests/gpu/random.h"
 
-enum { SLOTS = 20, CTX = 512, ROWS = 64, ROUNDS = 32, KINDS = 10, FAR = 31 };
+enum { SLOTS = 20, CTX = 512, ROWS = 64, ROUNDS = 32, KINDS = 11, FAR = 31 };
 
 static void *take(uint64_t bytes)
 {
@@ -53,6 +53,8 @@ static void fill_tile(uint16_t *to, uint32_t count, uint32_t kind, uint64_t *see
         to[one] = weight(255, 255, seed);
     for (uint32_t i = 0; i < count && kind == 9; i++)
         to[i] = weight(0, 254, seed);
+    for (uint32_t i = 0; i < count && kind == 10; i++)
+        to[i] &= 0x8000;
 }
 
 static uint16_t *make(uint32_t n, uint32_t k, uint64_t *seed)
@@ -68,7 +70,11 @@ static uint16_t *make(uint32_t n, uint32_t k, uint64_t *seed)
 /* Whether the 16 exponents' bits suffice. */
 static uint32_t wanted_base(const uint16_t *w, uint32_t n, uint32_t k, uint32_t tile)
 {
-    uint32_t low = 255, high = 0;
+    uint32_t low = 255, high = 0, rows = n - tile * CU_TILE < CU_TILE ? n - tile * CU_TILE : CU_TILE, any = 0;
+    for (uint64_t i = 0; i < (uint64_t)rows * k; i++)
+        any |= w[(uint64_t)tile * CU_TILE * k + i] & 0x7fff;
+    if (!any)
+        return CU_BF13_ZERO;
     if ((tile + 1) * CU_TILE > n)
         return CU_BF13_WIDE;
     for (uint64_t i = (uint64_t)tile * CU_TILE * k; i < (uint64_t)(tile + 1) * CU_TILE * k; i++) {
@@ -123,7 +129,7 @@ static uint16_t unpack(const uint8_t *span, const uint8_t *high, uint32_t base, 
             low = low << 3 | (carrier_of(span, lane, 4 * (i - 13) + c, half) >> 12 & 7);
     }
     if (base != CU_BF13_WIDE)
-        return (uint16_t)(sign << 15 | ((low >> 7) + base) << 7 | (low & 127));
+        return (uint16_t)(sign << 15 | ((low >> 7) + (base == CU_BF13_ZERO ? 0 : base)) << 7 | (low & 127));
     if (i < 15)
         upper = half_of(high + i / 5 * 128 + lane * 4, half) >> i % 5 * 3 & 7;
     else
