@@ -78,11 +78,6 @@ struct few_work {
         first = (uint32_t)(items * blockIdx.x / gridDim.x);
         last = (uint32_t)(items * (blockIdx.x + 1) / gridDim.x);
     }
-
-    __device__ __forceinline__ const uint8_t *item(uint32_t i) const
-    {
-        return at<const uint8_t>(weights, groups[i / tiles].expert * bytes + (uint64_t)(i % tiles) * units * CU_MX_BYTES);
-    }
 };
 
 /* The mbarrier of a part of the ring's next item. */
@@ -91,35 +86,62 @@ __device__ __forceinline__ uint32_t few_came(const few_ring &ring, uint32_t part
     return ring.full + (ring.place * CU_FEW_PARTS + part) * 8;
 }
 
-/* By one thread: all of the block's items, CU_FEW_AHEAD copies on their way. More would only make what others ask of memory wait. */
-template <class Done> __device__ __forceinline__ void few_ask(few_ring ring, const few_work &work, const Done &done)
+/* By one thread: all of the block's items, CU_FEW_AHEAD copies on their way. More would only make what others ask of memory wait. It does little else between one copy and the next:
+ * no division, no address from the beginning. */
+template <class Done> __device__ __forceinline__ void few_ask(const few_ring &ring, const few_work &work, const Done &done)
 {
+    static_assert(CU_FEW_PARTS == 2 && CU_FEW_AHEAD > 1, "an item is two copies; what comes with the first is asked for behind the second");
     const uint64_t policy = stream_policy();
-    few_ring landed = ring;
-    uint32_t asked = 0, part_landed = 0;
-    ring.parity = 1;
-    for (uint32_t i = work.first; i < work.last; i++) {
-        const uint8_t *from = work.item(i);
-        bulk_wait(ring.empty + ring.place * 8, ring.parity);
-#pragma unroll
-        for (uint32_t part = 0; part < CU_FEW_PARTS; part++) {
-            const uint32_t begin = cu_mx_first(work.units, part, CU_FEW_PARTS) * CU_MX_BYTES,
-                           size = cu_mx_first(work.units, part + 1, CU_FEW_PARTS) * CU_MX_BYTES - begin,
-                           bar = few_came(ring, part);
-            if (asked++ >= CU_FEW_AHEAD) {
-                bulk_wait(few_came(landed, part_landed), landed.parity);
-                if (++part_landed == CU_FEW_PARTS) {
-                    part_landed = 0;
-                    landed.next(1);
-                }
-            }
-            bulk_expect(bar, size + (part ? 0 : CU_FEW_BIAS));
-            if (size)
-                copy_bulk(ring.stage() + begin, from + begin, size, bar, policy);
-            if (part == 0)
-                copy_bulk(ring.stage() + work.units * CU_MX_BYTES, done.from(work.groups[i / work.tiles].expert, i % work.tiles), CU_FEW_BIAS, bar);
+    const uint32_t whole = work.units * CU_MX_BYTES, first = cu_mx_first(work.units, 1, CU_FEW_PARTS) * CU_MX_BYTES, rest = whole - first;
+    const uint32_t full_end = ring.full + ring.depth * CU_FEW_PARTS * 8;
+    uint32_t full = ring.full, empty = ring.empty, stage = ring.stages, parity = 1; /* of the stage to fill */
+    uint32_t landed = ring.full, landed_parity = 0, free = CU_FEW_AHEAD;
+    uint32_t group = work.first / work.tiles, tile = work.first % work.tiles;
+    const uint8_t *from = NULL, *bias = NULL;
+    auto wait_landed = [&] {
+        if (free > 0) {
+            free--;
+            return;
         }
-        ring.next(1);
+        bulk_wait(landed, landed_parity);
+        landed += 8;
+        if (landed == full_end) {
+            landed = ring.full;
+            landed_parity ^= 1;
+        }
+    };
+    for (uint32_t left = work.last - work.first; left > 0; left--) {
+        if (from == NULL || tile == work.tiles) {
+            if (from != NULL) {
+                tile = 0;
+                group++;
+            }
+            const uint32_t expert = work.groups[group].expert;
+            from = at<const uint8_t>(work.weights, expert * work.bytes) + (uint64_t)tile * whole;
+            bias = (const uint8_t *)done.from(expert, tile);
+        }
+        bulk_wait(empty, parity);
+        wait_landed();
+        bulk_expect(full, first + CU_FEW_BIAS);
+        if (first)
+            copy_bulk(stage, from, first, full, policy);
+        wait_landed();
+        bulk_expect(full + 8, rest);
+        if (rest)
+            copy_bulk(stage + first, from + first, rest, full + 8, policy);
+        copy_bulk(stage + whole, bias, CU_FEW_BIAS, full);
+        tile++;
+        from += whole;
+        bias += CU_FEW_BIAS; /* of the next tile */
+        stage += ring.bytes;
+        empty += 8;
+        full += CU_FEW_PARTS * 8;
+        if (full == full_end) {
+            full = ring.full;
+            empty = ring.empty;
+            stage = ring.stages;
+            parity ^= 1;
+        }
     }
 }
 
