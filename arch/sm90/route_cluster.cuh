@@ -156,7 +156,7 @@ __device__ __forceinline__ uint32_t route_choose_few(uint32_t experts, uint32_t 
 #pragma unroll
     for (int c = 0; c < NIB_MAX_EXPERTS_USED; c++)
         sum += __shfl_sync(~0u, weight, c);
-    *ret_weight = weight / sum;
+    *ret_weight = (lane < used ? weight : sum) / sum; /* other lanes not 0 / sum: as in route_choose_rows */
     return mine;
 }
 
