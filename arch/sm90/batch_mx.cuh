@@ -1,7 +1,8 @@
 /* arch/sm90/batch_mx.cuh: expert products of many decode rows on Hopper (arch/sm90/BATCH.md). One block a multiprocessor: a warpgroup brings
- * stages, three multiply, each warp one or two weight tiles of 16 output rows for all rows of a list: up to 16 by mma.sync, more by wgmma.
+ * stages, three multiply, each warp one or two weight tiles of 16 output rows for all rows of a list: up to 16 by mma.sync, more by wgmma. A
+ * form without wgmma is launched for steps whose lists are all short (arch/sm90/few_mx.cuh).
  *
- * Bits are those of arch/cuda/moe_gemv.cuh: each block of 32 inputs is summed alone, then scaled and added to the sum of its share of the inputs; the sums of
+ * Bits are those of arch/sm90/few_mx.cuh: each block of 32 inputs is summed alone, then scaled and added to the sum of its share of the inputs; the sums of
  * the CU_MX_SPLIT shares are added in order. */
 #pragma once
 #include "arch/cuda/done.cuh"
