@@ -266,6 +266,70 @@ __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batc
     }
 }
 
+__device__ __forceinline__ float4 cluster_get(uint32_t there)
+{
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(there) : "memory");
+    return v;
+}
+
+/* The same where a block has more rows: each leaves its sums in the ring, which is empty, and reads the others'. */
+template <class Shape, int N, class Done>
+__device__ __forceinline__ void batch_add_read(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
+                                             const Done &done)
+{
+    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, WARPS = Shape::groups * 4, SIDE = N / 8 > PARTS ? 2 : 1;
+    static_assert(HELD * WARPS * (N / 8) * 512 <= Shape::stages * (Shape::weights_bytes + Shape::acts_bytes), "room");
+    const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 - 4;
+    const uint32_t room = ring.acts + warp * 512 + lane * 16;
+    asm volatile("bar.sync 1, %0;" ::"n"(WARPS * 32) : "memory");
+#pragma unroll
+    for (uint32_t n = 0; n < N / 8; n++)
+#pragma unroll
+        for (uint32_t s = 0; s < HELD; s++)
+            if (s == 0 || rank > 0) {
+                const float *v = &sum[s][0][4 * n];
+                sts16(room + (s * (N / 8) + n) * WARPS * 512,
+                      make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
+            }
+    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first, 0);
+    const uint32_t row0 = item.first + lane % 4 * 2, end = item.first + item.rows;
+    typename decltype(done.open(0, 0, 0))::held next[SIDE];
+    tile.ask(next, row0 + rank * 8, PARTS * 8, end);
+    cluster_sync();
+#pragma unroll 1
+    for (uint32_t n0 = rank; n0 < N / 8; n0 += SIDE * PARTS) {
+        typename decltype(done.open(0, 0, 0))::held held[SIDE];
+        float4 all[SIDE][PARTS][HELD];
+#pragma unroll
+        for (uint32_t i = 0; i < SIDE; i++)
+#pragma unroll
+            for (uint32_t r = 0; r < PARTS; r++)
+#pragma unroll
+                for (uint32_t s = 0; s < (r == 0 ? 1 : HELD); s++)
+                    all[i][r][s] = cluster_get(cluster_at(room + (s * (N / 8) + min(n0 + i * PARTS, N / 8 - 1)) * WARPS * 512, r));
+#pragma unroll
+        for (uint32_t i = 0; i < SIDE; i++)
+            held[i] = next[i];
+        if (n0 + SIDE * PARTS < N / 8)
+            tile.ask(next, row0 + (n0 + SIDE * PARTS) * 8, PARTS * 8, end);
+#pragma unroll
+        for (uint32_t i = 0; i < SIDE; i++) {
+#pragma unroll
+            for (uint32_t r = 1; r < PARTS; r++)
+#pragma unroll
+                for (uint32_t s = 0; s < HELD; s++)
+                    add4(all[i][0][0], all[i][r][s]);
+            const float4 v = all[i][0][0];
+            const float c[4] = {v.x, v.y, v.z, v.w};
+            const uint32_t n = n0 + i * PARTS;
+            if (threadIdx.x / 32 % 4 < Shape::wide && n < N / 8)
+                tile.put(held[i], row0 + n * 8, end, c);
+        }
+    }
+    cluster_sync_read();
+}
+
 /* Registers are what sums need: the rest of a warp's state waits in shared memory. */
 template <class Shape> __device__ __forceinline__ void batch_keep(const batch_work<Shape> &work, const batch_item &item)
 {
@@ -323,8 +387,10 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
     batch_recall(work, item);
     if (Done::places)
         batch_meet<Shape>::there(true);
-    if constexpr (Shape::parts > 1) {
+    if constexpr (Shape::gives) {
         batch_add_up<Shape, N>(ring, item, sum, done);
+    } else if constexpr (Shape::parts > 1) {
+        batch_add_read<Shape, N>(ring, item, sum, done);
     } else {
         constexpr uint32_t TOGETHER = N / 8 < 4 ? N / 8 : 4; /* what is read for them comes at once */
 #pragma unroll

@@ -23,6 +23,12 @@ __device__ __forceinline__ void cluster_sync()
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
+/* The same by those who have written nothing that others read; what they read from others has come. */
+__device__ __forceinline__ void cluster_sync_read()
+{
+    asm volatile("fence.acq_rel.cta;\nbarrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 /* The two halves of it, for those who have written nothing that others read. */
 __device__ __forceinline__ void cluster_arrive()
 {
