@@ -27,6 +27,8 @@
 #define CU_BATCH_OUT_GROUPS    3 /* with more rows than CU_BATCH_ROWS, in as many blocks: each has half of the rows */
 #define CU_BATCH_OUT_MANY      (CU_BATCH_OUT_GROUPS * 4)
 #define CU_BATCH_OUT_THREADS   ((CU_BATCH_OUT_GROUPS + 1) * 128)
+#define CU_BATCH_GIVES                                                                                                 \
+    768 /* tiles of a block times rows up to which blocks give each other their sums; with more reading them is faster */
 /* head: up to 64 rows, or more, at a time */
 #define CU_BATCH_HEAD_FEW   64
 #define CU_BATCH_HEAD_MANY  128

@@ -24,7 +24,7 @@ struct batch_shape {
     static constexpr uint32_t weights_bytes = tiles * tile_bytes, unit_acts = TOKENS * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
     static constexpr uint32_t room = TOKENS > CU_BATCH_FEW || PARTS == 1 ? CU_BATCH_ROOM : CU_BATCH_LESS - 1024;
     static constexpr uint32_t held = PARTS == 1 ? 2 : SHARES / PARTS; /* sums that a warp has at a time; a cluster's blocks but the first hand over so many */
-    static constexpr bool gives = PARTS > 1 && TOKENS <= CU_BATCH_FEW; /* a block gives its sums to the others, else it reads theirs */
+    static constexpr bool gives = PARTS > 1 && tiles * TOKENS <= CU_BATCH_GIVES; /* a block gives its sums to the others, else it reads theirs */
     static constexpr uint32_t slots = 1 + (PARTS - 1) * held;         /* so many come to a block */
     static constexpr uint32_t own_room = PARTS == 8 ? CU_DIV_UP(TOKENS / 8, PARTS) * slots * tiles * 512 : 0; /* for these, beside the ring */
     static constexpr uint32_t stages = (room - own_room) / (weights_bytes + acts_bytes);
