@@ -194,7 +194,6 @@ __device__ __forceinline__ void add4(float4 &sum, float4 v)
     sum.w += v.w;
 }
 
-
 /* To the block of that rank; it comes to its mbarrier. */
 __device__ __forceinline__ void cluster_give(uint32_t there, const float v[4], uint32_t bar)
 {
