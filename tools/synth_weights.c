@@ -31,6 +31,7 @@ static uint64_t word(uint64_t key, uint64_t index)
 struct spread {
     float mean;
     float sigma;
+    bool nonzero; /* no zeros, which one in 95,000 would be: a tile of the head with one is slow on a GPU */
 };
 
 static float inverse_sqrt(uint32_t n)
@@ -43,21 +44,21 @@ static struct spread spread_of(const struct nib_shape *s, enum nib_tensor_id id)
     switch (id) {
     case NIB_T_EMBED:
     case NIB_T_SINKS:
-        return (struct spread){0.0f, 1.0f};
+        return (struct spread){.mean = 0.0f, .sigma = 1.0f};
     case NIB_T_ATTN_NORM:
     case NIB_T_MLP_NORM:
     case NIB_T_FINAL_NORM:
-        return (struct spread){1.0f, 0.1f};
+        return (struct spread){.mean = 1.0f, .sigma = 0.1f};
     case NIB_T_QKV_WEIGHT:
-        return (struct spread){0.0f, inverse_sqrt(s->hidden)};
+        return (struct spread){.mean = 0.0f, .sigma = inverse_sqrt(s->hidden)};
     case NIB_T_OUT_WEIGHT:
-        return (struct spread){0.0f, inverse_sqrt(nib_q_dim(s))};
+        return (struct spread){.mean = 0.0f, .sigma = inverse_sqrt(nib_q_dim(s))};
     case NIB_T_ROUTER_WEIGHT:
-        return (struct spread){0.0f, 2.0f * inverse_sqrt(s->hidden)};
+        return (struct spread){.mean = 0.0f, .sigma = 2.0f * inverse_sqrt(s->hidden)};
     case NIB_T_LM_HEAD:
-        return (struct spread){0.0f, 3.0f * inverse_sqrt(s->hidden)};
+        return (struct spread){.mean = 0.0f, .sigma = 3.0f * inverse_sqrt(s->hidden), .nonzero = true};
     default:
-        return (struct spread){0.0f, 0.1f}; /* biases */
+        return (struct spread){.mean = 0.0f, .sigma = 0.1f}; /* biases */
     }
 }
 
@@ -77,7 +78,7 @@ static void fill_bf16(uint64_t key, struct spread spread, uint64_t begin, uint64
     for (uint64_t i = 0; i < count; i++) {
         uint64_t w = word(key, begin + i);
         int32_t sum = (int32_t)((w & 0xffff) + (w >> 16 & 0xffff) + (w >> 32 & 0xffff) + (w >> 48));
-        sum += sum == LANE_SUM_MEAN; /* no zeros: as many as this would give, one in 95,000, no trained matrix has */
+        sum += spread.nonzero && sum == LANE_SUM_MEAN;
         uint16_t code = nib_bf16_encode((float)(sum - LANE_SUM_MEAN) * step + spread.mean);
         out[2 * i] = (uint8_t)code;
         out[2 * i + 1] = (uint8_t)(code >> 8);
