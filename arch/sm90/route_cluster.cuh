@@ -386,7 +386,7 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
             part[j][p] = theirs < job.rows && k < job.units * 8 ? x[theirs * (hidden / 4) + job.u0 * 8 + k] : make_float4(0, 0, 0, 0);
         }
     }
-    asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); /* all blocks have begun */
+    cluster_begun();
     if (job.rows == 0) {
         if (gridDim.y == 1 && rank == 0 && warp == 0) /* a step without rows */
             route_group_few(m, step, ~0u);

@@ -64,13 +64,10 @@ static int test_form(struct rig *rig)
 {
     enum { SLOTS = 20, CTX = 1024, ROWS = 48 };
     struct model model;
-    uint32_t ctx[SLOTS];
-    for (uint32_t i = 0; i < SLOTS; i++)
-        ctx[i] = CTX;
     rig_separate(rig);
     model_open(rig, &model, "tiny", SLOTS, CTX, ROWS, SLOTS * CTX / 64, 51);
     ask(rig);
-    model_tables(rig, &model, ctx, SLOTS);
+    model_tables_even(rig, &model, CTX, SLOTS);
     int failures = test_sum(rig);
     /* prompts of four sequences, one of them across a page's edge and two in one tile; then decode beside a prompt: one row over
      * several splits; then more decode rows than a pass over the weights takes */

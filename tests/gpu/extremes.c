@@ -135,10 +135,7 @@ static int test_codes(struct rig *rig, struct model *model, uint32_t decode, uin
 static int test_experts(struct rig *rig, const char *shape, bool scales)
 {
     struct model model;
-    uint32_t ctx[SLOTS];
     int failures = 0;
-    for (uint32_t i = 0; i < SLOTS; i++)
-        ctx[i] = CTX;
     const struct nib_shape *s = nib_shape_find(shape);
     rig_arena(rig, 2ull << 30, true);
     model_make(rig, &model, s, SLOTS, CTX, ROWS, SLOTS * CTX / 64, 41);
@@ -149,7 +146,7 @@ static int test_experts(struct rig *rig, const char *shape, bool scales)
         set_scales(&model, model.layer.down, model.down_bytes, s->hidden, s->intermediate);
     }
     model_load(rig, &model);
-    model_tables(rig, &model, ctx, SLOTS);
+    model_tables_even(rig, &model, CTX, SLOTS);
     static const uint32_t rows[][2] = {{1, 0}, {9, 0}, {33, 0}, {0, 3}, {0, 140}, {6, 70}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         failures += (scales ? test_scales : test_codes)(rig, &model, rows[i][0], rows[i][1]);
@@ -221,13 +218,10 @@ static int test_kind(struct rig *rig, struct model *model, enum kind kind, uint3
 static int test_activations(struct rig *rig, const char *shape)
 {
     struct model model;
-    uint32_t ctx[SLOTS];
     int failures = 0;
-    for (uint32_t i = 0; i < SLOTS; i++)
-        ctx[i] = CTX;
     rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, shape, SLOTS, CTX, ROWS, SLOTS * CTX / 64, 43);
-    model_tables(rig, &model, ctx, SLOTS);
+    model_tables_even(rig, &model, CTX, SLOTS);
     for (int kind = 0; kind < KIND_COUNT; kind++)
         failures += test_kind(rig, &model, (enum kind)kind, 5, 0) + test_kind(rig, &model, (enum kind)kind, 3, 30);
     model_close(&model);

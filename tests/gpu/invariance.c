@@ -159,10 +159,7 @@ static int test_prompt(struct rig *rig, struct model *model)
                 drop(&some);
             }
         }
-        uint32_t ctx[SLOTS];
-        for (uint32_t s = 0; s < SLOTS; s++)
-            ctx[s] = CTX;
-        model_tables(rig, model, ctx, SLOTS);
+        model_tables_even(rig, model, CTX, SLOTS);
     }
     drop(&whole);
     return failures;
@@ -174,12 +171,9 @@ int rig_test_invariance(struct rig *rig)
     int failures = 0;
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct model model;
-        uint32_t ctx[SLOTS];
-        for (uint32_t s = 0; s < SLOTS; s++)
-            ctx[s] = CTX;
         rig_arena(rig, 2ull << 30, true);
         model_open(rig, &model, shapes[i], SLOTS, CTX, ROWS, SLOTS * CTX / 64, 11);
-        model_tables(rig, &model, ctx, SLOTS);
+        model_tables_even(rig, &model, CTX, SLOTS);
         const int decode = test_decode(rig, &model), prompt = test_prompt(rig, &model);
         printf("%s invariance %s: decode rows %d differ, prompt rows %d differ\n",
                decode + prompt ? "FAILED" : "ok    ", shapes[i], decode, prompt);
@@ -188,13 +182,10 @@ int rig_test_invariance(struct rig *rig)
     }
     for (size_t i = 0; i < 2 * sizeof shapes / sizeof shapes[0]; i++) {
         struct model model;
-        uint32_t ctx[MANY];
-        for (uint32_t s = 0; s < MANY; s++)
-            ctx[s] = MANY_CTX;
         rig->dense = i % 2 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
         rig_arena(rig, 4ull << 30, true);
         model_open(rig, &model, shapes[i / 2], MANY, MANY_CTX, ROWS, MANY * MANY_CTX / 64, 12);
-        model_tables(rig, &model, ctx, MANY);
+        model_tables_even(rig, &model, MANY_CTX, MANY);
         const int many = test_many(rig, &model);
         printf("%s invariance %s%s: of many decode rows %d differ\n", many ? "FAILED" : "ok    ", shapes[i / 2],
                i % 2 ? " mxfp8" : "", many);

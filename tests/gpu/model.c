@@ -309,6 +309,14 @@ void model_tables(struct rig *rig, struct model *model, const uint32_t *ctx_toke
     rig_up(rig, m->sampling, rig->host_sampling, m->slots * sizeof(struct nib_sampling));
 }
 
+void model_tables_even(struct rig *rig, struct model *model, uint32_t ctx_tokens, uint32_t slots)
+{
+    uint32_t ctx[NIB_MAX_SLOTS];
+    for (uint32_t s = 0; s < slots; s++)
+        ctx[s] = ctx_tokens;
+    model_tables(rig, model, ctx, slots);
+}
+
 uint32_t model_token(const struct model *model, uint32_t slot, uint32_t pos)
 {
     uint64_t seed = slot * 1000003ull + pos;

@@ -45,6 +45,8 @@ struct rig_bucket model_send(struct rig *rig, const struct model *model, const s
                              uint32_t runs_count);
 /* Gives every slot pages for `ctx_tokens` tokens, in random order. */
 void model_tables(struct rig *rig, struct model *model, const uint32_t *ctx_tokens, uint32_t slots);
+/* The same, as many tokens for each. */
+void model_tables_even(struct rig *rig, struct model *model, uint32_t ctx_tokens, uint32_t slots);
 uint32_t model_token(const struct model *model, uint32_t slot, uint32_t pos);
 
 #endif

@@ -139,13 +139,10 @@ static int test_counts(struct rig *rig, struct model *model, const struct matrix
 int rig_test_codes(struct rig *rig)
 {
     struct model model;
-    uint32_t ctx[SLOTS];
     uint64_t seed = 77;
-    for (uint32_t i = 0; i < SLOTS; i++)
-        ctx[i] = CTX;
     rig_arena(rig, 1ull << 30, true);
     model_open(rig, &model, "tiny", SLOTS, CTX, ROWS, SLOTS * CTX / 64, 61);
-    model_tables(rig, &model, ctx, SLOTS);
+    model_tables_even(rig, &model, CTX, SLOTS);
     rig_fill(rig, rig->m.layer[0].out_bias, 0, model.shape->hidden * 2ull);
     struct matrix w = make(model.shape->hidden, nib_q_dim(model.shape), &seed);
     repack(rig, &w);

@@ -231,13 +231,10 @@ static int test_routing(struct rig *rig, const char *shape, uint32_t slots, uint
     enum { CTX = 512 };
     struct model model;
     struct model_run runs[NIB_MAX_SLOTS];
-    uint32_t ctx[NIB_MAX_SLOTS];
     int failures = 0;
-    for (uint32_t i = 0; i < slots; i++)
-        ctx[i] = CTX;
     rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, shape, slots, CTX, rows, slots * CTX / 64, 31);
-    model_tables(rig, &model, ctx, slots);
+    model_tables_even(rig, &model, CTX, slots);
     for (uint32_t r = 0; r < ROUTING_COUNT; r++) {
         bias_router(rig, &model, (enum routing)r);
         const uint32_t decode[] = {1, 5, 33, slots};

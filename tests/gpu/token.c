@@ -34,11 +34,11 @@ static int test_shape(struct rig *rig, const char *shape, enum nib_dense dense)
 {
     static const uint32_t from[] = {0, 60, 120, 250, 508, 1020, 2040, 4090, 16378, 131060};
     struct model model;
-    uint32_t ctx[SLOTS] = {CTX, CTX}, differ = 0, steps = 0;
+    uint32_t differ = 0, steps = 0;
     rig->dense = dense;
     rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, shape, SLOTS, CTX, ROWS, SLOTS * CTX / 64, 37);
-    model_tables(rig, &model, ctx, SLOTS);
+    model_tables_even(rig, &model, CTX, SLOTS);
     struct outcome fused = {malloc(model.shape->hidden * 4ull), malloc(model.shape->vocab * 4ull), 0}, apart = fused;
     apart.x = malloc(model.shape->hidden * 4ull);
     apart.logits = malloc(model.shape->vocab * 4ull);
@@ -73,10 +73,9 @@ int rig_test_stuck(struct rig *rig)
     if (!rig->k->has(NIB_GPU_TOKEN))
         return 0;
     struct model model;
-    uint32_t ctx[SLOTS] = {CTX, CTX};
     rig_arena(rig, 2ull << 30, true);
     model_open(rig, &model, "20b-slice", SLOTS, CTX, ROWS, SLOTS * CTX / 64, 41);
-    model_tables(rig, &model, ctx, SLOTS);
+    model_tables_even(rig, &model, CTX, SLOTS);
     struct nib_gpu_geometry g;
     rig->k->geometry(NIB_GPU_TOKEN, &rig->m, 1, 0, 1, &g);
     if (g.grid[0] == 0) {
