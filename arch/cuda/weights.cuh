@@ -103,19 +103,47 @@ struct weights_mxfp8 : weights_whole {
     }
 };
 
-/* A lane's carriers of a span to its 16 words: each weight times 2^(96 - base), a code's exponent being 96 more; of a wide tile
- * without the upper bits of its exponents. */
+/* (a & b) | c as one instruction. The compiler makes two of it where b and c are constants. */
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
+/* A carrier's own word: each weight times 2^(96 - base), a code's exponent being 96 more; of a wide tile without the upper bits of its exponents. */
+__device__ __forceinline__ uint32_t bf13_own(uint32_t carrier)
+{
+    return and_or(carrier, 0x8fff8fffu, 0x30003000u);
+}
+
+/* The word that four carriers carry beside their own, without its signs. */
+__device__ __forceinline__ uint32_t bf13_carried(const uint32_t c[4])
+{
+    uint32_t w = and_or(c[0] >> 3, 0x0e000e00u, 0x30003000u);
+    w = and_or(c[1] >> 6, 0x01c001c0u, w);
+    w = and_or(c[2] >> 9, 0x00380038u, w);
+    return and_or(c[3] >> 12, 0x00070007u, w);
+}
+
+/* Word 13 + j with its signs, from the last carrier. */
+__device__ __forceinline__ uint32_t bf13_signed(uint32_t word, uint32_t last, uint32_t j)
+{
+    return and_or(last << (1 + j), 0x80008000u, word);
+}
+
+/* A lane's carriers of a span to its 16 words. */
 __device__ __forceinline__ void bf13_words(const uint4 c[3], uint32_t c12, uint32_t w[16])
 {
-    const uint32_t carrier[13] = {c[0].x, c[0].y, c[0].z, c[0].w, c[1].x, c[1].y, c[1].z, c[1].w, c[2].x, c[2].y, c[2].z, c[2].w, c12};
 #pragma unroll
-    for (int i = 0; i < 13; i++)
-        w[i] = (carrier[i] & 0x8fff8fffu) | 0x30003000u;
+    for (int j = 0; j < 3; j++) {
+        const uint32_t carrier[4] = {c[j].x, c[j].y, c[j].z, c[j].w};
 #pragma unroll
-    for (int j = 0; j < 3; j++)
-        w[13 + j] = (carrier[4 * j] >> 3 & 0x0e000e00u) | (carrier[4 * j + 1] >> 6 & 0x01c001c0u) |
-                    (carrier[4 * j + 2] >> 9 & 0x00380038u) | (carrier[4 * j + 3] >> 12 & 0x00070007u) |
-                    (c12 << (1 + j) & 0x80008000u) | 0x30003000u;
+        for (int i = 0; i < 4; i++)
+            w[4 * j + i] = bf13_own(carrier[i]);
+        w[13 + j] = bf13_signed(bf13_carried(carrier), c12, j);
+    }
+    w[12] = bf13_own(c12);
 }
 
 /* The words of a wide tile as they are, by their high words. */
