@@ -2,7 +2,7 @@
  * are cut into shares, the sum of each is one chain of products of 16 inputs from zero, and the sums are added in the order of the shares.
  *
  * qkv and out: a cluster's blocks have some of the shares each, keep their sums apart and add them up at the end, each block for some of the rows.
- * head: a block has all shares, and takes items in turns. */
+ * head: a block has all shares, and takes items in turns; of more than 64 rows arch/sm90/batch_head.cuh. */
 #pragma once
 #include "arch/cuda/gemv.cuh"
 #include "arch/sm90/batch_dense_done.cuh"
@@ -447,8 +447,6 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     batch_ring<Shape> ring;
     ring.open(batch_dense_dynamic);
-    if (Shape::pair)
-        cluster_sync(); /* before one arrives at the other's mbarriers */
     overlap_next();
     auto learn = [&] {
         uint32_t rows = early ? count() : 0;
@@ -466,8 +464,6 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         else
             asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         batch_take(ring, tiles, units, learn(), done);
-        if (Shape::pair)
-            cluster_sync(); /* nor does it leave before the other has read all */
         return;
     }
     if (Shape::groups == 2)
@@ -517,31 +513,6 @@ template <class Form> __device__ __forceinline__ void out_batch_rows(const struc
         out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 4, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS>>(m, layer);
 }
 
-template <class Shape> __device__ __forceinline__ void head_batch_run(const struct nib_gpu_machine *m)
-{
-    const struct nib_gpu_step *step = step_of(m);
-    const batch_head_done<typename Shape::Form> done = {m};
-    batch_run<Shape>(
-        m, m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; }, done);
-}
-
-/* How many rows there are says how a block's registers are used. */
-template <class Form> __device__ __forceinline__ void head_batch_rows(const struct nib_gpu_machine *m)
-{
-    overlap_wait();
-    const uint32_t count = step_of(m)->want_count;
-    if (count <= CU_BATCH_HEAD_FEW)
-        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS>>(m);
-    else if (count <= CU_BATCH_HEAD_MANY)
-        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
-    else
-        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS, false, true>>(m);
-}
-
-#define CLUSTER_KERNEL(name, threads, blocks)                                                                          \
-    extern "C" __global__ void __cluster_dims__(blocks, 1, 1) __launch_bounds__(threads, 1)                            \
-        nib_gpu_##name(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
-
 KERNEL(qkv_batch, CU_BATCH_QKV_THREADS, 1)
 {
     qkv_batch_rows<weights_bf16>(m, layer);
@@ -560,14 +531,4 @@ KERNEL(out_batch, CU_BATCH_OUT_THREADS, 1)
 KERNEL(out_batch_mxfp8, CU_BATCH_OUT_THREADS, 1)
 {
     out_batch_rows<weights_mxfp8>(m, layer);
-}
-
-CLUSTER_KERNEL(head_batch, CU_BATCH_THREADS, 2)
-{
-    head_batch_rows<weights_bf13>(m);
-}
-
-CLUSTER_KERNEL(head_batch_mxfp8, CU_BATCH_THREADS, 2)
-{
-    head_batch_rows<weights_mxfp8>(m);
 }

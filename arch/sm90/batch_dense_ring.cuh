@@ -11,11 +11,8 @@
 
 #define BATCH_WEIGHTS_WARPS 3 /* of the four that bring; the last one has the activations */
 
-/* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. PAIR: a cluster's two
- * blocks have the same tiles, each for other rows, and each asks for half of the weights of both. */
-template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false, bool PAIR = false>
-struct batch_shape {
-    static constexpr bool pair = PAIR;
+/* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. */
+template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false> struct batch_shape {
     static constexpr bool once = PARTS == 1 && TOKENS == CU_BATCH_HEAD_FEW && EACH == 2; /* the weights are read by one block, and once */
     static constexpr bool even = PARTS > 1 && SHARES % PARTS == 0, idle = IDLE; /* idle: a warpgroup has no work */
     typedef FORM Form;
@@ -66,15 +63,6 @@ __device__ __forceinline__ batch_static *batch_room()
     return &room;
 }
 
-/* As copy_bulk, to the same place in both blocks of a cluster, and to the mbarrier of each. */
-__device__ __forceinline__ void copy_bulk_both(uint32_t dst, const void *src, uint32_t bytes, uint32_t bar, uint64_t policy)
-{
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1], "
-                 "%2, [%3], %4, %5;" ::"r"(dst),
-                 "l"(src), "r"(bytes), "r"(bar), "h"((uint16_t)3), "l"(policy)
-                 : "memory");
-}
-
 template <class Shape> struct batch_ring {
     static_assert(Shape::stages <= BATCH_STAGES_MAX, "barriers");
     uint32_t acts; /* shared address */
@@ -97,7 +85,7 @@ template <class Shape> struct batch_ring {
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
                 bulk_init<BATCH_WEIGHTS_WARPS + 1>(full());
-                bulk_init<Shape::groups * (Shape::pair ? 8 : 4)>(empty());
+                bulk_init<Shape::groups * 4>(empty());
             }
             bulk_init<1>(smem_at(&batch_room()->came));
             bulk_inited();
@@ -146,8 +134,6 @@ template <class Shape> struct batch_ring {
     __device__ __forceinline__ void leave()
     {
         bulk_arrive(empty());
-        if (Shape::pair && threadIdx.x % 32 == 0)
-            asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_at(empty(), cluster_rank() ^ 1)) : "memory");
         next();
     }
 };
@@ -162,7 +148,7 @@ struct batch_item {
 template <class Shape> struct batch_work {
     uint32_t count, chunks, now, end;
 
-    /* Clusters, blocks or pairs, of which each has other tiles. */
+    /* Clusters or blocks of which each has other tiles. */
     __device__ __forceinline__ static uint32_t groups(uint32_t all_tiles)
     {
         return CU_DIV_UP(all_tiles, Shape::tiles);
@@ -172,8 +158,8 @@ template <class Shape> struct batch_work {
     {
         count = rows;
         chunks = CU_DIV_UP(rows, Shape::tokens);
-        now = Shape::parts > 1 ? blockIdx.x / Shape::parts / groups(all_tiles) : blockIdx.x / (Shape::pair ? 2 : 1);
-        end = Shape::parts > 1 ? chunks : (Shape::pair ? 1 : chunks) * groups(all_tiles);
+        now = Shape::parts > 1 ? blockIdx.x / Shape::parts / groups(all_tiles) : blockIdx.x;
+        end = Shape::parts > 1 ? chunks : chunks * groups(all_tiles);
     }
 
     __device__ __forceinline__ static uint32_t own_tile(uint32_t all_tiles)
@@ -185,10 +171,10 @@ template <class Shape> struct batch_work {
     {
         if (now >= end)
             return false;
-        item.tile0 = Shape::parts > 1 ? own_tile(all_tiles) : (Shape::pair ? now : now / chunks) * Shape::tiles;
-        item.first = (Shape::parts > 1 ? now : Shape::pair ? cluster_rank() : now % chunks) * Shape::tokens;
+        item.tile0 = Shape::parts > 1 ? own_tile(all_tiles) : now / chunks * Shape::tiles;
+        item.first = (Shape::parts > 1 ? now : now % chunks) * Shape::tokens;
         item.rows = min(count - item.first, Shape::tokens);
-        now += Shape::parts > 1 ? gridDim.x / Shape::parts / groups(all_tiles) : gridDim.x / (Shape::pair ? 2 : 1);
+        now += Shape::parts > 1 ? gridDim.x / Shape::parts / groups(all_tiles) : gridDim.x;
         return true;
     }
 };
@@ -271,9 +257,7 @@ __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t
         bulk_expect(bar, there * bytes);
 #pragma unroll
         for (uint32_t i = 0; i < EACH; i++)
-            if (Shape::pair && i < there && i % 2 == cluster_rank())
-                copy_bulk_both(to + i * Shape::tile_bytes, from + (uint64_t)i * stride, bytes, bar, policy);
-            else if (!Shape::pair && i < there)
+            if (i < there)
                 copy_bulk(to + i * Shape::tile_bytes, from + (uint64_t)i * stride, bytes, bar, policy);
     }
     __syncwarp();

@@ -13,5 +13,6 @@
 #include "arch/sm90/batch_attn.cuh"
 #include "arch/sm90/token.cuh"
 #include "arch/sm90/batch_dense.cuh"
+#include "arch/sm90/batch_head.cuh"
 #include "arch/sm90/batch_mx.cuh"
 #include "arch/sm90/few_mx.cuh"

@@ -60,6 +60,18 @@ __device__ __forceinline__ uint64_t wgmma_tokens64(uint32_t shared)
 #define WGMMA_64(type, across) WGMMA(64, type, across, WGMMA_T0 ", " WGMMA_T1, "{%32, %33, %34, %35}, %36", WGMMA_D(0), WGMMA_D(16))
 #define WGMMA_96(type) WGMMA(96, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2, "{%48, %49, %50, %51}, %52", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32))
 #define WGMMA_128(type) WGMMA(128, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3, "{%64, %65, %66, %67}, %68", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48))
+#define WGMMA_T4 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define WGMMA_T5 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define WGMMA_T6 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define WGMMA_T7 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define WGMMA_MORE(n, d_text, a_text, more_text, ...)                                                               \
+    asm volatile("{\n.reg .pred more;\nsetp.ne.u32 more, " more_text ", 0;\n"                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" d_text "}, " a_text ", more, 1, 1, 0;\n}" \
+                 : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((uint32_t)more))
+#define WGMMA_MORE_128 WGMMA_MORE(128, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3, "{%64, %65, %66, %67}, %68", "%69", \
+    WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48))
+#define WGMMA_MORE_256 WGMMA_MORE(256, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3 ", " WGMMA_T4 ", " WGMMA_T5 ", " WGMMA_T6 ", " WGMMA_T7, \
+    "{%128, %129, %130, %131}, %132", "%133", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48), WGMMA_D(64), WGMMA_D(80), WGMMA_D(96), WGMMA_D(112))
 // clang-format on
 
 /* Numbers of the weights and the activations. */
@@ -82,6 +94,17 @@ WGMMA_OVERLOAD(wgmma_fp16, 48, WGMMA_96("f16"))
 WGMMA_OVERLOAD(wgmma_bf16, 48, WGMMA_96("bf16"))
 WGMMA_OVERLOAD(wgmma_fp16, 64, WGMMA_128("f16"))
 WGMMA_OVERLOAD(wgmma_bf16, 64, WGMMA_128("bf16"))
+
+/* The same; d = a b unless `more`. */
+__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[64], const uint32_t a[4], uint64_t b, bool more)
+{
+    WGMMA_MORE_128;
+}
+
+__device__ __forceinline__ void wgmma(wgmma_bf16, float (&d)[128], const uint32_t a[4], uint64_t b, bool more)
+{
+    WGMMA_MORE_256;
+}
 
 /* The same, where B lies the other way: 128 bytes an input, 64 tokens; 16 inputs further are 128 more in the descriptor. */
 __device__ __forceinline__ void wgmma_across(float (&d)[32], const uint32_t a[4], uint64_t b)
