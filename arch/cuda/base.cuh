@@ -204,14 +204,14 @@ __device__ __forceinline__ void mma_unit(float d[4], uint4 w0, uint4 w1, uint4 b
     mma_bf16(d, w1.x, w1.y, w1.z, w1.w, b.z, b.w);
 }
 
-/* A word of eight E2M1 codes to a fragment of fp16, each value times 2^-14 (its half step is then a subnormal, exact). A product
- * shifts sign and magnitude at once: where the two copies overlap, and whither that carries, is masked out. */
+/* A word of eight E2M1 codes to a fragment of fp16, each value times 2^-14 (its half step is then a subnormal, exact). Which bits are where (arch/cuda/layout.h)
+ * is chosen for few instructions: a mask and a moved copy of the word a register. */
 __device__ __forceinline__ void mx_fragment(uint32_t w, uint32_t a[4])
 {
-    a[0] = w & 0x8e008e00u;
-    a[1] = w << 3 & 0x8e008e00u;
-    a[2] = (w & 0x40384038u) * 66 & 0x8e008e00u;
-    a[3] = (w & 0x20072007u) * 516 & 0x8e008e00u;
+    a[0] = w << 6 & 0x8e008e00u;
+    a[1] = w << 9 & 0x8e008e00u;
+    a[2] = (w ^ w >> 3) & 0x8e008e00u;
+    a[3] = (w ^ w << 2) & 0x8e008e00u;
 }
 #define MX_UNSCALE 16384.0f /* 2^14 */
 

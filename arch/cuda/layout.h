@@ -27,8 +27,8 @@
  * mx:    [tile][unit of 64 inputs]: codes [lane][16 bytes], a 32-bit word an mma; scales [g][4 bytes]: row g blocks 0, 1;
  *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0. From sm_90 on, behind all tiles: [tile][row of it] a byte,
  *        the row's reference: its largest scale code, when no other of a block with elements is more than CU_MX_SPREAD below it; 0: none.
- * A word of codes: in the low half the even input of each pair, in the high half the odd one: fragment register 0 at bits
- * 15 (sign), 11..9; 1 at 12, 8..6; 2 at 14, 5..3; 3 at 13, 2..0. */
+ * A word of codes w: in the low half the even input of each pair, in the high half the odd one. Fragment registers 0 to 3 have their code at bits 15 (sign), 11..9 of
+ * each half of w << 6, w << 9, w ^ w >> 3 and w ^ w << 2: any four codes have a word, and only one (mx_word in arch/cuda/repack.cuh). */
 #ifndef NIB_ARCH_CUDA_LAYOUT_H
 #define NIB_ARCH_CUDA_LAYOUT_H
 

@@ -209,12 +209,23 @@ KERNEL(repack_mxfp8, 256, 4)
     }
 }
 
-/* Fragment bits of one code in a half word: see layout.h. */
-__device__ __forceinline__ uint32_t mx_place(uint32_t code, uint32_t reg)
+/* One E2M1 code in a half of a fragment register, as mx_fragment leaves it. */
+__device__ __forceinline__ uint32_t mx_place(uint32_t code)
 {
-    const uint32_t sign = code >> 3, rest = code & 7;
-    const uint32_t sign_at = reg == 0 ? 15 : reg == 1 ? 12 : reg == 2 ? 14 : 13;
-    return sign << sign_at | rest << (9 - 3 * reg);
+    return (code & 8) << 12 | (code & 7) << 9;
+}
+
+/* The word that mx_fragment makes these registers of: bit by bit, from those that a register shows as they are to those that are shown as the xor with
+ * one known. */
+__device__ __forceinline__ uint32_t mx_word(const uint32_t a[4])
+{
+    uint32_t w = a[0] >> 6 | a[1] >> 9;         /* bits 9, 6..0 of each half */
+    w |= (a[2] ^ w >> 3) & 0x80008000u;         /* 15 */
+    w |= (a[3] ^ w << 2) & 0x08000800u;         /* 11 */
+    w |= ((a[3] ^ w) & 0x82008200u) >> 2;       /* 13, 7 */
+    w |= ((a[2] ^ w) & 0x0a000a00u) << 3;       /* 14, 12 */
+    w |= (a[2] ^ w >> 3) & 0x04000400u;         /* 10 */
+    return w | ((a[3] ^ w) & 0x04000400u) >> 2; /* 8 */
 }
 
 #if NIB_SM >= 90
@@ -265,7 +276,7 @@ KERNEL(repack_mx, 256, 4)
     const uint64_t end = (uint64_t)CU_DIV_UP(n1, CU_TILE) * units * 32;
     for (uint64_t i = first + blockIdx.x * 256u + threadIdx.x; i < end; i += gridDim.x * 256u) {
         const uint32_t lane = i % 32, unit = (uint32_t)(i / 32 % units), tile = (uint32_t)(i / 32 / units);
-        uint32_t word[4] = {0, 0, 0, 0};
+        uint32_t a[4][4] = {}; /* of each word the fragment registers */
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
             const uint32_t r = packed_row(matrix, tile, lane / 4 + h * 8);
@@ -282,12 +293,12 @@ KERNEL(repack_mx, 256, 4)
 #pragma unroll
                     for (uint32_t c = 0; c < 2; c++) { /* register h (inputs +0, +1), h + 2 (inputs +2, +3) */
                         const uint32_t byte = in >> (16 * j + 8 * c) & 0xff;
-                        word[b * 2 + j] |= mx_place(byte & 15, h + 2 * c) | mx_place(byte >> 4, h + 2 * c) << 16;
+                        a[b * 2 + j][h + 2 * c] = mx_place(byte & 15) | mx_place(byte >> 4) << 16;
                     }
             }
         }
         uint8_t *to = dst + i / 32 * CU_MX_BYTES;
-        *(uint4 *)(to + lane * 16) = make_uint4(word[0], word[1], word[2], word[3]);
+        *(uint4 *)(to + lane * 16) = make_uint4(mx_word(a[0]), mx_word(a[1]), mx_word(a[2]), mx_word(a[3]));
         /* the lane's own scale byte: row g or g + 8 by t / 2, block by t % 2 */
         const uint32_t r = packed_row(matrix, tile, lane / 4 + lane % 4 / 2 * 8), block = unit * 2 + lane % 2;
         const bool there = r < n && r >= n0 && r < n1 && block < blocks;
