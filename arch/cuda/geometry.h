@@ -245,14 +245,14 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
                                             : CU_BATCH_SHARED,
                                      0};
     if (op == NIB_GPU_QKV) {
-        const bool halves = rows <= CU_BATCH_QKV_HALVES;
         ret->block = CU_BATCH_QKV_THREADS;
         ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
         ret->grid[3] = CU_BATCH_QKV_PARTS;
         if (!few) { /* blocks alone */
+            const bool third = rows > 3 * CU_BATCH_QKV_ROWS;
             const uint32_t items = CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) *
-                                   CU_DIV_UP(rows, halves ? CU_BATCH_ROWS / 2 : CU_BATCH_ROWS);
-            ret->shared_bytes = halves ? CU_BATCH_SOME : CU_BATCH_SHARED;
+                                   CU_DIV_UP(rows, third ? CU_BATCH_QKV_THIRD : CU_BATCH_QKV_ROWS);
+            ret->shared_bytes = third ? CU_BATCH_SHARED : CU_BATCH_SOME;
             ret->grid[0] = least(items, m->sms);
             ret->grid[3] = 0;
         }
@@ -260,10 +260,8 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};
     } else if (op == NIB_GPU_OUT) {
         ret->block = CU_BATCH_OUT_THREADS;
-        ret->grid[3] = few ? CU_BATCH_OUT_FEW_PARTS : CU_BATCH_OUT_PARTS;
-        ret->grid[0] = few    ? CU_BATCH_OUT_FEW_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_MANY)
-                       : some ? CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES)
-                              : 2 * CU_BATCH_OUT_PARTS * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_MANY);
+        ret->grid[3] = some ? CU_BATCH_OUT_PARTS : CU_BATCH_OUT_MANY;
+        ret->grid[0] = ret->grid[3] * CU_DIV_UP(cu_tiles(m->hidden), CU_BATCH_OUT_TILES) * (some ? 1 : 2);
     } else if (op == NIB_GPU_HEAD) {
         ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES) + 1, m->sms) / 2 * 2;
         ret->shared_bytes = CU_BATCH_SHARED;

@@ -27,11 +27,11 @@ template <class Form> __device__ __forceinline__ void batch_fragment(uint32_t at
     a[3] = w.w;
 }
 
-/* Where of a stage's tiles this warp's i-th is. A warp without one has its neighbour's again. */
+/* Where of a stage's tiles this warp's i-th is. */
 template <class Shape> __device__ __forceinline__ uint32_t batch_tile(uint32_t i)
 {
     const uint32_t group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4;
-    return (group * Shape::each + i) * Shape::wide + min(warp, Shape::wide - 1);
+    return (group * Shape::each + i) * 4 + warp;
 }
 
 /* Fragments of COUNT products of 16 inputs, from the first of a unit on; of bf13 from the first of a span on. */
@@ -202,35 +202,27 @@ __device__ __forceinline__ void cluster_give(uint32_t there, const float v[4], u
                  : "memory");
 }
 
-/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts, to which all blocks give theirs: where
- * there is room for them, or in the ring when all have read theirs. */
+/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts, to which all blocks give theirs. */
 template <class Shape, int N, class Done>
 __device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
                                              const Done &done)
 {
     constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, LINE = Shape::tiles * 512, SLOTS = Shape::slots, OWN = CU_DIV_UP(N / 8, PARTS);
     constexpr uint32_t SIDE = OWN > 1 ? 2 : 1;
-    static_assert(Shape::each == 1 && OWN * SLOTS * LINE <= (Shape::own_room ? Shape::own_room : Shape::stages * (Shape::weights_bytes + Shape::acts_bytes)),
-                  "room");
+    static_assert(Shape::each == 1, "a warp has one tile");
     const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, came = smem_at(&batch_room()->came);
-    const uint32_t room = ring.room() + batch_tile<Shape>(0) * 512 + lane * 16, own = N / 8 > rank ? (N / 8 - rank + PARTS - 1) / PARTS : 0;
-    const bool has = threadIdx.x / 32 % 4 < Shape::wide;
+    const uint32_t room = ring.beside() + batch_tile<Shape>(0) * 512 + lane * 16, own = N / 8 > rank ? (N / 8 - rank + PARTS - 1) / PARTS : 0;
     if (threadIdx.x == 128)
         bulk_expect(came, own * SLOTS * LINE);
     cluster_begun();
-    if (!Shape::own_room) {
-        cluster_arrive();
-        cluster_begun();
-    }
-    if (has)
 #pragma unroll
-        for (uint32_t n = 0; n < N / 8; n++)
+    for (uint32_t n = 0; n < N / 8; n++)
 #pragma unroll
-            for (uint32_t s = 0; s < HELD; s++)
-                if (s == 0 || rank > 0)
-                    cluster_give(cluster_at(room + (n / PARTS * SLOTS + (rank ? (rank - 1) * HELD + 1 : 0) + s) * LINE, n % PARTS), &sum[s][0][4 * n],
-                                 cluster_at(came, n % PARTS));
-    if (own == 0 || !has)
+        for (uint32_t s = 0; s < HELD; s++)
+            if (s == 0 || rank > 0)
+                cluster_give(cluster_at(room + (n / PARTS * SLOTS + (rank ? (rank - 1) * HELD + 1 : 0) + s) * LINE, n % PARTS), &sum[s][0][4 * n],
+                             cluster_at(came, n % PARTS));
+    if (own == 0)
         return;
     const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first, 0);
     const uint32_t row0 = item.first + lane % 4 * 2 + rank * 8, end = item.first + item.rows;
@@ -272,7 +264,7 @@ __device__ __forceinline__ float4 cluster_get(uint32_t there)
     return v;
 }
 
-/* The same where a block has more rows: each leaves its sums in the ring, which is empty, and reads the others'. */
+/* The same where there is no room for that: each leaves its sums in the ring, which is empty, and reads the others'. */
 template <class Shape, int N, class Done>
 __device__ __forceinline__ void batch_add_read(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
                                              const Done &done)
@@ -322,11 +314,32 @@ __device__ __forceinline__ void batch_add_read(batch_ring<Shape> &ring, const ba
             const float4 v = all[i][0][0];
             const float c[4] = {v.x, v.y, v.z, v.w};
             const uint32_t n = n0 + i * PARTS;
-            if (threadIdx.x / 32 % 4 < Shape::wide && n < N / 8)
+            if (n < N / 8)
                 tile.put(held[i], row0 + n * 8, end, c);
         }
     }
     cluster_sync_read();
+}
+
+/* A block that has all of a row's head leaves it as one line: sums are turned in shared memory. */
+template <class Shape, int N, class Done>
+__device__ __forceinline__ void batch_lines(batch_ring<Shape> &ring, const batch_item &item, const float (&sum)[N / 2], const Done &done)
+{
+    const uint32_t lane = threadIdx.x % 32, group = threadIdx.x / 128 - 1, row0 = item.first + lane % 4 * 2, end = item.first + item.rows;
+    const uint32_t lines = ring.beside() + group * Shape::tokens * 128, chunk = threadIdx.x / 32 % 4 + lane / 8 % 2 * 4;
+    const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first, 0);
+    typename decltype(done.open(0, 0, 0))::held held[N / 8];
+    tile.ask(held, row0, 8, end);
+#pragma unroll
+    for (uint32_t n = 0; n < N / 8; n++) {
+        const uint2 v = tile.turned(held[n], &sum[4 * n]);
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(lines + (n * 8 + lane % 8) * 128 + (chunk ^ lane % 8) * 16),
+                     "r"(v.x), "r"(v.y)
+                     : "memory");
+    }
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 4) : "memory");
+    tile.leave(lines, item.rows);
+    asm volatile("bar.sync %0, 128;" ::"r"(group + 4) : "memory"); /* before the next item's */
 }
 
 /* Registers are what sums need: the rest of a warp's state waits in shared memory. */
@@ -390,6 +403,8 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
         batch_add_up<Shape, N>(ring, item, sum, done);
     } else if constexpr (Shape::parts > 1) {
         batch_add_read<Shape, N>(ring, item, sum, done);
+    } else if constexpr (Shape::lines > 0) {
+        batch_lines<Shape, N>(ring, item, sum[0][0], done);
     } else {
         constexpr uint32_t TOGETHER = N / 8 < 4 ? N / 8 : 4; /* what is read for them comes at once */
 #pragma unroll
@@ -435,7 +450,7 @@ __device__ __forceinline__ void batch_take(batch_ring<Shape> &ring, uint32_t all
         else if (item.rows <= 64)
             batch_multiply<Shape, 64>(ring, work, item, units, done);
         else if constexpr (Shape::tokens > 64)
-            batch_multiply<Shape, 128>(ring, work, item, units, done);
+            batch_multiply<Shape, Shape::tokens>(ring, work, item, units, done);
     }
 }
 
@@ -470,8 +485,8 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     else
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-    if (warp < BATCH_WEIGHTS_WARPS)
-        batch_weights(ring, weights, warp, tiles, units, learn);
+    if (warp < BATCH_WEIGHTS_WARPS) /* weights wait for no op */
+        batch_weights(ring, weights, warp, tiles, units, [&] { return early ? min(count(), (uint32_t)NIB_MAX_SLOTS) : learn(); });
     else
         batch_bring(ring, batch_acts(m), tiles, units, learn(), done);
 }
@@ -495,22 +510,22 @@ template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struc
 {
     const uint32_t bytes = dynamic_shared_bytes();
     if (bytes == CU_BATCH_LESS)
-        qkv_batch_run<batch_shape<Form, CU_BATCH_QKV_GROUPS, CU_BATCH_QKV_WIDE, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_QKV_GROUPS, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
     else if (bytes == CU_BATCH_SOME)
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS / 2, 1, CU_GEMV_WARPS, true>>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 1, CU_BATCH_QKV_ROWS, 1, CU_GEMV_WARPS, true>>(m, layer);
     else
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_ROWS, 1, CU_GEMV_WARPS, true>>(m, layer);
+        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 1, CU_BATCH_QKV_THIRD, 1, CU_GEMV_WARPS, true>>(m, layer);
 }
 
 template <class Form> __device__ __forceinline__ void out_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t bytes = dynamic_shared_bytes();
     if (bytes == CU_BATCH_LESS)
-        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 4, 1, CU_BATCH_FEW, CU_BATCH_OUT_FEW_PARTS, CU_OUT_WARPS>>(m, layer);
+        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 1, CU_BATCH_FEW, CU_BATCH_OUT_PARTS, CU_OUT_WARPS>>(m, layer);
     else if (bytes == CU_BATCH_SOME)
-        out_batch_run<batch_shape<Form, CU_BATCH_GROUPS, CU_BATCH_OUT_WIDE, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS, true>>(m, layer);
+        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS>>(m, layer);
     else
-        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 4, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS>>(m, layer);
+        out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 1, CU_BATCH_ROWS, CU_BATCH_OUT_MANY, CU_OUT_WARPS>>(m, layer);
 }
 
 KERNEL(qkv_batch, CU_BATCH_QKV_THREADS, 1)

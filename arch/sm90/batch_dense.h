@@ -8,27 +8,25 @@
 #define CU_BATCH_UNITS 2  /* of inputs in a stage, at most */
 #define CU_BATCH_LINE  64 /* bytes of a unit's activations of a row */
 
-/* qkv and out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, tiles of each, rows at a time. */
-#define CU_BATCH_QKV_PARTS     4
-#define CU_BATCH_QKV_GROUPS    3
-#define CU_BATCH_QKV_WIDE      4
-#define CU_BATCH_OUT_PARTS     4
-#define CU_BATCH_OUT_WIDE      3
-#define CU_BATCH_GROUPS        2
-#define CU_BATCH_ROWS          128
-#define CU_BATCH_FEW           64 /* rows of a bucket up to which a block has no room for more, but a longer ring */
-#define CU_BATCH_THREADS       ((CU_BATCH_GROUPS + 1) * 128)
-#define CU_BATCH_QKV_THREADS   ((CU_BATCH_QKV_GROUPS + 1) * 128)
-#define CU_BATCH_QKV_TILES     (CU_BATCH_QKV_GROUPS * CU_BATCH_QKV_WIDE)
-#define CU_BATCH_QKV_MANY      (CU_BATCH_GROUPS * 4) /* tiles of a block with more rows */
-#define CU_BATCH_QKV_HALVES    192 /* rows up to which a block has half as many: more blocks have work */
-#define CU_BATCH_OUT_TILES     (CU_BATCH_GROUPS * CU_BATCH_OUT_WIDE)
-#define CU_BATCH_OUT_FEW_PARTS 8 /* with up to CU_BATCH_FEW rows */
-#define CU_BATCH_OUT_GROUPS    3 /* with more rows than CU_BATCH_ROWS, in as many blocks: each has half of the rows */
-#define CU_BATCH_OUT_MANY      (CU_BATCH_OUT_GROUPS * 4)
-#define CU_BATCH_OUT_THREADS   ((CU_BATCH_OUT_GROUPS + 1) * 128)
-#define CU_BATCH_GIVES                                                                                                 \
-    768 /* tiles of a block times rows up to which blocks give each other their sums; with more reading them is faster */
+/* qkv and out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, rows at a time; a warp has one tile. */
+#define CU_BATCH_QKV_PARTS   4
+#define CU_BATCH_QKV_GROUPS  3
+#define CU_BATCH_OUT_PARTS   8
+#define CU_BATCH_OUT_MANY    4 /* with more than CU_BATCH_ROWS; half of the clusters have half of the rows */
+#define CU_BATCH_OUT_GROUPS  3
+#define CU_BATCH_GROUPS      2
+#define CU_BATCH_ROWS        128
+#define CU_BATCH_FEW         64 /* rows of a bucket up to which a block has no room for more */
+#define CU_BATCH_THREADS     ((CU_BATCH_GROUPS + 1) * 128)
+#define CU_BATCH_QKV_THREADS ((CU_BATCH_QKV_GROUPS + 1) * 128)
+#define CU_BATCH_QKV_TILES   (CU_BATCH_QKV_GROUPS * 4)
+#define CU_BATCH_OUT_THREADS ((CU_BATCH_OUT_GROUPS + 1) * 128)
+#define CU_BATCH_OUT_TILES   (CU_BATCH_OUT_GROUPS * 4)
+/* qkv of more than CU_BATCH_FEW rows: a block has all inputs of so many tiles, for some of the rows. */
+#define CU_BATCH_QKV_MANY  (CU_BATCH_GROUPS * 4)
+#define CU_BATCH_QKV_ROWS  64           /* in buckets of up to three times as many */
+#define CU_BATCH_QKV_THIRD 88           /* in larger ones: a third of all that there can be */
+#define CU_BATCH_GIVEN     (96u * 1024) /* room for sums given to a block, at most; else it reads them */
 /* head: up to 64 rows, or more, at a time */
 #define CU_BATCH_HEAD_FEW   64
 #define CU_BATCH_HEAD_MANY  128

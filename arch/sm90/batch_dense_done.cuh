@@ -18,7 +18,7 @@ struct batch_qkv_tile {
     const struct nib_gpu_machine *m;
     const float *angles; /* of row 0: cos; sin lie sin_at further */
     uint32_t sin_at, head, dim, first;
-    uint8_t *to; /* q: of row 0; of keys and values of an own array too; else of the head's first line */
+    uint8_t *to; /* q: of row 0; of keys and values of an own array too; else the head's first line */
     uint32_t stride;
     bool paged;
     float bias0, bias1;
@@ -39,20 +39,50 @@ struct batch_qkv_tile {
         }
     }
 
-    __device__ __forceinline__ void put(const held &h, uint32_t row, uint32_t end, const float c[4]) const
+    __device__ __forceinline__ bool there() const
     {
+        return head < m->heads + 2 * m->kv_heads;
+    }
+
+    /* Where a row's dims begin. */
+    __device__ __forceinline__ uint8_t *line(uint32_t row) const
+    {
+        return to + (uint64_t)(paged ? batch_places()[row - first] : row) * stride;
+    }
+
+    /* Two rows of dim, and of dim + 32. */
+    __device__ __forceinline__ uint2 turned(const held &h, const float c[4]) const
+    {
+        float a[2], b[2];
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
-            float a = c[i] + bias0, b = c[i + 2] + bias1;
-            if (row + i >= end || head >= m->heads + 2 * m->kv_heads)
-                continue;
+            a[i] = c[i] + bias0;
+            b[i] = c[i + 2] + bias1;
             if (head < m->heads + m->kv_heads)
-                rotate(a, b, h.cos[i], h.sin[i]);
-            const uint32_t line = paged ? batch_places()[row + i - first] : row + i;
-            __nv_bfloat16 *at = (__nv_bfloat16 *)(to + (uint64_t)line * stride);
-            at[0] = __float2bfloat16(a);
-            at[32] = __float2bfloat16(b);
+                rotate(a[i], b[i], h.cos[i], h.sin[i]);
         }
+        return make_uint2(pack_bf16(a[0], a[1]), pack_bf16(b[0], b[1]));
+    }
+
+    __device__ __forceinline__ void put(const held &h, uint32_t row, uint32_t end, const float c[4]) const
+    {
+        const uint2 v = turned(h, c);
+#pragma unroll
+        for (uint32_t i = 0; i < 2; i++)
+            if (row + i < end && there()) {
+                uint16_t *at = (uint16_t *)line(row + i) + dim;
+                at[0] = (uint16_t)(v.x >> 16 * i);
+                at[32] = (uint16_t)(v.y >> 16 * i);
+            }
+    }
+
+    /* The head's lines of `rows` rows, which lie at `lines`; by a warpgroup. */
+    __device__ __forceinline__ void leave(uint32_t lines, uint32_t rows) const
+    {
+        if (there())
+#pragma unroll 4
+            for (uint32_t i = threadIdx.x % 128 / 8; i < rows; i += 16)
+                *(uint4 *)(line(first + i) + threadIdx.x % 8 * 16) = lds16(lines + i * 128 + (threadIdx.x ^ i) % 8 * 16);
     }
 };
 
@@ -109,7 +139,7 @@ struct batch_qkv_done {
                 head,
                 dim,
                 first,
-                at<uint8_t>(to) + dim * 2,
+                at<uint8_t>(to),
                 !kv ? heads * LINE : m->kv_new ? 2 * kv_heads * LINE : LINE,
                 paged(head),
                 there ? bf16_at(biases, head * NIB_HEAD_DIM + dim) : 0,

@@ -11,22 +11,24 @@
 
 #define BATCH_WEIGHTS_WARPS 3 /* of the four that bring; the last one has the activations */
 
-/* GROUPS warpgroups multiply, each WIDE * EACH tiles: a warp has EACH; PARTS blocks of a cluster share the SHARES of the inputs. */
-template <class FORM, uint32_t GROUPS, uint32_t WIDE, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false> struct batch_shape {
+/* GROUPS warpgroups multiply, a warp EACH tiles; PARTS blocks of a cluster share the SHARES of the inputs. */
+template <class FORM, uint32_t GROUPS, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false> struct batch_shape {
     static constexpr bool once = PARTS == 1 && TOKENS == CU_BATCH_HEAD_FEW && EACH == 2; /* the weights are read by one block, and once */
     static constexpr bool even = PARTS > 1 && SHARES % PARTS == 0, idle = IDLE; /* idle: a warpgroup has no work */
     typedef FORM Form;
-    static constexpr uint32_t groups = GROUPS, wide = WIDE, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
-    static constexpr uint32_t tiles = GROUPS * WIDE * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
+    static constexpr uint32_t groups = GROUPS, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
+    static constexpr uint32_t tiles = GROUPS * 4 * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
     static constexpr uint32_t weights_bytes = tiles * tile_bytes, unit_acts = TOKENS * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
-    static constexpr uint32_t room = TOKENS > CU_BATCH_FEW || PARTS == 1 ? CU_BATCH_ROOM : CU_BATCH_LESS - 1024;
+    static constexpr uint32_t room = PARTS > 1 && TOKENS <= CU_BATCH_FEW ? CU_BATCH_LESS - 1024 : CU_BATCH_ROOM;
     static constexpr uint32_t held = PARTS == 1 ? 2 : SHARES / PARTS; /* sums that a warp has at a time; a cluster's blocks but the first hand over so many */
-    static constexpr bool gives = PARTS > 1 && tiles * TOKENS <= CU_BATCH_GIVES; /* a block gives its sums to the others, else it reads theirs */
-    static constexpr uint32_t slots = 1 + (PARTS - 1) * held;         /* so many come to a block */
-    static constexpr uint32_t own_room = PARTS == 8 ? CU_DIV_UP(TOKENS / 8, PARTS) * slots * tiles * 512 : 0; /* for these, beside the ring */
-    static constexpr uint32_t stages = (room - own_room) / (weights_bytes + acts_bytes);
-    /* Registers for the fragments of two stages; with few rows of a cluster it was no faster. */
-    static constexpr bool ahead = GROUPS == 2 && EACH == 1 && held == 2 && (PARTS == 1 || TOKENS > CU_BATCH_FEW);
+    static constexpr uint32_t slots = 1 + (PARTS - 1) * held; /* so many come to a block */
+    static constexpr uint32_t given = CU_DIV_UP(TOKENS / 8, PARTS) * slots * tiles * 512;
+    static constexpr bool gives = PARTS > 1 && given <= CU_BATCH_GIVEN; /* a block gives its sums to the others, else it reads theirs */
+    static constexpr uint32_t lines = IDLE ? GROUPS * TOKENS * 128 : 0; /* what qkv leaves, a line a row and head */
+    static constexpr uint32_t beside = gives ? given : lines;           /* bytes behind the ring */
+    static constexpr uint32_t stages = (room - beside) / (weights_bytes + acts_bytes);
+    /* Registers for the fragments of two stages. */
+    static constexpr bool ahead = GROUPS == 2 && EACH == 1;
     static_assert(held >= 1 && (PARTS == 1 || SHARES % PARTS < 2), "all but the first have as many shares");
 
     /* The first of a block's shares. The first block has the most: it adds them up at once. */
@@ -65,23 +67,24 @@ __device__ __forceinline__ batch_static *batch_room()
 
 template <class Shape> struct batch_ring {
     static_assert(Shape::stages <= BATCH_STAGES_MAX, "barriers");
-    uint32_t acts; /* shared address */
+    uint32_t acts, bars; /* shared addresses; found once: the compiler looks up the block's place in its cluster each time */
     uint32_t slot, parity;
 
     __device__ __forceinline__ uint32_t full() const
     {
-        return smem_at(&batch_room()->full[slot]);
+        return bars + slot * 8;
     }
 
     __device__ __forceinline__ uint32_t empty() const
     {
-        return smem_at(&batch_room()->empty[slot]);
+        return bars + (BATCH_STAGES_MAX + slot) * 8;
     }
 
     /* By the whole block. */
     __device__ __forceinline__ void open(const void *dynamic)
     {
-        acts = (smem_at(dynamic) + 1023) & ~1023u;
+        asm volatile("mov.u32 %0, %1;" : "=r"(acts) : "r"((smem_at(dynamic) + 1023) & ~1023u));
+        asm volatile("mov.u32 %0, %1;" : "=r"(bars) : "r"(smem_at(batch_room())));
         if (threadIdx.x == 0) {
             for (slot = 0; slot < Shape::stages; slot++) {
                 bulk_init<BATCH_WEIGHTS_WARPS + 1>(full());
@@ -96,10 +99,10 @@ template <class Shape> struct batch_ring {
             cluster_arrive();
     }
 
-    /* Where the sums of the cluster's blocks come. */
-    __device__ __forceinline__ uint32_t room() const
+    /* Behind the stages: where the sums of the cluster's blocks come, or what qkv leaves. */
+    __device__ __forceinline__ uint32_t beside() const
     {
-        return acts + (Shape::own_room ? Shape::stages * (Shape::acts_bytes + Shape::weights_bytes) : 0);
+        return acts + Shape::stages * (Shape::acts_bytes + Shape::weights_bytes);
     }
 
     __device__ __forceinline__ uint32_t acts_at() const
@@ -226,13 +229,11 @@ template <class Shape> __device__ __forceinline__ uint32_t batch_early(uint32_t 
     return all;
 }
 
-/* By the warps that fill the ring, at their end: it is used to add up. */
+/* By the warps that fill the ring, at their end: where sums are read they lie in it. */
 template <class Shape> __device__ __forceinline__ void batch_added()
 {
     if (Shape::gives) {
         cluster_begun();
-        if (!Shape::own_room)
-            cluster_arrive();
     } else {
         cluster_sync_read();
         cluster_sync_read();
@@ -264,7 +265,7 @@ __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t
     ring.next();
 }
 
-/* A warp that asks for weights, the `which`-th. learn(): waits for the op before, then the number of rows. */
+/* A warp that asks for weights, the `which`-th. learn(): the number of rows. */
 template <class Shape, class Learn>
 __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_ptr weights, uint32_t which, uint32_t all_tiles, uint32_t units, Learn learn)
 {

@@ -317,9 +317,9 @@ template <class Form> __device__ __forceinline__ void head_batch_rows(const stru
     const uint32_t count = min(step_of(m)->want_count, (uint32_t)NIB_MAX_SLOTS);
     const bool whole = m->hidden == CU_GEMV_WARPS * HEAD_UNITS * CU_DENSE_UNIT;
     if (count <= CU_BATCH_HEAD_FEW)
-        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS>>(m);
+        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 2, CU_BATCH_HEAD_FEW, 1, CU_GEMV_WARPS>>(m);
     else if (!whole)
-        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 4, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
+        head_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 1, CU_BATCH_HEAD_MANY, 1, CU_GEMV_WARPS>>(m);
     else if (count <= CU_BATCH_HEAD_MANY)
         head_run<head_block<Form, CU_BATCH_HEAD_MANY, HEAD_UNITS, 0>>(m, count);
     else

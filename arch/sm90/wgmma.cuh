@@ -50,6 +50,7 @@ __device__ __forceinline__ uint64_t wgmma_tokens64(uint32_t shared)
 #define WGMMA_T3 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_D(o) "+f"(d[o]), "+f"(d[o + 1]), "+f"(d[o + 2]), "+f"(d[o + 3]), "+f"(d[o + 4]), "+f"(d[o + 5]), "+f"(d[o + 6]), "+f"(d[o + 7]), \
     "+f"(d[o + 8]), "+f"(d[o + 9]), "+f"(d[o + 10]), "+f"(d[o + 11]), "+f"(d[o + 12]), "+f"(d[o + 13]), "+f"(d[o + 14]), "+f"(d[o + 15])
+#define WGMMA_E(o) "+f"(d[o]), "+f"(d[o + 1]), "+f"(d[o + 2]), "+f"(d[o + 3])
 #define WGMMA(n, type, across, d_text, a_text, ...)                                                                 \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" d_text "}, " a_text ", 1, 1, 1, " #across ";" \
                  : __VA_ARGS__ : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
@@ -58,6 +59,8 @@ __device__ __forceinline__ uint64_t wgmma_tokens64(uint32_t shared)
     "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]))
 #define WGMMA_32(type) WGMMA(32, type, 0, WGMMA_T0, "{%16, %17, %18, %19}, %20", WGMMA_D(0))
 #define WGMMA_64(type, across) WGMMA(64, type, across, WGMMA_T0 ", " WGMMA_T1, "{%32, %33, %34, %35}, %36", WGMMA_D(0), WGMMA_D(16))
+#define WGMMA_88(type) WGMMA(88, type, 0, WGMMA_T0 ", " WGMMA_T1 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43", \
+    "{%44, %45, %46, %47}, %48", WGMMA_D(0), WGMMA_D(16), WGMMA_E(32), WGMMA_E(36), WGMMA_E(40))
 #define WGMMA_96(type) WGMMA(96, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2, "{%48, %49, %50, %51}, %52", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32))
 #define WGMMA_128(type) WGMMA(128, type, 0, WGMMA_T0 ", " WGMMA_T1 ", " WGMMA_T2 ", " WGMMA_T3, "{%64, %65, %66, %67}, %68", WGMMA_D(0), WGMMA_D(16), WGMMA_D(32), WGMMA_D(48))
 #define WGMMA_T4 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
@@ -90,6 +93,7 @@ WGMMA_OVERLOAD(wgmma_fp16, 16, WGMMA_32("f16"))
 WGMMA_OVERLOAD(wgmma_bf16, 16, WGMMA_32("bf16"))
 WGMMA_OVERLOAD(wgmma_fp16, 32, WGMMA_64("f16", 0))
 WGMMA_OVERLOAD(wgmma_bf16, 32, WGMMA_64("bf16", 0))
+WGMMA_OVERLOAD(wgmma_bf16, 44, WGMMA_88("bf16"))
 WGMMA_OVERLOAD(wgmma_fp16, 48, WGMMA_96("f16"))
 WGMMA_OVERLOAD(wgmma_bf16, 48, WGMMA_96("bf16"))
 WGMMA_OVERLOAD(wgmma_fp16, 64, WGMMA_128("f16"))
