@@ -30,9 +30,11 @@ static const char *const symbols[NIB_GPU_OP_COUNT] = {
     [NIB_GPU_ROUTE] = "nib_gpu_route",
     [NIB_GPU_UP] = "nib_gpu_up",
     [NIB_GPU_UP_BATCH] = "nib_gpu_up_batch",
+    [NIB_GPU_UP_SHORT] = "nib_gpu_up_short",
     [NIB_GPU_UP_PROMPT] = "nib_gpu_up_prompt",
     [NIB_GPU_DOWN] = "nib_gpu_down",
     [NIB_GPU_DOWN_BATCH] = "nib_gpu_down_batch",
+    [NIB_GPU_DOWN_SHORT] = "nib_gpu_down_short",
     [NIB_GPU_DOWN_PROMPT] = "nib_gpu_down_prompt",
     [NIB_GPU_COMBINE] = "nib_gpu_combine",
     [NIB_GPU_TOKEN] = "nib_gpu_token",
@@ -84,6 +86,9 @@ enum nib_gpu_op nib_gpu_op_few(enum nib_gpu_op op)
     case NIB_GPU_OUT_BATCH_MXFP8:
     case NIB_GPU_HEAD_BATCH_MXFP8:
         return (enum nib_gpu_op)(op - 1); /* they follow each other */
+    case NIB_GPU_UP_SHORT:
+    case NIB_GPU_DOWN_SHORT:
+        return (enum nib_gpu_op)(op - 2);
     default:
         return op;
     }

@@ -25,8 +25,8 @@
 typedef uint64_t nib_gpu_ptr;
 
 /* In the order of a step: BEGIN, EMBED; a layer: QKV .. COMBINE, or TOKEN for all this; HEAD, SCAN, SAMPLE. An op with _PROMPT does for prompt
- * rows what the op without it does for decode rows; one with _BATCH does the same for decode rows, with the same bits, in buckets of many: a
- * row of the capability table may lack it (has). An op of which a bucket has no rows, or that is another's there, is not launched (grid 0). */
+ * rows what the op without it does for decode rows; one with _BATCH does the same for decode rows, with the same bits, in buckets of many, one with
+ * _SHORT where no expert's list of them is long: a row of the capability table may lack these (has). An op of which a bucket has no rows, or that is another's there, is not launched (grid 0). */
 enum nib_gpu_op {
     /* boot: canonical weights in `staging` to the row's layout; the repack block says what */
     NIB_GPU_REPACK_DENSE,
@@ -54,9 +54,11 @@ enum nib_gpu_op {
     NIB_GPU_ROUTE, /* all rows: acts = rmsnorm(x), router, top-4, weights; groups assignments by expert (stable) */
     NIB_GPU_UP,    /* acts -> gated, one row an assignment */
     NIB_GPU_UP_BATCH,
+    NIB_GPU_UP_SHORT,
     NIB_GPU_UP_PROMPT,
     NIB_GPU_DOWN, /* gated -> down, one row an assignment */
     NIB_GPU_DOWN_BATCH,
+    NIB_GPU_DOWN_SHORT,
     NIB_GPU_DOWN_PROMPT,
     NIB_GPU_COMBINE, /* all rows: x += sum of weight * down over a row's assignments, in order of choice; then acts =
                         rmsnorm(x) by the next layer's attn_norm, after the last layer by final_norm */
@@ -239,7 +241,7 @@ void nib_gpu_machine_model(struct nib_gpu_machine *m, const struct nib_shape *sh
 enum nib_gpu_op nib_gpu_op_in(enum nib_gpu_op op, enum nib_dense dense);
 enum nib_gpu_op nib_gpu_op_plain(enum nib_gpu_op op);
 
-/* The op that does an op's work for few decode rows: of one with _BATCH that without, of others the same. Forms stay. */
+/* The op that does an op's work for few decode rows: of one with _BATCH or _SHORT that without, of others the same. Forms stay. */
 enum nib_gpu_op nib_gpu_op_few(enum nib_gpu_op op);
 
 /* "nib_gpu_begin", ...: symbol of an op in every image. */

@@ -77,14 +77,10 @@ static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t w
 }
 
 #if NIB_SM >= 90
-/* One block a multiprocessor; from 17 rows on the form for short lists (arch/sm90/batch_mx.cuh). */
+/* One block a multiprocessor. */
 static void mx_launch(const struct nib_gpu_machine *m, uint32_t n, uint32_t k, uint32_t rows,
                       struct nib_gpu_geometry *ret)
 {
-    if (rows > CU_GEMV_ROWS) {
-        *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_MX_THREADS, CU_MX_SHORT_SHARED, 0};
-        return;
-    }
     const struct cu_few_room room = cu_few_room(cu_few_kind(rows), k);
     ret->block = CU_FEW_THREADS;
     /* when no stage fits: more than there is, which boot refuses */
@@ -223,15 +219,16 @@ static bool has(enum nib_gpu_op form)
     return op == NIB_GPU_TOKEN ? NIB_SM >= 90 : op == few || batch_from(few) != 0;
 }
 
-/* Which of an op's two kernels for decode rows a bucket has. */
-static bool batched(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows)
+/* Which of an op's kernels for decode rows a bucket has: `op` itself, that with _BATCH or that with _SHORT. */
+static enum nib_gpu_op decode_form(enum nib_gpu_op op, const struct nib_gpu_machine *m, uint32_t rows)
 {
-    if ((op == NIB_GPU_UP || op == NIB_GPU_DOWN) && cu_lists_short(rows, m->experts_used, m->experts))
-        return false;
-    return batch_from(op) != 0 && rows >= batch_from(op);
+    if (batch_from(op) == 0 || rows < batch_from(op))
+        return op;
+    const bool lists = op == NIB_GPU_UP || op == NIB_GPU_DOWN;
+    return (enum nib_gpu_op)(op + (lists && cu_lists_short(rows, m->experts_used, m->experts) ? 2 : 1));
 }
 
-/* The _BATCH kernel that does the work of `op`. */
+/* The _BATCH or _SHORT kernel that does the work of `op`. */
 static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
                            struct nib_gpu_geometry *ret)
 {
@@ -266,7 +263,9 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         ret->grid[0] = least(CU_DIV_UP(cu_tiles(m->vocab), CU_BATCH_HEAD_TILES) + 1, m->sms) / 2 * 2;
         ret->shared_bytes = CU_BATCH_SHARED;
     } else if (op == NIB_GPU_UP || op == NIB_GPU_DOWN) {
-        *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_MX_THREADS, CU_BATCH_MX_SHARED, 0};
+        const bool lists = cu_lists_short(rows, m->experts_used, m->experts);
+        *ret = (struct nib_gpu_geometry){
+            {m->sms, 1, 1}, CU_BATCH_MX_THREADS, lists ? CU_MX_SHORT_SHARED : CU_BATCH_MX_SHARED, 0};
     }
 #endif
     (void)op, (void)mxfp8, (void)m, (void)rows, (void)ret;
@@ -310,7 +309,7 @@ static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_m
         *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (op == NIB_GPU_SCAN && want)
         *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want, 1}, CU_SAMPLE_THREADS, 0, 0};
-    else if (want && !batched(NIB_GPU_HEAD, m, want))
+    else if (want && decode_form(NIB_GPU_HEAD, m, want) == NIB_GPU_HEAD)
         gemv_launch(m, CU_GEMV_WARPS, cu_tiles(m->vocab), mxfp8 ? CU_MXFP8_RING_BYTES : CU_BF13_RING * CU_BF13_BYTES,
                     want, m->hidden, CU_DENSE_BLOCKS, ret);
 }
@@ -367,7 +366,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_OUT:
     case NIB_GPU_UP:
     case NIB_GPU_DOWN:
-        if (decode && !batched(op, m, decode))
+        if (decode && decode_form(op, m, decode) == op)
             decode_geometry(op, mxfp8, m, decode, ret);
         break;
     case NIB_GPU_QKV_BATCH:
@@ -375,9 +374,11 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_ATTN_BATCH_FP8:
     case NIB_GPU_OUT_BATCH:
     case NIB_GPU_UP_BATCH:
+    case NIB_GPU_UP_SHORT:
     case NIB_GPU_DOWN_BATCH:
+    case NIB_GPU_DOWN_SHORT:
     case NIB_GPU_HEAD_BATCH:
-        if (batched(few, m, rows))
+        if (decode_form(few, m, rows) == op)
             batch_geometry(few, mxfp8, m, rows, ret);
         break;
     case NIB_GPU_QKV_PROMPT:

@@ -1,6 +1,6 @@
 /* arch/sm90/batch_mx.cuh: expert products of many decode rows on Hopper (arch/sm90/BATCH.md). One block a multiprocessor: a warpgroup brings
  * stages, three multiply, each warp one or two weight tiles of 16 output rows for all rows of a list: up to 16 by mma.sync, more by wgmma. A
- * form without wgmma is launched for steps whose lists are all short (arch/sm90/few_mx.cuh).
+ * form without wgmma, `up_short` and `down_short`, is launched for steps whose lists are all short.
  *
  * Bits are those of arch/sm90/few_mx.cuh: each block of 32 inputs is summed alone, then scaled and added to the sum of its share of the inputs; the sums of
  * the CU_MX_SPLIT shares are added in order. */
@@ -348,4 +348,15 @@ KERNEL(up_batch, CU_BATCH_MX_THREADS, 1)
 KERNEL(down_batch, CU_BATCH_MX_THREADS, 1)
 {
     batch_mx_down<batch_mx_any>(m, layer);
+}
+
+/* Bounds of a warp more than is launched: of 96 registers, where it may have 104 otherwise, the compiler puts none on the stack. */
+KERNEL(up_short, CU_BATCH_MX_THREADS + 32, 1)
+{
+    batch_mx_up<batch_mx_short>(m, layer);
+}
+
+KERNEL(down_short, CU_BATCH_MX_THREADS + 32, 1)
+{
+    batch_mx_down<batch_mx_short>(m, layer);
 }

@@ -7,7 +7,6 @@
 #include "arch/cuda/done.cuh"
 #include "arch/cuda/gemv.cuh"
 #include "arch/cuda/mx_units.cuh"
-#include "arch/sm90/batch_mx.cuh"
 #include "arch/sm90/few_mx.h"
 
 #define FEW_LISTS (CU_GEMV_ROWS * NIB_MAX_EXPERTS_USED) /* at most; a step with prompt rows has more places */
@@ -326,13 +325,8 @@ __device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_
         ring, work, s, acts, 2u << kind, smem_at(&came), k, [&](uint32_t place) { return from(place, EARLY ? 0 : place < FEW_LISTS ? rows[place] : __ldcg(rows_of + place)); }, done);
 }
 
-/* From 17 rows on, when lists are short, another form (arch/sm90/batch_mx.cuh). */
 KERNEL(up, CU_FEW_THREADS, 1)
 {
-    if (blockDim.x != CU_FEW_THREADS) {
-        batch_mx_up<batch_mx_short>(m, layer);
-        return;
-    }
     const nib_gpu_ptr acts = read_now(m->acts);
     const uint32_t stride = max(read_now(m->hidden), read_now(m->heads) * NIB_HEAD_DIM) * 2;
     few_mx<false>(
@@ -342,10 +336,6 @@ KERNEL(up, CU_FEW_THREADS, 1)
 
 KERNEL(down, CU_FEW_THREADS, 1)
 {
-    if (blockDim.x != CU_FEW_THREADS) {
-        batch_mx_down<batch_mx_short>(m, layer);
-        return;
-    }
     const nib_gpu_ptr gated = read_now(m->gated);
     const uint32_t stride = m->intermediate * 2;
     few_mx<true>(

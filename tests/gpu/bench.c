@@ -326,7 +326,7 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
         rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
         if (g.grid[0] == 0)
             continue;
-        if (b.decode > 1 && (op == NIB_GPU_UP || op == NIB_GPU_UP_BATCH))
+        if (b.decode > 1 && nib_gpu_op_few((enum nib_gpu_op)op) == NIB_GPU_UP)
             (void)experts_read(rig, b);
         const double us = time_op(rig, (enum nib_gpu_op)op, b);
         const bool layered = op >= NIB_GPU_QKV && op <= NIB_GPU_COMBINE;
@@ -383,7 +383,8 @@ static void bench_without(struct rig *rig, struct rig_bucket b)
     printf("  a step less an op:");
     for (int op = NIB_GPU_QKV; op <= NIB_GPU_SCAN; op++) { /* without EMBED the rows become alike */
         struct nib_gpu_geometry g;
-        if (op == NIB_GPU_UP || op == NIB_GPU_UP_BATCH) /* without it DOWN would begin before the routing is done */
+        /* without UP, DOWN would begin before the routing is done */
+        if (nib_gpu_op_few((enum nib_gpu_op)op) == NIB_GPU_UP)
             continue;
         rig->k->geometry(nib_gpu_op_in((enum nib_gpu_op)op, rig->dense), &rig->m, b.decode, b.prompt, b.want, &g);
         if (g.grid[0] == 0)

@@ -139,10 +139,11 @@ static void launch(struct check *c, enum nib_gpu_op op)
     rig_wait(c->rig);
 }
 
-/* The op for the decode rows, in its form for few or for many, and its twin for prompt rows. */
+/* The op for the decode rows, in one of its forms, and its twin for prompt rows. */
 static void launch_both(struct check *c, enum nib_gpu_op op)
 {
-    for (int i = 0; i < 3; i++)
+    const int forms = op == NIB_GPU_UP || op == NIB_GPU_DOWN ? 4 : 3; /* those with _SHORT */
+    for (int i = 0; i < forms; i++)
         launch(c, (enum nib_gpu_op)((int)op + i));
 }
 
