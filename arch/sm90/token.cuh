@@ -50,16 +50,16 @@ using dense_stage = dense_fixed<Form, OP == CU_TOKEN_QKV ? CU_DIV_UP(2880 / CU_D
 
 /* Such a stage, held while other warps take its inputs in: these are there behind two barriers. */
 template <class Form, enum cu_token_op OP>
-__device__ __forceinline__ float2 dense_held(uint32_t number, const struct cu_token_stage &s, uint32_t acts)
+__device__ __forceinline__ float2 dense_held(uint32_t number, const token_dense &d, uint32_t acts)
 {
     dense_stage<Form, OP> stage;
     stage_wait(number);
-    stage.load(s.to);
+    stage.load(d.weights);
     if (stage.rest == 0)
         stage_free<2>(number);
     token_sync();
     token_sync();
-    return stage.multiply(s.to, s.units, acts + s.u0 * 64, [&] { stage_free<2>(number); });
+    return stage.multiply(d.weights, d.units, acts + d.acts, [&] { stage_free<2>(number); });
 }
 
 /* Warps that take the inputs of a dense product in; the others have its first stages, which they hold meanwhile. */
@@ -75,21 +75,28 @@ template <class Form, enum cu_token_op OP> __device__ __forceinline__ uint32_t d
     return (threadIdx.x / 32 + CU_TOKEN_WARPS - dense_takers<Form, OP>()) % CU_TOKEN_WARPS;
 }
 
-/* Stage i is one that dense_hold multiplies. */
-template <class Form, enum cu_token_op OP> __device__ __forceinline__ bool dense_holds(const struct cu_token_stage &s, uint32_t i)
+/* Stage i of an op. */
+__device__ __forceinline__ token_dense dense_at(enum cu_token_op op, uint32_t i)
 {
-    return i + dense_takers<Form, OP>() < CU_TOKEN_WARPS && dense_stage<Form, OP>::fits(s);
+    return token_dense(lds16(smem_at(&room().dense[op][i])));
+}
+
+/* Stage i is one that dense_hold multiplies. */
+template <class Form, enum cu_token_op OP> __device__ __forceinline__ bool dense_holds(const token_dense &d, uint32_t i)
+{
+    return i + dense_takers<Form, OP>() < CU_TOKEN_WARPS && dense_stage<Form, OP>::fits(d.units);
 }
 
 /* Instead of taking inputs in: the product of the warp's first stage, of layer `layer`, whose number is `number`. */
-template <class Form, enum cu_token_op OP, uint32_t PARTS> __device__ __noinline__ void dense_hold(uint32_t number)
+template <class Form, enum cu_token_op OP> __device__ __noinline__ void dense_hold(uint32_t number)
 {
     const uint32_t i = dense_first<Form, OP>();
-    if (Form::holds && i < room().listed[OP] && dense_holds<Form, OP>(room().list[OP][i], i)) {
-        const struct cu_token_stage s = room().list[OP][i];
-        const float2 sum = dense_held<Form, OP>(number + i, s, smem_at(room().acts));
-        piece_keep(room().sums[(s.tile - room().share[OP].lo / PARTS) * PARTS + s.part], sum);
-        return;
+    if (Form::holds && i < room().listed[OP]) {
+        const token_dense d = dense_at(OP, i);
+        if (dense_holds<Form, OP>(d, i)) {
+            piece_keep(d.leaf, dense_held<Form, OP>(number + i, d, smem_at(room().acts)));
+            return;
+        }
     }
     token_sync();
     token_sync();
@@ -98,47 +105,38 @@ template <class Form, enum cu_token_op OP, uint32_t PARTS> __device__ __noinline
 /* For QKV of the next layer, or the first. */
 template <class Form> __device__ __forceinline__ void qkv_hold(uint32_t layer)
 {
-    dense_hold<Form, CU_TOKEN_QKV, CU_GEMV_WARPS>(layer * room().asks);
+    dense_hold<Form, CU_TOKEN_QKV>(layer * room().asks);
 }
 
-/* A stage that is not held. */
-template <class Form, enum cu_token_op OP, uint32_t PARTS> __device__ __forceinline__ void dense_any(uint32_t number, uint32_t i)
+/* What follows a tile's last stage of the block's. */
+template <enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinline__ void dense_done(const token_at &b, const token_dense &d, int which, Done done)
 {
-    const struct cu_token_stage s = room().list[OP][i];
-    stage_wait(number);
-    piece_keep(room().sums[(s.tile - room().share[OP].lo / PARTS) * PARTS + s.part],
-               dense_piece<Form>(s.to, s.units, smem_at(room().acts) + s.u0 * 64));
-    stage_free<2>(number);
-}
-
-/* What follows a stage, when it was the last that the block has of its tile. */
-template <enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinline__ void dense_done(uint32_t i, int which, Done done)
-{
-    struct cu_share share = room().share[OP];
-    share.per = PARTS; /* known to the compiler */
-    const uint32_t tile = room().list[OP][i].tile, item = tile - share.lo / PARTS, lane = threadIdx.x % 32;
-    const uint32_t first = cu_share_first(share, tile), end = cu_share_end(share, tile);
-    if (!tile_last(&room().count[item], end - first))
-        return;
-    const token_at b(OP);
-    const float sum = dense_total<PARTS>(b, which, room().sums + item * PARTS, first, end);
-    if (end < PARTS) {
+    const uint32_t lane = threadIdx.x % 32;
+    const float sum = dense_total<PARTS>(b, which, room().sums + d.item * PARTS, d.first, d.end);
+    if (d.end < PARTS) {
         if (lane < CU_TILE)
             packet_put(&room().packets->cut[which][blockIdx.x][lane], __float_as_uint(sum), b.epoch);
         return;
     }
     (void)bar_wait(&room().bias_bar[0], b.layer & 1);
-    done(b, tile, sum, wide16(room().dense_bias[OP == CU_TOKEN_OUT][item][lane % CU_TILE]));
+    done(b, d.tile, sum, wide16(room().dense_bias[OP == CU_TOKEN_OUT][d.item][lane % CU_TILE]));
 }
 
 /* A dense product of acts, whose tiles have PARTS stages; done(b, tile, sum, bias) gets what row lane % 16 has. */
 template <class Form, enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinline__ void token_product(int which, Done done)
 {
+    const token_at b(OP);
+    const uint32_t count = room().listed[OP];
 #pragma unroll 1
-    for (uint32_t i = dense_first<Form, OP>(); i < room().listed[OP]; i += CU_TOKEN_WARPS) {
-        if (!dense_holds<Form, OP>(room().list[OP][i], i))
-            dense_any<Form, OP, PARTS>(token_at(OP).stage + i, i);
-        dense_done<OP, PARTS>(i, which, done);
+    for (uint32_t i = dense_first<Form, OP>(); i < count; i += CU_TOKEN_WARPS) {
+        const token_dense d = dense_at(OP, i);
+        if (!dense_holds<Form, OP>(d, i)) {
+            stage_wait(b.stage + i);
+            piece_keep(d.leaf, dense_piece<Form>(d.weights, d.units, smem_at(room().acts) + d.acts));
+            stage_free<2>(b.stage + i);
+        }
+        if (tile_last(&room().count[d.item], d.of))
+            dense_done<OP, PARTS>(b, d, which, done);
     }
 }
 
@@ -170,10 +168,10 @@ template <class Form> __device__ __noinline__ void token_out()
 }
 
 /* A part of the router's sums. */
-__device__ __forceinline__ void route_put(const token_at &b, const struct cu_token_stage &s, float2 sum)
+__device__ __forceinline__ void route_put(const token_at &b, const token_dense &d, float2 sum)
 {
     const uint32_t lane = threadIdx.x % 32;
-    cu_packet *to = room().packets->logits[s.tile][s.part] + lane / 4;
+    cu_packet *to = room().packets->logits[d.tile][d.first] + lane / 4;
     if (lane % 4 == 0) {
         packet_put(to, __float_as_uint(sum.x), b.epoch);
         packet_put(to + 8, __float_as_uint(sum.y), b.epoch);
@@ -183,7 +181,7 @@ __device__ __forceinline__ void route_put(const token_at &b, const struct cu_tok
 /* The block's first stage of the router is one that is multiplied by route_hold. */
 __device__ __forceinline__ bool route_holds()
 {
-    return dense_stage<token_bf16, CU_TOKEN_ROUTER>::fits(room().list[CU_TOKEN_ROUTER][0]);
+    return dense_stage<token_bf16, CU_TOKEN_ROUTER>::fits(dense_at(CU_TOKEN_ROUTER, 0).units);
 }
 
 /* Instead of taking in x for the experts: one of these warps has the block's first stage of the router. */
@@ -195,34 +193,20 @@ template <class Form> __device__ __noinline__ void route_hold()
         token_sync();
         return;
     }
-    const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][0];
-    route_put(b, s, dense_held<token_bf16, CU_TOKEN_ROUTER>(b.stage, s, smem_at(room().norm)));
+    const token_dense d = dense_at(CU_TOKEN_ROUTER, 0);
+    route_put(b, d, dense_held<token_bf16, CU_TOKEN_ROUTER>(b.stage, d, smem_at(room().norm)));
 }
 
 /* This block's other parts of the router's sums. */
 __device__ __noinline__ void token_route()
 {
     const token_at b(CU_TOKEN_ROUTER);
-    const uint32_t norm = smem_at(room().norm);
     for (uint32_t i = threadIdx.x / 32 + (route_holds() ? 1 : 0); i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[CU_TOKEN_ROUTER][i];
+        const token_dense d = dense_at(CU_TOKEN_ROUTER, i);
         stage_wait(b.stage + i);
-        route_put(b, s, dense_piece<token_bf16>(s.to, s.units, norm + s.u0 * 64));
+        route_put(b, d, dense_piece<token_bf16>(d.weights, d.units, smem_at(room().norm) + d.acts));
         stage_free<2>(b.stage + i);
     }
-}
-
-/* Half `half` of an expert's stage, of `units` in all; its sums go to `leaves`, the tile's. */
-__device__ __forceinline__ void expert_multiply(uint32_t number, const struct cu_token_stage &s, uint32_t half, uint32_t units,
-                                                uint32_t acts, token_sums *leaves)
-{
-    static_assert(CU_TOKEN_PIECES == 2 && CU_TOKEN_HALF == 2 * CU_TOKEN_PIECES, "halves of a stage, two shares each");
-    const uint32_t share = s.part * CU_TOKEN_HALF + half * 2, u0 = cu_mx_first(units, share, CU_MX_SPLIT),
-                   middle = cu_mx_first(units, share + 1, CU_MX_SPLIT), end = cu_mx_first(units, share + 2, CU_MX_SPLIT),
-                   stage = s.to + (u0 - s.u0) * CU_MX_BYTES;
-    const float2 rows = mx_piece(stage, middle - u0, end - middle, acts + u0 * CU_MX_UNIT * 2);
-    stage_free<1>(number);
-    mx_keep(leaves + share, rows);
 }
 
 /* `sum` and N leaves behind it. */
@@ -234,23 +218,18 @@ template <int N> __device__ __forceinline__ float leaves_sum(float sum, const to
     return sum;
 }
 
-/* The first of pieces [0, n) that is this warp's, when `before` pieces were dealt out; one in CU_TOKEN_WARPS is. */
-__device__ __forceinline__ uint32_t first_piece(uint32_t before)
-{
-    return (threadIdx.x / 32 + CU_TOKEN_WARPS - before % CU_TOKEN_WARPS) % CU_TOKEN_WARPS;
-}
-
 /* As done_up: the warp has seen the last of a tile's sums. */
-__device__ __forceinline__ void up_done(const token_at &b, const struct cu_token_stage &s, uint32_t item, const token_sums *sums)
+__device__ __forceinline__ void up_done(const token_at &b, uint32_t tile, uint32_t item, uint32_t choice)
 {
-    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, element = s.tile * 8 + lane % 8;
-    const uint32_t pair = room().up_bias[item][lane % 8];
+    const token_sums *sums = behind_ring().up_sums + item * CU_MX_SPLIT;
+    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, biases = room().up_bias[item][lane % 8];
     const float gate = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
     const float a =
-        swiglu(mx_finish(gate) + __uint_as_float(pair << 16), mx_finish(up) + __uint_as_float(pair & 0xffff0000u));
-    const uint32_t bits = __half_as_ushort(__float2half(a)), next = __shfl_down_sync(~0u, bits, 1);
-    if (lane < 8 && lane % 2 == 0)
-        word_put(room().packets->gated, (s.choice * room().m.intermediate + element) / 2, bits | next << 16, b.epoch);
+        swiglu(mx_finish(gate) + __uint_as_float(biases << 16), mx_finish(up) + __uint_as_float(biases & 0xffff0000u));
+    const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
+    const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
+    if (lane == 0)
+        eight_put(room().packets->gated, (choice * room().m.intermediate + tile * 8) / 2, eight, b.epoch);
 }
 
 /* Of row lane % 16 of a tile of down: stages [first, end) of all its choices' halves. *ret_open: the sum of a choice of which only the
@@ -259,7 +238,10 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
                                             const uint16_t (*bias)[CU_TILE], float *ret_open)
 {
     const uint32_t row = threadIdx.x % CU_TILE;
-    float sum = 0, open = 0;
+    float sum = 0, open = 0, half[NIB_MAX_EXPERTS_USED];
+#pragma unroll
+    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) /* those of other blocks are not used */
+        half[c] = leaves_sum<CU_TOKEN_HALF - 1>(sums[c * CU_MX_SPLIT][row], sums + c * CU_MX_SPLIT + 1, row);
     if (first) {
         cut_wait(CUT_DOWN, b.layer);
         sum = room().cut[row];
@@ -267,22 +249,22 @@ __device__ __forceinline__ float down_total(const token_at &b, const token_sums 
     }
 #pragma unroll
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        const token_sums *of = sums + c * CU_MX_SPLIT;
-        if (first <= 2 * c && 2 * c < end)
-            open = leaves_sum<CU_TOKEN_HALF - 1>(of[0][row], of + 1, row);
-        if (first <= 2 * c + 1 && 2 * c + 1 < end) {
-            const float y = mx_finish(leaves_sum<CU_TOKEN_HALF>(open, of + CU_TOKEN_HALF, row)) + wide16(bias[c][row]);
-            sum = __fmaf_rn(room().weight[c], y, sum);
-        }
+        open = first <= 2 * c && 2 * c < end ? half[c] : open;
+        const float all = leaves_sum<CU_TOKEN_HALF>(open, sums + c * CU_MX_SPLIT + CU_TOKEN_HALF, row),
+                    next = __fmaf_rn(room().weight[c], mx_finish(all) + wide16(bias[c][row]), sum);
+        sum = first <= 2 * c + 1 && 2 * c + 1 < end ? next : sum;
     }
     *ret_open = open;
     return sum;
 }
 
-/* As done_down, of stages [first, end) of the choices' halves of a tile; who has the last of them adds up the choices, as combine does. */
-__device__ __forceinline__ void down_done(const token_at &b, const struct cu_token_stage &s, uint32_t item, const token_sums *sums, uint32_t first,
-                                          uint32_t end)
+/* As done_down, of the block's stages of the choices' halves of a tile; who has the last of them adds up the choices, as combine does. */
+__device__ __forceinline__ void down_done(const token_at &b, uint32_t tile, uint32_t item)
 {
+    struct cu_share share = room().share[CU_TOKEN_DOWN];
+    share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
+    const uint32_t first = cu_share_first(share, tile), end = cu_share_end(share, tile);
+    const token_sums *sums = room().down_sums + item * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
     const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
     float open;
     const float sum = down_total(b, sums, first, end, room().down_bias[item], &open);
@@ -290,7 +272,7 @@ __device__ __forceinline__ void down_done(const token_at &b, const struct cu_tok
     if (lane >= CU_TILE)
         return;
     if (end == 2 * NIB_MAX_EXPERTS_USED) {
-        const uint32_t at_row = s.tile * CU_TILE + row;
+        const uint32_t at_row = tile * CU_TILE + row;
         word_put(room().packets->x_down, at_row, __float_as_uint(room().x[at_row - room().x_first] + sum), b.epoch);
     } else {
         packet_put(cut + row, __float_as_uint(sum), b.epoch);
@@ -298,42 +280,35 @@ __device__ __forceinline__ void down_done(const token_at &b, const struct cu_tok
     }
 }
 
-/* Up or down of one choice. Both are one function, so that the experts' loop is in the program once: what all warps run should be little. */
-__device__ __noinline__ void token_expert(uint32_t phase)
+/* The experts' products, dealt to the warps in turns in the order in which they are asked for. The loop is in the program once: what all warps run
+ * should be little. */
+__device__ __noinline__ void token_experts()
 {
     const token_at b(CU_TOKEN_UP);
-    const uint32_t order = CU_TOKEN_ORDER >> 4 * phase, down = order >> 2 & 1, choice = order & 3;
-    struct cu_share share = room().share[CU_TOKEN_DOWN];
-    share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
-    const uint32_t list0 = room().chosen[down][choice], count = CU_TOKEN_PIECES * (room().chosen[down][choice + 1] - list0);
-    const uint32_t units = cu_mx_units(down ? room().m.intermediate : room().m.hidden),
-                   acts = down ? smem_at(room().gated) + choice * units * CU_MX_UNIT * 2 : smem_at(room().acts);
-    if (down)
-        (void)bar_wait(&room().gated_bar[choice], b.layer & 1);
-    for (uint32_t j = first_piece(room().before[phase]); j < count; j += CU_TOKEN_WARPS) {
-        const struct cu_token_stage s = room().list[CU_TOKEN_UP + down][list0 + j / CU_TOKEN_PIECES];
-        const uint32_t item = down ? s.tile - share.lo / share.per : (list0 + j / CU_TOKEN_PIECES) / 2;
-        const uint32_t first = down ? cu_share_first(share, s.tile) : 0, end = down ? cu_share_end(share, s.tile) : 2;
-        token_sums *sums = down ? room().down_sums + item * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT
-                                : behind_ring().up_sums + item * CU_MX_SPLIT;
-        stage_wait(b.stage + s.order);
-        expert_multiply(b.stage + s.order, s, j % CU_TOKEN_PIECES, units, acts, sums + (down ? choice * CU_MX_SPLIT : 0));
-        if (!tile_last(down ? &room().count[item] : &room().up_count[item], CU_TOKEN_PIECES * (end - first)))
+    const uint32_t pieces = room().pieces, list = smem_at(room().piece);
+    uint32_t i = threadIdx.x / 32;
+    uint2 next = i < pieces ? lds8(list + i * 8) : make_uint2(0, 0);
+    while (i < pieces) {
+        const token_piece p(next);
+        const uint32_t number = b.stage + i / CU_TOKEN_PIECES;
+        i += CU_TOKEN_WARPS;
+        if (i < pieces)
+            next = lds8(list + i * 8);
+        if (p.down)
+            (void)bar_wait(&room().gated_bar[p.choice], b.layer & 1);
+        stage_wait(number);
+        const float2 rows = mx_piece(p.weights, p.first, p.last, p.acts);
+        stage_free<1>(number);
+        mx_keep(p.leaves, rows);
+        if (!tile_last(p.down ? &room().count[p.item] : &room().up_count[p.item], p.of))
             continue;
         (void)bar_wait(&room().bias_bar[1], b.layer & 1);
-        if (down)
-            down_done(b, s, item, sums, first, end);
+        const uint32_t tile = room().tile[p.down][p.choice] + p.item;
+        if (p.down)
+            down_done(b, tile, p.item);
         else
-            up_done(b, s, item, sums);
+            up_done(b, tile, p.item, p.choice);
     }
-}
-
-/* The experts' products, in the order in which they are asked for. */
-__device__ __forceinline__ void token_experts()
-{
-#pragma unroll 1
-    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++)
-        token_expert(phase);
 }
 
 /* The layers, by the warps that multiply. */
@@ -346,7 +321,7 @@ template <class Form> __device__ __forceinline__ void token_layers()
         if (threadIdx.x < Form::attn_takers)
             take_attention<Form::attn_takers>();
         else
-            dense_hold<Form, CU_TOKEN_OUT, CU_OUT_WARPS>(token_at(CU_TOKEN_OUT).stage);
+            dense_hold<Form, CU_TOKEN_OUT>(token_at(CU_TOKEN_OUT).stage);
         token_out<Form>();
         if (threadIdx.x < Form::x_takers)
             x_take<Form::x_takers>(FOR_EXPERTS);
@@ -398,15 +373,7 @@ template <class Form> __device__ __forceinline__ void prepare_lists(const struct
             room().list[op][i] = cu_token_find(op, m, {Form::unit_bytes, Form::span}, share, i);
         return;
     }
-    if (op == CU_TOKEN_UP && i < CU_TOKEN_PHASES) {
-        uint32_t before = 0;
-        for (uint32_t phase = 0; phase < i; phase++) {
-            const uint32_t digit = CU_TOKEN_ORDER >> 4 * phase;
-            before += CU_TOKEN_PIECES * cu_token_chosen(digit & 4 ? CU_TOKEN_DOWN : CU_TOKEN_UP, m, blocks, block, digit & 3);
-        }
-        room().before[i] = before;
-    }
-    uint32_t order = 0, first = 0, own = ~0u, own_choice = 0; /* this stage is the own'th of its choice's */
+    uint32_t first = 0, own = ~0u, own_choice = 0; /* this stage is the own'th of its choice's */
     for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
         const uint32_t n = cu_token_chosen(op, m, blocks, block, c);
         room().chosen[op - CU_TOKEN_UP][c] = first;
@@ -417,17 +384,8 @@ template <class Form> __device__ __forceinline__ void prepare_lists(const struct
         first += n;
     }
     room().chosen[op - CU_TOKEN_UP][NIB_MAX_EXPERTS_USED] = room().listed[op] = first;
-    for (uint32_t digits = CU_TOKEN_ORDER, phase = 0; phase < CU_TOKEN_PHASES; phase++, digits >>= 4) {
-        const bool down = digits & 4;
-        if (down == (op == CU_TOKEN_DOWN) && (digits & 3) == own_choice)
-            break;
-        order += cu_token_chosen(down ? CU_TOKEN_DOWN : CU_TOKEN_UP, m, blocks, block, digits & 3);
-    }
-    if (own == ~0u)
-        return;
-    struct cu_token_stage s = cu_token_find_chosen(op, m, blocks, block, own_choice, own);
-    s.order = (uint16_t)(order + own);
-    room().list[op][i] = s;
+    if (own != ~0u)
+        room().experts[op - CU_TOKEN_UP][i] = cu_token_find_chosen(op, m, blocks, block, own_choice, own);
 }
 
 /* What does not depend on the step. */

@@ -39,6 +39,7 @@
 #define CU_TOKEN_BLOCKS  256
 #define CU_TOKEN_LIST    28  /* stages of an op that a block has */
 #define CU_TOKEN_ASKS    85  /* stages of a layer that a block has */
+#define CU_TOKEN_CHOSEN  44  /* of these the experts' */
 #define CU_TOKEN_TILES   16  /* tiles of up, and four times those of down, that a block has a part of */
 #define CU_TOKEN_DENSE   8   /* the same of QKV and OUT */
 #define CU_TOKEN_PARTS   96  /* sums of 16 rows that a block holds of one op: 3 tiles of down */
@@ -118,19 +119,20 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
     const uint32_t most = CU_DIV_UP(qkv * CU_GEMV_WARPS, blocks) + 1, experts = (CU_DIV_UP(up, blocks) + 1) * 2;
     const uint32_t per = 2 * m->experts_used, stages = CU_DIV_UP(out * per, blocks) + 1,
                    down = (stages + per - 2) / per + 1; /* tiles of down */
-    const int fits =
-        m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER && m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q &&
-        m->heads == m->kv_heads * NIB_GQA_GROUP && qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
-        CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) <= CU_TOKEN_LIST &&
-        m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
-        CU_DIV_UP(out * CU_OUT_WARPS, blocks) < CU_TOKEN_LIST &&
-        most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) + CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) +
-                experts + stages + 3 <=
-            CU_TOKEN_ASKS &&
-        CU_DIV_UP(qkv, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_GEMV_WARPS <= CU_TOKEN_PARTS &&
-        CU_DIV_UP(out, blocks) + 2 <= CU_TOKEN_DENSE && CU_TOKEN_DENSE * CU_OUT_WARPS <= CU_TOKEN_PARTS &&
-        down <= CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED && down * m->experts_used * CU_MX_SPLIT <= CU_TOKEN_PARTS &&
-        CU_DIV_UP(up, blocks) <= CU_TOKEN_TILES && CU_DIV_UP(up, blocks) * CU_MX_SPLIT <= CU_TOKEN_UP_SUMS;
+    const int fits = m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER &&
+                     m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q && m->heads == m->kv_heads * NIB_GQA_GROUP &&
+                     qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
+                     CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) <= CU_TOKEN_LIST &&
+                     m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
+                     CU_DIV_UP(out * CU_OUT_WARPS, blocks) < CU_TOKEN_LIST &&
+                     most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) +
+                             CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) + experts + stages + 3 <=
+                         CU_TOKEN_ASKS &&
+                     experts + stages <= CU_TOKEN_CHOSEN && CU_DIV_UP(qkv, blocks) + 2 <= CU_TOKEN_DENSE &&
+                     CU_TOKEN_DENSE * CU_GEMV_WARPS <= CU_TOKEN_PARTS && CU_DIV_UP(out, blocks) + 2 <= CU_TOKEN_DENSE &&
+                     CU_TOKEN_DENSE * CU_OUT_WARPS <= CU_TOKEN_PARTS && down <= CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED &&
+                     down * m->experts_used * CU_MX_SPLIT <= CU_TOKEN_PARTS &&
+                     CU_DIV_UP(up, blocks) <= CU_TOKEN_TILES && CU_DIV_UP(up, blocks) * CU_MX_SPLIT <= CU_TOKEN_UP_SUMS;
     return fits ? blocks : 0;
 }
 
@@ -143,8 +145,8 @@ struct cu_token_stage {
     uint8_t part;      /* which of the tile's stages; experts: which half of the inputs */
     uint8_t choice;    /* experts: whose */
     uint8_t u0, units; /* inputs: first unit, number */
-    uint16_t order;    /* experts: when it is asked for, up and down counted together */
-    uint32_t to;       /* shared address in the ring */
+    uint16_t reserved;
+    uint32_t to; /* shared address in the ring */
 };
 
 /* What a block does of an op that cuts tiles. */
@@ -259,13 +261,14 @@ typedef uint64_t cu_packet;
 
 /* Vectors that every block reads go as bare words instead, half as many bytes: the value's complement, and zero means that it is not
  * there. They have two buffers, by the layer's number in turns; whoever writes a word clears that of the other buffer, which all
- * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. */
+ * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. Of the experts' activations eight are one word, as
+ * they are, whose first 32 bits say whether it is there: one reader has to look at all of them. */
 
 struct cu_token {
     uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */
     uint32_t attn[2][CU_TOKEN_Q / 2];                             /* two bf16 */
     uint32_t x_out[2][CU_TOKEN_HIDDEN];                           /* fp32: x behind the attention */
-    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16; by choice */
+    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16, in words of 128 bits; by choice */
     uint32_t x_down[2][CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
     cu_packet qkv[CU_TOKEN_QKV_DIM];                              /* bf16: q and k rotated, v; by output row */
     cu_packet part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS]

@@ -20,14 +20,78 @@ __device__ __forceinline__ void courier_keys(uint32_t layer)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(span.at_key(of.base + i / 2) + i % 2 * kv_head_bytes));
 }
 
+/* Biases come to shared memory before what is streamed meanwhile: a plain load would wait behind it. All lanes: this one's copies make
+ * its arrival at the mbarrier. */
+__device__ __forceinline__ void bias_arrive(uint64_t *bar)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(smem_at(bar)) : "memory");
+}
+
+__device__ __forceinline__ void bias_copy(void *to, nib_gpu_ptr from)
+{
+    copy16(smem_at(to), (const void *)from, true);
+}
+
+/* The chosen experts' biases: the lower lanes a tile of up each, the upper ones a choice of a tile of down. */
+__device__ __forceinline__ void courier_biases(uint32_t layer)
+{
+    const struct nib_gpu_machine &m = room().m;
+    const uint32_t lane = threadIdx.x % 32, of = lane % 16, c = of % NIB_MAX_EXPERTS_USED;
+    const struct cu_share share = room().share[CU_TOKEN_DOWN];
+    const uint32_t per = 2 * NIB_MAX_EXPERTS_USED, t = of / NIB_MAX_EXPERTS_USED, tile = share.lo / per + t;
+    static_assert(CU_TOKEN_TILES == 16, "half a warp");
+    if (lane < 16 && 2 * of < room().listed[CU_TOKEN_UP]) {
+        const uint32_t choice = token_piece(room().piece[2 * CU_TOKEN_PIECES * of]).choice; /* all of up comes first */
+        const nib_gpu_ptr from =
+            m.layer[layer].up_bias + ((uint64_t)room().expert[choice] * m.intermediate + (room().tile[0][choice] + of) * 8) * 4;
+        bias_copy(room().up_bias[of], from);
+        bias_copy(room().up_bias[of] + 4, from + 16);
+    }
+    if (lane >= 16 && tile * per < share.hi) {
+        const nib_gpu_ptr from =
+            m.layer[layer].down_bias + ((uint64_t)room().expert[c] * m.hidden + tile * CU_TILE) * 2;
+        bias_copy(room().down_bias[t][c], from);
+        bias_copy(room().down_bias[t][c] + 8, from + 16);
+    }
+    bias_arrive(&room().bias_bar[1]);
+}
+
+/* Those of QKV and OUT: eight rows a lane, as done_qkv and done_out want them. */
+__device__ __forceinline__ void courier_dense_biases(uint32_t layer)
+{
+    const struct nib_gpu_layer &l = room().m.layer[layer];
+    const uint32_t lane = threadIdx.x % 32, out = lane / 16, half = lane % 2, t = lane % 16 / 2;
+    const uint32_t per = out ? CU_OUT_WARPS : CU_GEMV_WARPS;
+    const struct cu_share share = room().share[out ? CU_TOKEN_OUT : CU_TOKEN_QKV];
+    const uint32_t tile = share.lo / per + t;
+    static_assert(CU_TOKEN_DENSE == 8, "half a warp");
+    if (tile * per < share.hi)
+        bias_copy(room().dense_bias[out][t] + half * 8,
+                  out ? l.out_bias + (tile * CU_TILE + half * 8) * 2
+                      : l.qkv_bias + (tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + half * 32) * 2);
+    bias_arrive(&room().bias_bar[0]);
+}
+
+/* What the layer reads besides, to the cache: each block a part. */
+__device__ __forceinline__ void courier_small(uint32_t layer)
+{
+    const struct nib_gpu_machine &m = room().m;
+    const struct nib_gpu_layer &l = m.layer[layer];
+    const uint32_t lane = threadIdx.x % 32;
+    const nib_gpu_ptr from = lane == 1 ? l.attn_norm : l.mlp_norm;
+    const uint32_t bytes = lane == 1 || lane == 2 ? m.hidden * 2 : 0;
+    for (uint32_t line = blockIdx.x * 128; line < bytes; line += gridDim.x * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
+}
+
 #define COURIER_WORDS CU_DIV_UP(CU_TOKEN_INNER / 8, 32) /* by fours: a lane's */
 
-/* How a lane takes in its words of a choice: they are copied as they lie, looked at, and turned into values when all are there. */
+/* How a lane takes in its words of a choice, of 16 bytes: they are copied to where they belong, and again until all are there. */
 struct courier {
-    uint32_t lane, all, there; /* 16 bytes of a choice; those of the lane */
+    uint32_t lane, all, own; /* words of a choice; those of the lane */
 
     __device__ __forceinline__ courier()
-        : lane(threadIdx.x % 32), all(room().m.intermediate / 8), there(lane < all ? (all - lane - 1) / 32 + 1 : 0)
+        : lane(threadIdx.x % 32), all(room().m.intermediate / 8), own(lane < all ? (all - lane - 1) / 32 + 1 : 0)
     {
     }
 
@@ -35,36 +99,23 @@ struct courier {
     {
 #pragma unroll
         for (uint32_t i = 0; i < COURIER_WORDS; i++)
-            if (asks && i < there)
+            if (asks && i < own)
                 copy16(to + i * 512, from + i * 128, true);
         copy_commit();
     }
 
-    /* What has come, if it is all. */
-    __device__ __forceinline__ bool take(uint32_t to) const
+    __device__ __forceinline__ bool there(uint32_t to) const
     {
-        uint4 got[COURIER_WORDS];
         bool good = true;
 #pragma unroll
-        for (uint32_t i = 0; i < COURIER_WORDS; i++) {
-            got[i] = make_uint4(1, 1, 1, 1);
-            if (i < there)
-                got[i] = lds16(to + i * 512);
-        }
-#pragma unroll
         for (uint32_t i = 0; i < COURIER_WORDS; i++)
-            good &= words_there(got[i]);
-        if (!good)
-            return false;
-#pragma unroll
-        for (uint32_t i = 0; i < COURIER_WORDS; i++)
-            if (i < there)
-                sts16(to + i * 512, words_value(got[i]));
-        return true;
+            if (i < own)
+                good &= lds4(to + i * 512) != 0;
+        return good;
     }
 };
 
-/* The activations of the experts, choice by choice, which lie in whole units. A lane first looks for its last words of the first choice: when they are
+/* The activations of the experts, choice by choice, which lie in whole units. A lane first looks for its last word of the first choice: when that is
  * there, the block needs no more what else lies here. Those of a choice are asked for before the choice before is looked at, and again
  * by the lanes that miss some: what has long been there takes no trip to memory of its own. */
 __device__ __forceinline__ void courier_gated(uint32_t epoch)
@@ -73,18 +124,16 @@ __device__ __forceinline__ void courier_gated(uint32_t epoch)
     const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8); /* in 16 bytes */
     const uint32_t *from = room().packets->gated[epoch & 1] + c.lane * 4;
     uint32_t to = smem_at(room().gated) + c.lane * 16;
-    uint4 look[1];
-    words_get<1>(min(c.there, 1u), look, [&](uint32_t) { return from + (c.there - 1) * 128; });
+    for (uint32_t turn = 0; c.own && !word_ask(from + (c.own - 1) * 128) && !token_late(turn); turn++)
+        ;
     __syncwarp();
     c.ask(to, from, true);
 #pragma unroll 1
     for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++, from += c.all * 4, to += row * 16) {
         c.ask(to + row * 16, from + c.all * 4, choice + 1 < NIB_MAX_EXPERTS_USED);
         copy_wait<1>();
-        bool good = false;
         for (uint32_t turn = 0;; turn++) {
-            if (!good)
-                good = c.take(to);
+            const bool good = c.there(to);
             if (__all_sync(~0u, good || token_late(turn)))
                 break;
             c.ask(to, from, !good);
@@ -109,11 +158,15 @@ __device__ __noinline__ void token_courier()
 {
 #pragma unroll 1
     for (uint32_t layer = 0; layer < room().m.layers; layer++) {
+        courier_dense_biases(layer);
+        courier_small(layer);
         courier_keys(layer);
         courier_cut(CU_TOKEN_QKV, CUT_QKV, CU_GEMV_WARPS, layer);
         courier_cut(CU_TOKEN_OUT, CUT_OUT, CU_OUT_WARPS, layer);
         if (!courier_first(layer))
             return;
+        (void)bar_wait(&room().chosen_bar, layer & 1);
+        courier_biases(layer); /* behind the first stages, before most others */
         courier_gated(room().epoch + layer);
         courier_cut(CU_TOKEN_DOWN, CUT_DOWN, 2 * NIB_MAX_EXPERTS_USED, layer);
     }

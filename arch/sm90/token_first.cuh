@@ -101,3 +101,10 @@ __device__ __forceinline__ void feed_best(uint32_t best)
         asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().best_bar)) : "memory");
     }
 }
+
+/* All of the layer's experts. The whole warp. */
+__device__ __forceinline__ void feed_chosen()
+{
+    if (threadIdx.x % 32 == 0)
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().chosen_bar)) : "memory");
+}

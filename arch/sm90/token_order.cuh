@@ -73,7 +73,7 @@ template <class Form> __device__ __noinline__ void order_stages()
         const token_phase p(phase);
         const uint32_t ahead = Form::ahead >> 4 * phase & 15;
         for (uint32_t s = p.first; s < p.end; s++, i++)
-            o.place(room().list[CU_TOKEN_UP + p.down][s], dense + i, CU_MX_BYTES, dense, {CU_TOKEN_UP + phase, ahead});
+            o.place(room().experts[p.down][s], dense + i, CU_MX_BYTES, dense, {CU_TOKEN_UP + phase, ahead});
     }
     const uint32_t experts = i;
     room().asks = dense + experts;
@@ -87,4 +87,62 @@ template <class Form> __device__ __noinline__ void order_stages()
         for (uint32_t s = 0; s < n; s++, i++)
             o.place(room().list[op][s], i, unit, 0 - experts, kind);
     }
+}
+
+/* The stages of a dense matrix whose tiles have `parts`, a lane each. Behind order_stages. */
+__device__ __forceinline__ void order_dense(enum cu_token_op op, uint32_t parts)
+{
+    const uint32_t i = threadIdx.x % 32;
+    struct cu_share share = room().share[op];
+    share.per = parts;
+    if (i >= room().listed[op])
+        return;
+    const struct cu_token_stage s = room().list[op][i];
+    const bool router = op == CU_TOKEN_ROUTER;
+    token_dense d;
+    d.weights = s.to;
+    d.acts = s.u0 * 64;
+    d.units = s.units;
+    d.tile = s.tile;
+    d.item = s.tile - share.lo / parts;
+    d.leaf = router ? 0 : smem_at(room().sums + d.item * parts + s.part);
+    d.first = router ? s.part : cu_share_first(share, s.tile);
+    d.end = router ? s.part : cu_share_end(share, s.tile);
+    d.of = d.end - d.first;
+    room().dense[op][i] = d.packed();
+}
+static_assert(CU_TOKEN_LIST <= 32 && CU_GEMV_WARPS < 16 && CU_OUT_WARPS < 16 && CU_TOKEN_ROUTE_PARTS <= 16 && CU_TOKEN_HIDDEN <= 1 << 15, "a stage packed");
+
+/* The experts' pieces, a lane each. Behind order_stages. */
+__device__ __forceinline__ void order_pieces()
+{
+    const struct cu_share share = room().share[CU_TOKEN_DOWN];
+    uint32_t i = 0;
+    for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
+        const token_phase p(phase);
+        const uint32_t units = cu_mx_units(p.down ? room().m.intermediate : room().m.hidden), n = CU_TOKEN_PIECES * (p.end - p.first);
+        const uint32_t acts = p.down ? smem_at(room().gated) + p.choice * units * CU_MX_UNIT * 2 : smem_at(room().acts);
+        for (uint32_t j = threadIdx.x % 32; j < n; j += 32) {
+            const uint32_t at = p.first + j / CU_TOKEN_PIECES;
+            const struct cu_token_stage s = room().experts[p.down][at];
+            const uint32_t part = s.part * CU_TOKEN_HALF + j % CU_TOKEN_PIECES * 2, u0 = cu_mx_first(units, part, CU_MX_SPLIT),
+                           middle = cu_mx_first(units, part + 1, CU_MX_SPLIT), end = cu_mx_first(units, part + 2, CU_MX_SPLIT);
+            token_piece piece;
+            piece.weights = s.to + (u0 - s.u0) * CU_MX_BYTES;
+            piece.acts = acts + u0 * CU_MX_UNIT * 2;
+            piece.first = middle - u0;
+            piece.last = end - middle;
+            piece.item = p.down ? s.tile - share.lo / share.per : at / 2;
+            piece.leaves = smem_at((p.down ? room().down_sums + (piece.item * NIB_MAX_EXPERTS_USED + p.choice) * CU_MX_SPLIT
+                                           : behind_ring().up_sums + piece.item * CU_MX_SPLIT) +
+                                   part);
+            piece.of = CU_TOKEN_PIECES * (p.down ? cu_share_end(share, s.tile) - cu_share_first(share, s.tile) : 2);
+            piece.choice = p.choice;
+            piece.down = p.down;
+            room().piece[i + j] = piece.packed();
+            room().tile[p.down][p.choice] = s.tile - piece.item;
+        }
+        i += n;
+    }
+    room().pieces = i;
 }

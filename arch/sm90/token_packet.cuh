@@ -26,6 +26,32 @@ template <int N> __device__ __forceinline__ void word_put(uint32_t (*to)[N], uin
     asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[~epoch & 1][i]), "r"(0) : "memory");
 }
 
+/* Eight activations of an expert, two fp16 a word: one word of 128 bits, which is there when its first 32 bits are not zero (struct cu_token). A
+ * zero in front becomes one with a sign, which no product tells from it. */
+__device__ __forceinline__ void eight_store(uint32_t *to, uint4 v)
+{
+    asm volatile("{\n.reg .b64 lo, hi;\n.reg .b128 v;\n"
+                 "mov.b64 lo, {%1, %2};\n"
+                 "mov.b64 hi, {%3, %4};\n"
+                 "mov.b128 v, {lo, hi};\n"
+                 "st.relaxed.gpu.global.b128 [%0], v;\n}" ::"l"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+
+template <int N> __device__ __forceinline__ void eight_put(uint32_t (*to)[N], uint32_t i, uint4 v, uint32_t epoch)
+{
+    v.x = v.x ? v.x : 0x80000000u;
+    eight_store(&to[epoch & 1][i], v);
+    eight_store(&to[~epoch & 1][i], make_uint4(0, 0, 0, 0));
+}
+
+__device__ __forceinline__ uint32_t word_ask(const uint32_t *from)
+{
+    uint32_t v;
+    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
 __device__ __forceinline__ uint4 words_ask(const uint32_t *from, bool asks)
 {
     uint4 v = make_uint4(1, 1, 1, 1);

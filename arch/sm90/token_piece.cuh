@@ -5,13 +5,18 @@
 #include "arch/sm90/token_packet.cuh"
 #include "arch/sm90/token_ring.cuh"
 
-__device__ __forceinline__ void piece_keep(token_sums &to, float2 rows)
+/* A lane's rows lane / 4 and lane / 4 + 8 to token_sums at a shared address. */
+__device__ __forceinline__ void sums_put(uint32_t sums, float2 rows)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane % 4 == 0) {
-        to[lane / 4] = rows.x;
-        to[lane / 4 + 8] = rows.y;
-    }
+    sums += threadIdx.x % 32 / 4 * 4;
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(sums), "f"(rows.x) : "memory");
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(sums + 32), "f"(rows.y) : "memory");
+}
+
+__device__ __forceinline__ void piece_keep(uint32_t sums, float2 rows)
+{
+    if (threadIdx.x % 4 == 0)
+        sums_put(sums, rows);
 }
 
 /* What a lane needs of a dense unit at shared address `stage`, in bf16. */
@@ -102,9 +107,9 @@ template <class Form, uint32_t UNITS> struct dense_fixed {
     static_assert(rest <= held, "twice");
     Form unit[held];
 
-    __device__ __forceinline__ static bool fits(const struct cu_token_stage &s)
+    __device__ __forceinline__ static bool fits(uint32_t units)
     {
-        return s.units == UNITS || s.units + 1 == UNITS;
+        return units == UNITS || units + 1 == UNITS;
     }
 
     __device__ __forceinline__ void load(uint32_t stage)
@@ -235,14 +240,11 @@ __device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t first, uint3
     return acc;
 }
 
-/* This lane's sums of a piece to `leaves`, a share's each. */
-__device__ __forceinline__ void mx_keep(token_sums *leaves, float2 rows)
+/* This lane's sums of a piece to token_sums at shared address `leaves`, a share's each. */
+__device__ __forceinline__ void mx_keep(uint32_t leaves, float2 rows)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane % 4 < 2) {
-        leaves[lane % 4][lane / 4] = rows.x;
-        leaves[lane % 4][lane / 4 + 8] = rows.y;
-    }
+    if (threadIdx.x % 4 < 2)
+        sums_put(leaves + threadIdx.x % 4 * (uint32_t)sizeof(token_sums), rows);
 }
 
 /* This warp has left sums of a tile of which the block has `of` pieces; true for the last of them to come, in all lanes. No fence: a

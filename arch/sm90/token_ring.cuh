@@ -38,6 +38,7 @@ __device__ __forceinline__ void bars_open()
     for (int i = 0; i < CUTS; i++)
         bulk_init<32>(smem_at(&room().cut_bar[i]));
     bulk_init<1>(smem_at(&room().best_bar));
+    bulk_init<1>(smem_at(&room().chosen_bar));
     for (int i = 0; i < 2; i++)
         bulk_init<32>(smem_at(&room().bias_bar[i]));
     bulk_inited();

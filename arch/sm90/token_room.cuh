@@ -30,6 +30,58 @@ struct __align__(16) token_ask {
 };
 #define TOKEN_ASK_LOW 15u
 
+/* A stage of a dense matrix as a warp multiplies it. Packed in the place of its cu_token_stage. */
+struct token_dense {
+    uint32_t weights;    /* shared address */
+    uint32_t acts;       /* bytes from the vector's first */
+    uint32_t units, of;  /* its units; stages of its tile that the block has */
+    uint32_t leaf;       /* shared address of its sums */
+    uint32_t tile, item; /* of the matrix, of the block */
+    uint32_t first, end; /* of the tile's stages those of the block; of the router's: its part */
+
+    __device__ __forceinline__ uint4 packed() const
+    {
+        return make_uint4(weights, acts | units << 16 | of << 24, leaf, tile | item << 16 | first << 24 | end << 28);
+    }
+
+    __device__ __forceinline__ explicit token_dense(uint4 p)
+        : weights(p.x), acts(p.y & 0xffff), units(p.y >> 16 & 255), of(p.y >> 24), leaf(p.z), tile(p.w & 0xffff), item(p.w >> 16 & 255),
+          first(p.w >> 24 & 15), end(p.w >> 28)
+    {
+    }
+
+    token_dense() = default;
+};
+
+/* Half of an expert's stage, two shares of the inputs: what a warp multiplies at a time. Pieces are numbered as they are asked for, two a
+ * stage. Packed, as the ring wants the room. */
+struct token_piece {
+    uint32_t weights, acts; /* shared addresses, multiples of 16 */
+    uint32_t leaves;        /* of its sums, multiple of 64 */
+    uint32_t first, last;   /* units of its shares */
+    uint32_t of;            /* pieces of its tile that the block has */
+    uint32_t item;          /* which of the block's tiles of up or down */
+    uint32_t choice;
+    bool down;
+
+    __device__ __forceinline__ uint2 packed() const
+    {
+        return make_uint2(weights / 16 | acts / 16 << 14 | last << 28 | (uint32_t)down << 31,
+                          leaves / 64 | first << 12 | item << 15 | choice << 19 | of << 21);
+    }
+
+    __device__ __forceinline__ explicit token_piece(uint2 p)
+        : weights(p.x << 4 & 0x3fff0), acts(p.x >> 10 & 0x3fff0), leaves(p.y << 6 & 0x3ffc0), first(p.y >> 12 & 7), last(p.x >> 28 & 7),
+          of(p.y >> 21), item(p.y >> 15 & 15), choice(p.y >> 19 & 3), down(p.x >> 31)
+    {
+    }
+
+    token_piece() = default;
+};
+static_assert(CU_TOKEN_SHARED <= 16u << 14 && sizeof(token_sums) == 64 && CU_TOKEN_TILES <= 16 && NIB_MAX_EXPERTS_USED <= 4 &&
+                  CU_TOKEN_HIDDEN <= 7 * CU_MX_SPLIT * CU_MX_UNIT,
+              "a piece packed");
+
 /* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread
  * needs what all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here
  * and not in registers: what does not fit those would lie in the first-level cache, of which the ring leaves little. */
@@ -38,6 +90,7 @@ struct token_room {
         token_attn_room attn;
         uint4 norm[CU_TOKEN_HIDDEN * 2 / 16];                          /* bf16: x normed, for the router */
         uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
+        struct cu_token_stage experts[2][CU_TOKEN_LIST];               /* what this block does of up and down, until a step begins */
     };
     union {
         struct {
@@ -59,6 +112,7 @@ struct token_room {
     float cut[2 * CU_TILE];                               /* what the block before has handed over: of QKV, OUT, down in turn */
     uint64_t best_bar;                                    /* `best` is there */
     uint32_t best;                                        /* the layer's best expert, or TOKEN_NONE: the launch has given up */
+    uint64_t chosen_bar;
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
     /* by tile of the block, bf16 */
     __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */
@@ -70,10 +124,15 @@ struct token_room {
     uint32_t ring, ring_bytes;        /* shared address */
     float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
     float square[CU_ROW_THREADS / 32];
-    struct cu_token_stage list[CU_TOKEN_OPS][CU_TOKEN_LIST]; /* what this block does */
+    union {
+        struct cu_token_stage list[CU_TOKEN_UP][CU_TOKEN_LIST]; /* what this block does of the dense matrices, until a step begins */
+        uint4 dense[CU_TOKEN_UP][CU_TOKEN_LIST];                /* packed, from then on */
+    };
     uint32_t listed[CU_TOKEN_OPS];
     uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
-    uint32_t before[CU_TOKEN_PHASES];             /* pieces of the experts' phases before */
+    uint2 piece[CU_TOKEN_PIECES * CU_TOKEN_CHOSEN]; /* packed */
+    uint32_t pieces;
+    uint32_t tile[2][NIB_MAX_EXPERTS_USED]; /* of up, down: a choice's tile, less the block's number of it */
     struct cu_share share[CU_TOKEN_OPS];
     uint32_t expert[NIB_MAX_EXPERTS_USED]; /* of this layer, best first; by the warp that asks for their weights */
     float weight[NIB_MAX_EXPERTS_USED];
