@@ -145,8 +145,8 @@ struct cu_token_stage {
     uint8_t part;      /* which of the tile's stages; experts: which half of the inputs */
     uint8_t choice;    /* experts: whose */
     uint8_t u0, units; /* inputs: first unit, number */
-    uint16_t reserved;
-    uint32_t to; /* shared address in the ring */
+    uint16_t reserved; /* 16 bytes in all */
+    uint32_t to;       /* shared address in the ring */
 };
 
 /* What a block does of an op that cuts tiles. */
@@ -261,8 +261,8 @@ typedef uint64_t cu_packet;
 
 /* Vectors that every block reads go as bare words instead, half as many bytes: the value's complement, and zero means that it is not
  * there. They have two buffers, by the layer's number in turns; whoever writes a word clears that of the other buffer, which all
- * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. Of the experts' activations eight are one word, as
- * they are, whose first 32 bits say whether it is there: one reader has to look at all of them. */
+ * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. Of the experts' activations
+ * eight are one word of 128 bits, as they are, whose first 32 bits say whether it is there. */
 
 struct cu_token {
     uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */

@@ -1,4 +1,4 @@
-/* arch/sm90/token_courier.cuh: the warp that waits for what the block needs later, while others multiply: the experts' activations and the block
+/* arch/sm90/token_courier.cuh: the warp that waits for what the block needs later, while others multiply: the experts' activations, biases and the block
  * before's sums of a cut tile come to shared memory, and the keys and values that attention reads first to the second-level cache. */
 #pragma once
 #include "arch/sm90/token_attn.cuh"

@@ -1,5 +1,5 @@
-/* arch/sm90/token_order.cuh: in which order a block asks for a layer's stages, where in the ring each lies and when it may be asked for:
- * found once a launch, as it is the same in every layer. One thread, before the block's lists are used. */
+/* arch/sm90/token_order.cuh: in which order a block asks for a layer's stages, where in the ring each lies, when it may be asked for and
+ * what warps multiply of it: found once a launch, as it is the same in every layer. The warp that asks, before the block's lists are used. */
 #pragma once
 #include "arch/sm90/token_room.cuh"
 

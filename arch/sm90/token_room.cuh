@@ -78,7 +78,7 @@ struct token_piece {
 
     token_piece() = default;
 };
-static_assert(CU_TOKEN_SHARED <= 16u << 14 && sizeof(token_sums) == 64 && CU_TOKEN_TILES <= 16 && NIB_MAX_EXPERTS_USED <= 4 &&
+static_assert(CU_TOKEN_SHARED + 1024 <= 16u << 14 && sizeof(token_sums) == 64 && CU_TOKEN_TILES <= 16 && NIB_MAX_EXPERTS_USED <= 4 &&
                   CU_TOKEN_HIDDEN <= 7 * CU_MX_SPLIT * CU_MX_UNIT,
               "a piece packed");
 
@@ -112,7 +112,7 @@ struct token_room {
     float cut[2 * CU_TILE];                               /* what the block before has handed over: of QKV, OUT, down in turn */
     uint64_t best_bar;                                    /* `best` is there */
     uint32_t best;                                        /* the layer's best expert, or TOKEN_NONE: the launch has given up */
-    uint64_t chosen_bar;
+    uint64_t chosen_bar;                                  /* `expert` is there */
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
     /* by tile of the block, bf16 */
     __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */
@@ -130,7 +130,7 @@ struct token_room {
     };
     uint32_t listed[CU_TOKEN_OPS];
     uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
-    uint2 piece[CU_TOKEN_PIECES * CU_TOKEN_CHOSEN]; /* packed */
+    uint2 piece[CU_TOKEN_PIECES * CU_TOKEN_CHOSEN]; /* of up and down, packed: `pieces` of them */
     uint32_t pieces;
     uint32_t tile[2][NIB_MAX_EXPERTS_USED]; /* of up, down: a choice's tile, less the block's number of it */
     struct cu_share share[CU_TOKEN_OPS];

@@ -88,9 +88,13 @@ static void check_asks(const struct nib_gpu_machine *m, uint32_t blocks)
             const struct cu_share share = cu_token_share((enum cu_token_op)op, m, blocks, b);
             asks += op == CU_TOKEN_UP ? 0 : share.hi - share.lo;
         }
-        for (uint32_t c = 0; c < m->experts_used; c++)
+        uint32_t chosen = 0;
+        for (uint32_t c = 0; c < m->experts_used; c++) {
             asks += cu_token_chosen(CU_TOKEN_UP, m, blocks, b, c);
+            chosen += cu_token_chosen(CU_TOKEN_UP, m, blocks, b, c) + cu_token_chosen(CU_TOKEN_DOWN, m, blocks, b, c);
+        }
         ck_assert_uint_le(asks, CU_TOKEN_ASKS);
+        ck_assert_uint_le(chosen, CU_TOKEN_CHOSEN);
     }
 }
 
