@@ -415,15 +415,8 @@ static void bench_blocks(struct rig *rig)
     }
 }
 
-void rig_bench(struct rig *rig, const char *name, bool prompt)
+static void bench_one(struct rig *rig)
 {
-    shape = nib_shape_find(name);
-    if (!shape)
-        rig_die("no such shape");
-    const double start = rig_now();
-    open_machine(rig);
-    printf("%s, dense %s, row %s, %.1f GB, made in %.1f s\n", name, nib_dense_name(rig->dense), rig->k->name,
-           (double)rig->used * 1e-9, rig_now() - start);
     static const char *const ways[] = {"op by op, no overlap", "op by op", "fused"};
     for (int way = 0; way < (rig->k->has(NIB_GPU_TOKEN) ? 3 : 2); way++) {
         rig->overlap = way > 0;
@@ -442,23 +435,73 @@ void rig_bench(struct rig *rig, const char *name, bool prompt)
         bench_ops(rig, (struct rig_bucket){1, 0, 1});
     }
     bench_blocks(rig);
-    (void)fflush(stdout);
-    for (uint32_t n = 2; n <= SLOTS; n *= 2) {
-        const double us = time_steps(rig, (struct rig_bucket){n, 0, n}, 1024, 20);
-        const double experts = experts_read(rig, (struct rig_bucket){n, 0, n});
-        printf("decode, batch %u: %.0f us a step, %.0f tokens/s; a layer reads %.1f experts\n", n, us, n * 1e6 / us,
-               experts);
-        bench_ops(rig, (struct rig_bucket){n, 0, n});
-        bench_ends(rig, (struct rig_bucket){n, 0, n});
-        if (n <= 8)
-            bench_without(rig, (struct rig_bucket){n, 0, n});
+}
+
+static void bench_decode(struct rig *rig, uint32_t n)
+{
+    const struct rig_bucket b = {n, 0, n};
+    const double us = time_steps(rig, b, 1024, 20), experts = experts_read(rig, b);
+    printf("decode, batch %u: %.0f us a step, %.0f tokens/s; a layer reads %.1f experts\n", n, us, n * 1e6 / us,
+           experts);
+    bench_ops(rig, b);
+    bench_ends(rig, b);
+    if (n <= 8)
+        bench_without(rig, b);
+}
+
+static void bench_prompt(struct rig *rig, uint32_t n)
+{
+    const struct rig_bucket b = {0, n, 0};
+    const double us = time_steps(rig, b, 0, 5);
+    printf("prompt, %u rows: %.0f us, %.0f tokens/s\n", n, us, n * 1e6 / us);
+    bench_ops(rig, b);
+    bench_ends(rig, b);
+}
+
+/* Whole steps of each number of decode rows in a list such as 1,64,256: seconds, to compare an image with another. */
+static void bench_batches(struct rig *rig, const char *list)
+{
+    rig->overlap = true;
+    for (const char *at = list; *at;) {
+        char *end = NULL;
+        const unsigned long n = strtoul(at, &end, 10);
+        if (end == at || n < 1 || n > SLOTS || (*end && *end != ','))
+            rig_die("--batches takes numbers from 1 to 256, a comma between them");
+        at = *end ? end + 1 : end;
+        const struct rig_bucket b = {(uint32_t)n, 0, (uint32_t)n};
+        for (int again = 0; again < 2; again++) {
+            const double us = time_steps(rig, b, 1024, n > 64 ? 40 : 100);
+            printf("decode, batch %lu: %.1f us a step, %.1f tokens/s\n", n, us, (double)n * 1e6 / us);
+        }
+        if (n > 1) { /* other experts are other figures */
+            printf("  a layer reads %.1f experts\n", experts_read(rig, b));
+            bench_ops(rig, b);
+        }
         (void)fflush(stdout);
     }
+}
+
+void rig_bench(struct rig *rig, const char *name, bool prompt, const char *batches)
+{
+    shape = nib_shape_find(name);
+    if (!shape)
+        rig_die("no such shape");
+    const double start = rig_now();
+    open_machine(rig);
+    printf("%s, dense %s, row %s, %.1f GB, made in %.1f s\n", name, nib_dense_name(rig->dense), rig->k->name,
+           (double)rig->used * 1e-9, rig_now() - start);
+    if (batches) {
+        bench_batches(rig, batches);
+        return;
+    }
+    bench_one(rig);
+    for (uint32_t n = 2; n <= SLOTS; n *= 2) {
+        (void)fflush(stdout);
+        bench_decode(rig, n);
+    }
     for (uint32_t n = 512; prompt && n <= ROWS; n *= 4) {
-        const double us = time_steps(rig, (struct rig_bucket){0, n, 0}, 0, 5);
-        printf("prompt, %u rows: %.0f us, %.0f tokens/s\n", n, us, n * 1e6 / us);
-        bench_ops(rig, (struct rig_bucket){0, n, 0});
-        bench_ends(rig, (struct rig_bucket){0, n, 0});
+        (void)fflush(stdout);
+        bench_prompt(rig, n);
     }
     (void)fflush(stdout);
 }

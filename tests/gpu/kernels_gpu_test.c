@@ -1,9 +1,10 @@
 /* tests/gpu/kernels_gpu_test.c: the kernels of every GPU row of this build against arch/ref, on the device of this machine; with
  * --bench SHAPE their speed at a model's true shape.
  *
- *     kernels_gpu_test [--row NAME] [--only TEST] [--bench 20b|120b|...] [--no-prompt] [--mxfp8] [--kv8]
+ *     kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench 20b|120b|... [--batches LIST]] [--no-prompt] [--mxfp8] [--kv8]
  *
  * TEST is one of each, ops, head, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
+ * --image: a cubin or PTX in place of the row's own, to compare kernels whose sizes and launches are the same; --batches: the bench of so many decode rows alone, such as 1,64,256.
  * --mxfp8: the bench's dense matrices are in MXFP8; --kv8: its keys and values in FP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,7 @@ static int test_row(struct rig *rig, const char *only)
 int main(int argc, char **argv)
 {
     const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
-    const char *row = NULL, *only = NULL, *bench = NULL;
+    const char *row = NULL, *image = NULL, *only = NULL, *bench = NULL, *batches = NULL;
     bool prompt = true, mxfp8 = false, kv8 = false;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
@@ -58,30 +59,37 @@ int main(int argc, char **argv)
             kv8 = true;
             continue;
         }
-        const char **to = strcmp(argv[i], "--row") == 0     ? &row
-                          : strcmp(argv[i], "--only") == 0  ? &only
-                          : strcmp(argv[i], "--bench") == 0 ? &bench
-                                                            : NULL;
+        const char **to = strcmp(argv[i], "--row") == 0       ? &row
+                          : strcmp(argv[i], "--image") == 0   ? &image
+                          : strcmp(argv[i], "--only") == 0    ? &only
+                          : strcmp(argv[i], "--bench") == 0   ? &bench
+                          : strcmp(argv[i], "--batches") == 0 ? &batches
+                                                              : NULL;
         if (!to || !value) {
             fprintf(
                 stderr,
-                "usage: kernels_gpu_test [--row NAME] [--only TEST] [--bench SHAPE] [--no-prompt] [--mxfp8] [--kv8]\n");
+                "usage: kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench SHAPE [--batches LIST]] "
+                "[--no-prompt] [--mxfp8] [--kv8]\n");
             return 2;
         }
         *to = value;
         i++;
+    }
+    if ((image && !row) || (batches && !bench)) {
+        fprintf(stderr, "--image wants a --row, --batches a --bench\n");
+        return 2;
     }
     static struct rig rig;
     if (!rig_open(&rig))
         return 0;
     int failures = 0;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if ((row && strcmp(row, rows[i]->name) != 0) || !rig_load(&rig, rows[i]))
+        if ((row && strcmp(row, rows[i]->name) != 0) || !rig_load(&rig, rows[i], image))
             continue;
         rig.dense = bench && mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
         rig.kv = bench && kv8 ? NIB_KV_FP8 : NIB_KV_BF16;
         if (bench)
-            rig_bench(&rig, bench, prompt);
+            rig_bench(&rig, bench, prompt, batches);
         else
             failures += test_row(&rig, only);
         rig_unload(&rig);

@@ -54,10 +54,28 @@ bool rig_open(struct rig *rig)
     return true;
 }
 
-bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k)
+/* A cubin, or PTX with the NUL that ends it. */
+static void *read_image(const char *path)
+{
+    enum { IMAGE_MAX = 64 << 20 };
+    FILE *f = fopen(path, "rb");
+    char *image = calloc(1, IMAGE_MAX + 1);
+    if (!f || !image || fread(image, 1, IMAGE_MAX, f) == 0 || !feof(f))
+        rig_die("--image takes a file of at most 64 MiB");
+    (void)fclose(f);
+    return image;
+}
+
+bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k, const char *image)
 {
     struct nib_msg msg;
-    if (NIB_CU(&rig->cu, &msg, cuModuleLoadDataEx, &rig->module, k->image, 0, NULL, NULL) != NIB_OK) {
+    void *other = image ? read_image(image) : NULL;
+    const int loaded =
+        NIB_CU(&rig->cu, &msg, cuModuleLoadDataEx, &rig->module, other ? other : k->image, 0, NULL, NULL);
+    free(other);
+    if (loaded != NIB_OK) {
+        if (image)
+            rig_die(msg.text);
         printf("row %s: %s\n", k->name, msg.text);
         return false;
     }

@@ -46,8 +46,8 @@ struct rig {
 
 /* False, with the reason printed, when there is no device. */
 bool rig_open(struct rig *rig);
-/* Loads a row's image. False when the device cannot take it. */
-bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k);
+/* Loads a row's image, or that of the file `image` in its place, unless NULL. False when the device cannot take it. */
+bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k, const char *image);
 void rig_unload(struct rig *rig);
 void rig_close(struct rig *rig);
 
@@ -105,6 +105,7 @@ int rig_test_codes(struct rig *rig);
 int rig_test_kv8(struct rig *rig);
 /* Each kernel in both forms, once or twice, on buffers of their own: small enough for a sanitizer. */
 int rig_test_each(struct rig *rig);
-void rig_bench(struct rig *rig, const char *shape, bool prompt);
+/* batches: of these numbers of decode rows alone, such as "1,64,256"; NULL: everything. */
+void rig_bench(struct rig *rig, const char *shape, bool prompt, const char *batches);
 
 #endif
