@@ -241,6 +241,22 @@ template <class Shape> __device__ __forceinline__ void batch_added()
     }
 }
 
+/* `bytes` of each of `there` tiles, of EACH at most, `stride` apart, to places `step` apart. All lanes of a warp, which asks for copies as one. */
+template <uint32_t EACH>
+__device__ __forceinline__ void batch_copy(uint32_t bar, uint32_t to, uint32_t step, const uint8_t *from, uint32_t stride, uint32_t bytes, uint32_t there,
+                                           uint64_t policy)
+{
+    __syncwarp();
+    if (elect_one()) {
+        bulk_expect(bar, there * bytes);
+#pragma unroll
+        for (uint32_t i = 0; i < EACH; i++)
+            if (i < there)
+                copy_bulk(to + i * step, from + (uint64_t)i * stride, bytes, bar, policy);
+    }
+    __syncwarp();
+}
+
 /* `have` units of this warp's tiles of those from tile0 on, from unit u on, to the ring's next stage. All lanes of a warp, which asks for copies as one. */
 template <class Shape>
 __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t *w, uint32_t which, uint32_t all_tiles, uint32_t units,
@@ -253,15 +269,7 @@ __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t
     const uint32_t bar = ring.full(), to = ring.weights_at() + first * Shape::tile_bytes;
     const uint8_t *from = w + ((uint64_t)(tile0 + first) * stored + u) * unit_bytes;
     ring.wait_empty();
-    __syncwarp();
-    if (elect_one()) {
-        bulk_expect(bar, there * bytes);
-#pragma unroll
-        for (uint32_t i = 0; i < EACH; i++)
-            if (i < there)
-                copy_bulk(to + i * Shape::tile_bytes, from + (uint64_t)i * stride, bytes, bar, policy);
-    }
-    __syncwarp();
+    batch_copy<EACH>(bar, to, Shape::tile_bytes, from, stride, bytes, there, policy);
     ring.next();
 }
 

@@ -84,6 +84,7 @@ __device__ __forceinline__ void add_float4(uint4 &to, const float v[4])
 /* Up to ROWS rows; ACTS stages of activations. Of a lane's sums the last OUT have their totals in shared memory, as there are not registers enough. */
 template <class Form, uint32_t ROWS, uint32_t ACTS, uint32_t OUT> struct head_block {
     static constexpr uint32_t SUMS = ROWS / 2, IN = SUMS - OUT, TILE = 2 * Form::unit_bytes, STAGE = HEAD_TILES * TILE, UNIT = ROWS * CU_BATCH_LINE;
+    static constexpr int FOURS = OUT / 4; /* 0, perhaps */
     /* Where things are: activations, weights, totals, what a warp needs again when an item is done, mbarriers. */
     static constexpr uint32_t WEIGHTS = ACTS * UNIT, TOTALS = WEIGHTS + HEAD_SPANS * STAGE, KEPT = TOTALS + OUT * 1024,
                               WEIGHTS_FULL = KEPT + HEAD_TILES * 16, WEIGHTS_EMPTY = WEIGHTS_FULL + HEAD_SPANS * 8,
@@ -151,15 +152,7 @@ template <class Form, uint32_t ROWS, uint32_t ACTS, uint32_t OUT> struct head_bl
                 for (uint32_t i = 0; i < HEAD_SPANS; i++, from += TILE) {
                     const uint32_t full = room() + WEIGHTS_FULL + i * 8, to = room() + WEIGHTS + i * STAGE + which * EACH * TILE;
                     bulk_wait(room() + WEIGHTS_EMPTY + i * 8, ~share & 1);
-                    __syncwarp();
-                    if (elect_one()) {
-                        bulk_expect(full, there * TILE);
-#pragma unroll
-                        for (uint32_t t = 0; t < EACH; t++)
-                            if (t < there)
-                                copy_bulk(to + t * TILE, from + t * ALL, TILE, full, policy);
-                    }
-                    __syncwarp();
+                    batch_copy<EACH>(full, to, TILE, from, ALL, TILE, there, policy);
                 }
         });
     }
@@ -250,7 +243,7 @@ template <class Form, uint32_t ROWS, uint32_t ACTS, uint32_t OUT> struct head_bl
             for (uint32_t i = 0; i < IN; i++)
                 total[i] = 0;
 #pragma unroll
-            for (uint32_t i = 0; i < OUT / 4; i++)
+            for (int i = 0; i < FOURS; i++)
                 sts16(totals + i * 4096, make_uint4(0, 0, 0, 0));
 #pragma unroll 1
             for (uint32_t end = share + CU_GEMV_WARPS; share < end; share++) {
@@ -259,7 +252,7 @@ template <class Form, uint32_t ROWS, uint32_t ACTS, uint32_t OUT> struct head_bl
                 for (uint32_t i = 0; i < IN; i++)
                     total[i] += acc[i];
 #pragma unroll
-                for (uint32_t i = 0; i < OUT / 4; i++) {
+                for (int i = 0; i < FOURS; i++) {
                     uint4 v = lds16(totals + i * 4096);
                     add_float4(v, acc + IN + 4 * i);
                     sts16(totals + i * 4096, v);
@@ -273,7 +266,7 @@ template <class Form, uint32_t ROWS, uint32_t ACTS, uint32_t OUT> struct head_bl
             for (uint32_t n = 0; n < IN / 4; n++)
                 tile.put({}, row0 + n * 8, of.z, total + 4 * n);
 #pragma unroll
-            for (uint32_t n = 0; n < OUT / 4; n++) {
+            for (int n = 0; n < FOURS; n++) {
                 const uint4 v = lds16(totals + n * 4096);
                 const float c[4] = {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
                 tile.put({}, row0 + (IN / 4 + n) * 8, of.z, c);
