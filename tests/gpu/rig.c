@@ -66,26 +66,35 @@ static void *read_image(const char *path)
     return image;
 }
 
+/* The kernel of an op: of --image, where it has one, else of the row's own image. */
+static struct CUfunc_st *find_function(struct rig *rig, enum nib_gpu_op op)
+{
+    struct CUfunc_st *f = NULL;
+    const char *symbol = nib_gpu_op_symbol(op);
+    if (!rig->other || rig->cu.cuModuleGetFunction(&f, rig->other, symbol) != 0)
+        RIG_CU(rig, cuModuleGetFunction, &f, rig->module, symbol);
+    return f;
+}
+
 bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k, const char *image)
 {
     struct nib_msg msg;
-    void *other = image ? read_image(image) : NULL;
-    const int loaded =
-        NIB_CU(&rig->cu, &msg, cuModuleLoadDataEx, &rig->module, other ? other : k->image, 0, NULL, NULL);
-    free(other);
-    if (loaded != NIB_OK) {
-        if (image)
-            rig_die(msg.text);
+    if (NIB_CU(&rig->cu, &msg, cuModuleLoadDataEx, &rig->module, k->image, 0, NULL, NULL) != NIB_OK) {
         printf("row %s: %s\n", k->name, msg.text);
         return false;
     }
+    rig->other = NULL;
+    if (image) {
+        void *other = read_image(image);
+        RIG_CU(rig, cuModuleLoadDataEx, &rig->other, other, 0, NULL, NULL);
+        free(other);
+    }
     rig->k = k;
     for (int op = 0; op < NIB_GPU_OP_COUNT; op++) {
-        struct CUfunc_st *f = NULL;
         int regs = 0, local = 0, fixed = 0;
         if (!k->has((enum nib_gpu_op)op))
             continue;
-        RIG_CU(rig, cuModuleGetFunction, &f, rig->module, nib_gpu_op_symbol((enum nib_gpu_op)op));
+        struct CUfunc_st *f = find_function(rig, (enum nib_gpu_op)op);
         RIG_CU(rig, cuFuncGetAttribute, &regs, NIB_CU_FUNC_REGS, f);
         RIG_CU(rig, cuFuncGetAttribute, &local, NIB_CU_FUNC_LOCAL_BYTES, f);
         RIG_CU(rig, cuFuncGetAttribute, &fixed, NIB_CU_FUNC_SHARED_BYTES, f);
@@ -104,6 +113,8 @@ bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k, const char *imag
 void rig_unload(struct rig *rig)
 {
     RIG_CU(rig, cuModuleUnload, rig->module);
+    if (rig->other)
+        RIG_CU(rig, cuModuleUnload, rig->other);
 }
 
 void rig_close(struct rig *rig)

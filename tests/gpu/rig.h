@@ -19,7 +19,7 @@ struct rig {
     struct CUstream_st *stream;
     struct CUevent_st *event[2];
     const struct nib_gpu_kernels *k;
-    struct CUmod_st *module;
+    struct CUmod_st *module, *other; /* the row's image; --image, or NULL */
     struct CUfunc_st *function[NIB_GPU_OP_COUNT];
     uint32_t sms;
     size_t free_bytes;
