@@ -215,10 +215,17 @@ __device__ __forceinline__ void mx_fragment(uint32_t w, uint32_t a[4])
 }
 #define MX_UNSCALE 16384.0f /* 2^14 */
 
-/* Byte I of four E8M0 codes: 2^(code - 127), also for code 0, a subnormal; 255 as infinity, which mx_finish makes a NaN. */
+/* Scale I of a word of four E8M0 codes (arch/cuda/layout.h): 2^(code - 127); 0 for code 0, as what 2^-127 adds to is not worth an instruction in twenty
+ * of every expert's product; 255 as infinity, which mx_finish makes a NaN. */
 template <int I> __device__ __forceinline__ float mx_scale(uint32_t codes)
 {
-    return __uint_as_float(max((I < 3 ? codes << (23 - 8 * I) : codes >> 1) & 0x7f800000u, 0x00400000u));
+    return __uint_as_float((I == 0 ? __funnelshift_l(codes, codes, 24) : codes << (24 - 8 * I)) & 0x7f800000u);
+}
+
+/* Code I itself. */
+template <int I> __device__ __forceinline__ uint32_t mx_code(uint32_t codes)
+{
+    return __funnelshift_l(codes, codes, 1) >> 8 * I & 0xff;
 }
 
 /* The scales of a block of a unit, the first or the second half: of rows g and g + 8. */

@@ -25,7 +25,8 @@
  *        12. High word q has at bits 3f+2 .. 3f the upper bits of word 5q + f, f < 5, and at bit 15 bit q of word 15's.
  *        An odd last unit's second half is weights of the base, which nobody multiplies.
  * mx:    [tile][unit of 64 inputs]: codes [lane][16 bytes], a 32-bit word an mma; scales [g][4 bytes]: row g blocks 0, 1;
- *        row g + 8 blocks 0, 1. Missing inputs and rows have code and scale 0. From sm_90 on, behind all tiles: [tile][row of it] a byte,
+ *        row g + 8 blocks 0, 1, as one word, rotated right by a bit: so the last lies where a float has its exponent. A block with scale code 0 counts as
+ *        zeros. Missing inputs and rows have code and scale 0. From sm_90 on, behind all tiles: [tile][row of it] a byte,
  *        the row's reference: its largest scale code, when no other of a block with elements is more than CU_MX_SPREAD below it; 0: none.
  * A word of codes w: in the low half the even input of each pair, in the high half the odd one. Fragment registers 0 to 3 have their code at bits 15 (sign), 11..9 of
  * each half of w << 6, w << 9, w ^ w >> 3 and w ^ w << 2: any four codes have a word, and only one (mx_word in arch/cuda/repack.cuh). */

@@ -299,10 +299,14 @@ KERNEL(repack_mx, 256, 4)
         }
         uint8_t *to = dst + i / 32 * CU_MX_BYTES;
         *(uint4 *)(to + lane * 16) = make_uint4(mx_word(a[0]), mx_word(a[1]), mx_word(a[2]), mx_word(a[3]));
-        /* the lane's own scale byte: row g or g + 8 by t / 2, block by t % 2 */
+        /* the lane's own scale: row g or g + 8 by t / 2, block by t % 2; its four lanes have the word */
         const uint32_t r = packed_row(matrix, tile, lane / 4 + lane % 4 / 2 * 8), block = unit * 2 + lane % 2;
         const bool there = r < n && r >= n0 && r < n1 && block < blocks;
-        to[CU_MX_CODES + lane] = there ? scales[(uint64_t)(r - n0) * blocks + block] : 0;
+        uint32_t four = there ? (uint32_t)scales[(uint64_t)(r - n0) * blocks + block] << lane % 4 * 8 : 0;
+        four |= __shfl_xor_sync(~0u, four, 1);
+        four |= __shfl_xor_sync(~0u, four, 2);
+        if (lane % 4 == 0)
+            *(uint32_t *)(to + CU_MX_CODES + lane) = __funnelshift_r(four, four, 1);
     }
 #if NIB_SM >= 90
     mx_references(p);

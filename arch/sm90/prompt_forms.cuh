@@ -102,8 +102,8 @@ struct prompt_mx {
         for (uint32_t i = 0; i < 2; i++) {
             mx_fragment(HALF ? v.codes[i].z : v.codes[i].x, a[i][0]);
             mx_fragment(HALF ? v.codes[i].w : v.codes[i].y, a[i][1]);
-            const __half2 upper = scale(r.ref[i][0], v.scales[i] >> 8 * HALF & 0xff);
-            const __half2 lower = scale(r.ref[i][1], v.scales[i] >> (16 + 8 * HALF) & 0xff);
+            const __half2 upper = scale(r.ref[i][0], mx_code<HALF>(v.scales[i]));
+            const __half2 lower = scale(r.ref[i][1], mx_code<2 + HALF>(v.scales[i]));
 #pragma unroll
             for (int j = 0; j < 2; j++) {
                 a[i][j][0] = times(a[i][j][0], upper);

@@ -1,8 +1,8 @@
 /* tests/gpu/extremes.c: inputs at the ends of their formats against arch/ref: every E8M0 scale and E2M1 code, activations that are
  * zero, tiny, huge or have one large element, and queries that make a softmax flat or a single one. One thread.
  *
- * Promised, and so tested: an E8M0 code 0 is 2^-127 and 254 is 2^127, as long as a sum stays inside fp32 (a larger one
- * becomes NaN, and its request fails); 255 makes NaN what it touches and nothing else (nibble pack refuses it). fp16 inputs of
+ * Promised, and so tested: E8M0 codes 1 to 254 are 2^-126 to 2^127, as long as a sum stays inside fp32 (a larger one
+ * becomes NaN, and its request fails); a block of code 0, 2^-127, counts as zeros; 255 makes NaN what it touches and nothing else (nibble pack refuses it). fp16 inputs of
  * experts lose what is below 2^-25. */
 #include <math.h>
 #include <stdlib.h>
@@ -46,6 +46,18 @@ static void set_scales(struct model *model, uint8_t *matrix, uint64_t bytes, uin
             const uint32_t any = (uint32_t)(random_next(&model->seed) % (uint32_t)(s->high - s->low + 1));
             to[i] = (uint8_t)(s->sparse && i % groups % 7 != special ? 121 : s->low + any);
         }
+    }
+}
+
+/* Blocks of scale code 0 become zeros in the reference's copy. */
+static void zero_blocks(const struct model *model, uint8_t *matrix, uint64_t bytes, uint32_t n, uint32_t k)
+{
+    const uint64_t blocks = (uint64_t)n * k / 2, count = (uint64_t)n * k / 32;
+    for (uint32_t e = 0; e < model->shape->experts; e++) {
+        uint8_t *codes = matrix + e * bytes;
+        for (uint64_t i = 0; i < count; i++)
+            if (codes[blocks + i] == 0)
+                memset(codes + i * 16, 0, 16);
     }
 }
 
@@ -146,6 +158,10 @@ static int test_experts(struct rig *rig, const char *shape, bool scales)
         set_scales(&model, model.layer.down, model.down_bytes, s->hidden, s->intermediate);
     }
     model_load(rig, &model);
+    if (scales) {
+        zero_blocks(&model, model.layer.up, model.up_bytes, 2 * s->intermediate, s->hidden);
+        zero_blocks(&model, model.layer.down, model.down_bytes, s->hidden, s->intermediate);
+    }
     model_tables_even(rig, &model, CTX, SLOTS);
     static const uint32_t rows[][2] = {{1, 0}, {9, 0}, {33, 0}, {0, 3}, {0, 140}, {6, 70}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
