@@ -14,7 +14,11 @@ static_assert(sizeof(struct cu_group) == 12 && FEW_LISTS * 3 <= CU_FEW_THREADS, 
 
 /* Where an item's bias lies, CU_FEW_BIAS bytes, and what the lane has of it. */
 struct few_up_done : done_up {
-    using done_up::done_up;
+    __device__ __forceinline__ few_up_done(const struct nib_gpu_machine *m, uint32_t layer) : done_up(m, layer)
+    {
+        biases = at<const uint32_t>(read_now(m->layer[layer].up_bias));
+        gated = at<__half>(read_now(m->gated));
+    }
 
     __device__ __forceinline__ const void *from(uint32_t expert, uint32_t tile) const
     {
@@ -29,7 +33,11 @@ struct few_up_done : done_up {
 };
 
 struct few_down_done : done_down {
-    using done_down::done_down;
+    __device__ __forceinline__ few_down_done(const struct nib_gpu_machine *m, uint32_t layer) : done_down(m, layer)
+    {
+        biases = at<const __nv_bfloat16>(read_now(m->layer[layer].down_bias));
+        down = at<float>(read_now(m->down));
+    }
 
     __device__ __forceinline__ const void *from(uint32_t expert, uint32_t tile) const
     {
@@ -54,15 +62,22 @@ struct few_ring {
         return stages + place * bytes;
     }
 
-    __device__ __forceinline__ void next(uint32_t n)
+    /* To the team's next stage: the ring holds as many of each. */
+    __device__ __forceinline__ void next()
     {
-        place += n;
-        while (place >= depth) {
+        place += CU_FEW_TEAMS;
+        if (place >= depth) {
             place -= depth;
             parity ^= 1;
         }
     }
 };
+
+/* A value that lies in a register from here on: the compiler would find it anew for each item otherwise. */
+__device__ __forceinline__ void keep(uint32_t &value)
+{
+    asm("" : "+r"(value));
+}
 
 /* What a block has to do. */
 struct few_work {
@@ -73,17 +88,11 @@ struct few_work {
 
     __device__ __forceinline__ void share(uint32_t count)
     {
-        const uint64_t items = count * tiles;
-        first = (uint32_t)(items * blockIdx.x / gridDim.x);
-        last = (uint32_t)(items * (blockIdx.x + 1) / gridDim.x);
+        const uint32_t items = count * tiles;
+        first = items * blockIdx.x / gridDim.x;
+        last = items * (blockIdx.x + 1) / gridDim.x;
     }
 };
-
-/* The mbarrier of a part of the ring's next item. */
-__device__ __forceinline__ uint32_t few_came(const few_ring &ring, uint32_t part)
-{
-    return ring.full + (ring.place * CU_FEW_PARTS + part) * 8;
-}
 
 /* By one thread: all of the block's items, CU_FEW_AHEAD copies on their way. More would only make what others ask of memory wait. It does little else between one copy and the next:
  * no division, no address from the beginning. */
@@ -144,85 +153,103 @@ template <class Done> __device__ __forceinline__ void few_ask(const few_ring &ri
     }
 }
 
+/* What a warp knows of its items. */
+struct few_share {
+    uint32_t u0, per; /* units of its share */
+    uint32_t full;    /* mbarrier of its part of the ring's first item */
+    uint32_t zeros, stride;
+    uint32_t sums, barrier; /* where it leaves its sums, or finds the others'; the first of the team's barriers */
+    uint32_t turn;
+    bool adds; /* up what the others leave */
+};
+
 /* Adds the sums of a team's warps in order; true for the first of them, which gets them all. `turn` counts the calls: places are used in
  * turns, and a barrier says that a place is full, another that it is read, so that the others may be two calls ahead of the first. FEW: odd columns
  * are empty. */
-template <bool FEW> __device__ __forceinline__ bool few_gather(float4 *sums, uint32_t turn, float acc[4])
+template <bool FEW> __device__ __forceinline__ bool few_gather(few_share &s, float acc[4])
 {
     static_assert(CU_FEW_TEAMS * 4 < 15, "four barriers a team");
-    constexpr uint32_t LEFT = CU_FEW_LEFT / 16, TOGETHER = CU_FEW_TEAM * 32;
-    const uint32_t warp = threadIdx.x / 32, part = warp % CU_FEW_TEAM, team = warp / CU_FEW_TEAM, full = 1 + team * 4 + (turn & 1), read = full + 2;
-    float4 *left = sums + (team * 2 + (turn & 1)) * (CU_FEW_TEAM - 1) * LEFT;
-    if (part != 0) {
+    constexpr uint32_t TOGETHER = CU_FEW_TEAM * 32;
+    const uint32_t turn = s.turn++, full = s.barrier + (turn & 1), read = full + 2;
+    uint32_t left = s.sums + (turn & 1) * ((CU_FEW_TEAM - 1) * CU_FEW_LEFT);
+    if (!s.adds) {
         if (turn >= 2)
             asm volatile("bar.sync %0, %1;" ::"r"(read), "n"(TOGETHER) : "memory");
-        left += (part - 1) * LEFT;
         if (FEW)
-            ((float2 *)left)[threadIdx.x % 32] = make_float2(acc[0], acc[2]);
+            asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(left), "f"(acc[0]), "f"(acc[2]) : "memory");
         else
-            left[threadIdx.x % 32] = make_float4(acc[0], acc[1], acc[2], acc[3]);
+            asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(left), "f"(acc[0]), "f"(acc[1]), "f"(acc[2]), "f"(acc[3]) : "memory");
         asm volatile("bar.arrive %0, %1;" ::"r"(full), "n"(TOGETHER) : "memory");
         return false;
     }
     asm volatile("bar.sync %0, %1;" ::"r"(full), "n"(TOGETHER) : "memory");
 #pragma unroll
-    for (int p = 0; p < CU_FEW_TEAM - 1; p++, left += LEFT) {
+    for (int p = 0; p < CU_FEW_TEAM - 1; p++, left += CU_FEW_LEFT) {
         if (FEW) {
-            const float2 v = ((const float2 *)left)[threadIdx.x % 32];
-            acc[0] += v.x;
-            acc[2] += v.y;
+            const uint2 v = lds8(left);
+            acc[0] += __uint_as_float(v.x);
+            acc[2] += __uint_as_float(v.y);
         } else {
-            const float4 v = left[threadIdx.x % 32];
-            acc[0] += v.x;
-            acc[1] += v.y;
-            acc[2] += v.z;
-            acc[3] += v.w;
+            const uint4 v = lds16(left);
+            acc[0] += __uint_as_float(v.x);
+            acc[1] += __uint_as_float(v.y);
+            acc[2] += __uint_as_float(v.z);
+            acc[3] += __uint_as_float(v.w);
         }
     }
     asm volatile("bar.arrive %0, %1;" ::"r"(read), "n"(TOGETHER) : "memory");
     return true;
 }
 
-/* What a warp knows of an item. */
-struct few_share {
-    uint32_t part, u0, per; /* of an item's copies; units of its share */
-    uint32_t zeros, stride;
-    float4 *sums;
-    uint32_t turn;
-};
-
-/* One item: this warp's share of the products of `tile` with the rows of `group`, which lie at `acts`. */
+/* The team's items of a list, from `tile` on and below `end`: this warp's share of the products with its rows, which lie at `acts_at`. What an item
+ * does not change is found before: around a warp's products it takes 53 instructions, not 130. bias: where it lies in a stage. */
 template <int NT, bool FEW, class Done>
-__device__ __forceinline__ void few_item(const few_ring &ring, few_share &s, uint32_t acts_at, const struct cu_group &group, uint32_t tile,
-                                         uint32_t bias_at, const Done &done)
+__device__ __forceinline__ void few_list(few_ring &ring, few_share &s, uint32_t acts_at, const struct cu_group &group, uint32_t &tile, uint32_t end,
+                                         uint32_t bias, const Done &done)
 {
     constexpr int AT_ONCE = NT == 1 ? CU_MX_SPAN : 1; /* units: registers */
-    mx_lane<NT, FEW> acts(acts_at, s.stride, s.u0, group.count, s.zeros);
-    float acc[NT][4];
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-        for (int i = 0; i < 4; i++)
-            acc[n][i] = 0;
-    uint32_t from = ring.stage() + s.u0 * CU_MX_BYTES, left = s.per;
-    bulk_wait(few_came(ring, s.part), ring.parity);
-#pragma unroll 1
-    for (; left >= CU_MX_SPAN; left -= CU_MX_SPAN, from += CU_MX_STAGE)
-#pragma unroll
-        for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
-            mx_units<NT, FEW, AT_ONCE>(from, i, acts, acc);
-#pragma unroll 1
-    for (; left > 0; left--, from += CU_MX_BYTES)
-        mx_units<NT, FEW, 1>(from, 0, acts, acc);
-    const float2 bias = s.u0 == 0 ? done.take(bias_at) : make_float2(0, 0); /* only the team's first needs it */
-    bulk_arrive(ring.empty + ring.place * 8);
+    mx_lane<NT, FEW> first(acts_at, s.stride, s.u0, group.count, s.zeros);
+    const uint32_t sums = s.sums;
+    s.sums += threadIdx.x % 32 * (FEW ? 8 : 16); /* the lane's */
+    keep(s.sums);
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-        if (!few_gather<FEW>(s.sums, s.turn++, acc[n]))
-            continue;
-        if (FEW)
-            mx_spread(acc[n]);
-        done(tile, group.place + n * 8 + threadIdx.x % 4 * 2, group.place + group.count, acc[n], bias);
+        keep(first.at[n]);
+        keep(first.step[n]);
     }
+#pragma unroll 1
+    for (; tile < end; tile += CU_FEW_TEAMS, ring.next()) {
+        mx_lane<NT, FEW> acts = first;
+        float acc[NT][4];
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+            for (int i = 0; i < 4; i++)
+                acc[n][i] = 0;
+        const uint32_t stage = ring.stage();
+        uint32_t from = stage + s.u0 * CU_MX_BYTES, left = s.per;
+        bulk_wait(s.full + ring.place * (CU_FEW_PARTS * 8), ring.parity);
+#pragma unroll 1
+        for (; left >= CU_MX_SPAN; left -= CU_MX_SPAN, from += CU_MX_STAGE)
+#pragma unroll
+            for (uint32_t i = 0; i < CU_MX_SPAN; i += AT_ONCE)
+                mx_units<NT, FEW, AT_ONCE>(from, i, acts, acc);
+#pragma unroll 1
+        for (; left > 0; left--, from += CU_MX_BYTES)
+            mx_units<NT, FEW, 1>(from, 0, acts, acc);
+        const float2 b = s.adds ? done.take(stage + bias) : make_float2(0, 0);
+        bulk_arrive(ring.empty + ring.place * 8);
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            if (!few_gather<FEW>(s, acc[n]))
+                continue;
+            if (FEW)
+                mx_spread(acc[n]);
+            uint32_t t = tile;
+            asm volatile("" : "+r"(t)); /* what follows is this warp's alone */
+            done(t, group.place + n * 8 + threadIdx.x % 4 * 2, group.place + group.count, acc[n], b);
+        }
+    }
+    s.sums = sums;
 }
 
 /* The items of the block, by the teams, in phases: as many lists as their rows have room in shared memory. from(place): its row. */
@@ -230,10 +257,14 @@ template <class From, class Done>
 __device__ __forceinline__ void few_multiply(few_ring ring, const few_work &work, few_share s, uint32_t acts_at, uint32_t room, uint32_t came, uint32_t k,
                                              From from, const Done &done)
 {
-    const uint32_t team = threadIdx.x / 32 / CU_FEW_TEAM, lane = threadIdx.x % 32, bias = work.units * CU_MX_BYTES;
-    uint32_t item = work.first + team, phase = 0;
-    ring.next(team);
-    for (uint32_t g0 = work.first / work.tiles, g1; g0 * work.tiles < work.last; g0 = g1, phase ^= 1) {
+    const uint32_t lane = threadIdx.x % 32, bias = work.units * CU_MX_BYTES;
+    ring.place = threadIdx.x / 32 / CU_FEW_TEAM;
+    uint32_t g0 = work.first / work.tiles, phase = 0, tile = work.first - g0 * work.tiles + ring.place;
+    keep(ring.stages);
+    keep(ring.bytes);
+    keep(ring.empty);
+    keep(s.full);
+    for (uint32_t g1; g0 * work.tiles < work.last; g0 = g1, phase ^= 1) {
         uint32_t rows = 0;
         const uint8_t *row = NULL; /* the lane's */
         g1 = g0;
@@ -253,36 +284,47 @@ __device__ __forceinline__ void few_multiply(few_ring ring, const few_work &work
                 copy_bulk(acts_at + lane * s.stride, row, k * 2, came);
         }
         bulk_wait(came, phase);
-        const uint32_t end = min(work.last, g1 * work.tiles);
-        uint32_t at_group = g0, acts = acts_at;
-        for (; item < end; item += CU_FEW_TEAMS, ring.next(CU_FEW_TEAMS)) {
-            while ((at_group + 1) * work.tiles <= item)
-                acts += work.groups[at_group++].count * s.stride;
-            const struct cu_group group = work.groups[at_group];
-            const uint32_t tile = item - at_group * work.tiles, bias_at = ring.stage() + bias;
+        uint32_t acts = acts_at;
+        for (uint32_t g = g0; g < g1; g++) {
+            const struct cu_group group = work.groups[g];
+            const uint32_t end = min(work.last - g * work.tiles, work.tiles);
             if (group.count <= 4)
-                few_item<1, true>(ring, s, acts, group, tile, bias_at, done);
+                few_list<1, true>(ring, s, acts, group, tile, end, bias, done);
             else if (group.count <= 8)
-                few_item<1, false>(ring, s, acts, group, tile, bias_at, done);
+                few_list<1, false>(ring, s, acts, group, tile, end, bias, done);
             else
-                few_item<2, false>(ring, s, acts, group, tile, bias_at, done);
+                few_list<2, false>(ring, s, acts, group, tile, end, bias, done);
+            acts += group.count * s.stride;
+            tile -= work.tiles;
         }
     }
 }
 
 /* from(place, row): the activations of a place, whose row of the step is known when the op is not EARLY. EARLY: the op before this one began when the routing was done, so
- * that weights are asked for while it still runs. */
+ * that lists are read first of all and weights asked for while it still runs. lists, rows_of: the routing, and its rows of places. */
 template <bool EARLY, class From, class Done>
-__device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_ptr w, uint32_t n, uint32_t k, From from, const Done &done)
+__device__ __forceinline__ void few_mx(nib_gpu_ptr lists, const uint32_t *rows_of, nib_gpu_ptr w, uint32_t n, uint32_t k, From from, const Done &done)
 {
     __shared__ struct cu_group groups[FEW_LISTS];
     __shared__ uint64_t full[CU_FEW_STAGES * CU_FEW_PARTS], empty[CU_FEW_STAGES], came;
     __shared__ uint32_t rows[FEW_LISTS]; /* of the first places */
     __shared__ uint4 zeros;
+    const uint32_t tid = threadIdx.x;
+    const struct cu_route *route = at<const struct cu_route>(lists);
+    uint32_t count, word, row;
+    auto read = [&] { /* lists that are not there, too: no load waits for another */
+        count = __ldcg(&route->groups);
+        word = tid < FEW_LISTS * 3 ? __ldcg((const uint32_t *)route->group + tid) : 0;
+        row = tid < FEW_LISTS && !EARLY ? __ldcg(rows_of + tid) : 0;
+    };
+    if (EARLY) {
+        overlap_next();
+        read();
+    }
     const uint32_t kind = dynamic_shared_bytes() / 16 % 4, units = cu_mx_units(k), stride = cu_row_stride(units * CU_MX_UNIT);
     const struct cu_few_room room = cu_few_room(kind, k);
     const uint32_t base = smem_at(gemv_dynamic), acts = base + room.acts_at;
-    if (threadIdx.x == 0) {
+    if (tid == 0) {
         for (uint32_t i = 0; i < CU_FEW_STAGES * CU_FEW_PARTS; i++)
             bulk_init<1>(smem_at(full + i));
         for (uint32_t i = 0; i < CU_FEW_STAGES; i++)
@@ -291,22 +333,19 @@ __device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_
         zeros = make_uint4(0, 0, 0, 0);
     }
     /* the rest of each row's last unit */
-    for (uint32_t r = threadIdx.x; r < 2u << kind; r += CU_FEW_THREADS)
+    for (uint32_t r = tid; r < 2u << kind; r += CU_FEW_THREADS)
         for (uint32_t c = k * 2; c < units * CU_MX_UNIT * 2; c += 16)
             sts16(acts + r * stride + c, make_uint4(0, 0, 0, 0));
-    const struct cu_route *route = at<const struct cu_route>(read_now(m->route));
-    const uint32_t *rows_of = route_array(m, 3);
-    if (!EARLY)
+    if (!EARLY) {
         overlap_wait();
-    overlap_next(); /* not before the routing is done: the op after this one may read it */
-    /* lists that are not there, too: no load waits for another */
-    const uint32_t count = min(__ldcg(&route->groups), (uint32_t)FEW_LISTS);
-    const uint32_t word = threadIdx.x < FEW_LISTS * 3 ? __ldcg((const uint32_t *)route->group + threadIdx.x) : 0;
-    const uint32_t row = threadIdx.x < FEW_LISTS && !EARLY ? __ldcg(rows_of + threadIdx.x) : 0;
-    if (threadIdx.x < FEW_LISTS * 3)
-        ((uint32_t *)groups)[threadIdx.x] = word;
-    if (threadIdx.x < FEW_LISTS)
-        rows[threadIdx.x] = row;
+        overlap_next(); /* not before the routing is done: the op after this one may read it */
+        read();
+    }
+    count = min(count, (uint32_t)FEW_LISTS);
+    if (tid < FEW_LISTS * 3)
+        ((uint32_t *)groups)[tid] = word;
+    if (tid < FEW_LISTS)
+        rows[tid] = row;
     __syncthreads();
     few_work work = {groups, w, cu_mx_bytes(n, k), cu_tiles(n), units, 0, 0};
     work.share(count);
@@ -318,9 +357,16 @@ __device__ __forceinline__ void few_mx(const struct nib_gpu_machine *m, nib_gpu_
     }
     if (EARLY)
         overlap_wait();
-    const uint32_t share = threadIdx.x / 32 % CU_FEW_TEAM, u0 = cu_mx_first(units, share, CU_MX_SPLIT);
-    const few_share s = {share * CU_FEW_PARTS / CU_FEW_TEAM, u0, cu_mx_first(units, share + 1, CU_MX_SPLIT) - u0, smem_at(&zeros), stride,
-                         (float4 *)((uint8_t *)gemv_dynamic + room.sums_at), 0};
+    const uint32_t team = threadIdx.x / 32 / CU_FEW_TEAM, share = threadIdx.x / 32 % CU_FEW_TEAM, u0 = cu_mx_first(units, share, CU_MX_SPLIT);
+    const few_share s = {u0,
+                         cu_mx_first(units, share + 1, CU_MX_SPLIT) - u0,
+                         smem_at(full + share * CU_FEW_PARTS / CU_FEW_TEAM),
+                         smem_at(&zeros),
+                         stride,
+                         base + room.sums_at + (team * 2 * (CU_FEW_TEAM - 1) + (share ? share - 1 : 0)) * CU_FEW_LEFT,
+                         1 + team * 4,
+                         0,
+                         share == 0};
     few_multiply(
         ring, work, s, acts, 2u << kind, smem_at(&came), k, [&](uint32_t place) { return from(place, EARLY ? 0 : place < FEW_LISTS ? rows[place] : __ldcg(rows_of + place)); }, done);
 }
@@ -330,7 +376,7 @@ KERNEL(up, CU_FEW_THREADS, 1)
     const nib_gpu_ptr acts = read_now(m->acts);
     const uint32_t stride = max(read_now(m->hidden), read_now(m->heads) * NIB_HEAD_DIM) * 2;
     few_mx<false>(
-        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, [&](uint32_t, uint32_t row) { return at<uint8_t>(acts, (uint64_t)row * stride); },
+        read_now(m->route), route_array(m, 3), read_now(m->layer[layer].up), 2 * m->intermediate, m->hidden, [&](uint32_t, uint32_t row) { return at<uint8_t>(acts, (uint64_t)row * stride); },
         few_up_done(m, layer));
 }
 
@@ -339,6 +385,6 @@ KERNEL(down, CU_FEW_THREADS, 1)
     const nib_gpu_ptr gated = read_now(m->gated);
     const uint32_t stride = m->intermediate * 2;
     few_mx<true>(
-        m, m->layer[layer].down, m->hidden, stride / 2, [&](uint32_t place, uint32_t) { return at<uint8_t>(gated, (uint64_t)place * stride); },
+        read_now(m->route), NULL, read_now(m->layer[layer].down), m->hidden, stride / 2, [&](uint32_t place, uint32_t) { return at<uint8_t>(gated, (uint64_t)place * stride); },
         few_down_done(m, layer));
 }
