@@ -94,16 +94,16 @@ struct few_work {
     }
 };
 
-/* By one thread: all of the block's items, CU_FEW_AHEAD copies on their way. More would only make what others ask of memory wait. It does little else between one copy and the next:
+/* By one thread: all of the block's items, `ahead` copies on their way. More would only make what others ask of memory wait. It does little else between one copy and the next:
  * no division, no address from the beginning. */
-template <class Done> __device__ __forceinline__ void few_ask(const few_ring &ring, const few_work &work, const Done &done)
+template <class Done> __device__ __forceinline__ void few_ask(const few_ring &ring, const few_work &work, uint32_t ahead, const Done &done)
 {
     static_assert(CU_FEW_PARTS == 2 && CU_FEW_AHEAD > 1, "an item is two copies; what comes with the first is asked for behind the second");
     const uint64_t policy = stream_policy();
     const uint32_t whole = work.units * CU_MX_BYTES, first = cu_mx_first(work.units, 1, CU_FEW_PARTS) * CU_MX_BYTES, rest = whole - first;
     const uint32_t full_end = ring.full + ring.depth * CU_FEW_PARTS * 8;
     uint32_t full = ring.full, empty = ring.empty, stage = ring.stages, parity = 1; /* of the stage to fill */
-    uint32_t landed = ring.full, landed_parity = 0, free = CU_FEW_AHEAD;
+    uint32_t landed = ring.full, landed_parity = 0, free = ahead;
     uint32_t group = work.first / work.tiles, tile = work.first % work.tiles;
     const uint8_t *from = NULL, *bias = NULL;
     auto wait_landed = [&] {
@@ -352,7 +352,7 @@ __device__ __forceinline__ void few_mx(nib_gpu_ptr lists, const uint32_t *rows_o
     const few_ring ring = {base, room.stage_bytes, room.stages, smem_at(full), smem_at(empty), 0, 0};
     if (threadIdx.x >= CU_FEW_WARPS * 32) {
         if (threadIdx.x == CU_FEW_WARPS * 32)
-            few_ask(ring, work, done);
+            few_ask(ring, work, kind ? CU_FEW_AHEAD + 1 : CU_FEW_AHEAD, done);
         return;
     }
     if (EARLY)

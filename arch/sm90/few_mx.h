@@ -11,7 +11,7 @@
 #define CU_FEW_THREADS ((CU_FEW_WARPS + 1) * 32) /* and one that asks for weights */
 #define CU_FEW_STAGES  8                         /* items that the ring holds at most */
 #define CU_FEW_PARTS   2                         /* copies of an item, each of some shares */
-#define CU_FEW_AHEAD   3                         /* copies on their way */
+#define CU_FEW_AHEAD   3                         /* copies on their way with two rows; with more rows one more */
 #define CU_FEW_BIAS    32                        /* bytes behind an item */
 #define CU_FEW_LEFT    512                       /* bytes that a warp leaves of 8 rows */
 #define CU_FEW_SHARED  (220u * 1024)
