@@ -145,14 +145,16 @@ template <class Form> __device__ __noinline__ void token_qkv()
 {
     token_product<Form, CU_TOKEN_QKV, CU_GEMV_WARPS>(CUT_QKV, [](const token_at &b, uint32_t tile, float sum, float bias) {
         const uint32_t lane = threadIdx.x % 32, rotated = room().m.heads + room().m.kv_heads;
-        const uint32_t at_dim = tile % 4 * 8 + lane % 8, row = tile / 4 * NIB_HEAD_DIM + at_dim;
-        float y = sum + bias, y32 = __shfl_sync(~0u, y, lane % 8 + 8);
+        const uint32_t at_dim = tile % 4 * 8 + lane % 8;
+        const float own = sum + bias;
+        float y = __shfl_sync(~0u, own, lane % 8), y32 = __shfl_sync(~0u, own, lane % 8 + 8);
         if (tile / 4 < rotated)
             rotate(y, y32, room().cos[at_dim], room().sin[at_dim]);
-        if (lane >= 8)
-            return;
-        packet_put(room().packets->qkv + row, __bfloat16_as_ushort(__float2bfloat16(y)), b.epoch);
-        packet_put(room().packets->qkv + row + 32, __bfloat16_as_ushort(__float2bfloat16(y32)), b.epoch);
+        const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16(lane & 8 ? y32 : y)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
+        const uint4 eight =
+            make_uint4(pair, __shfl_down_sync(~0u, pair, 2), __shfl_down_sync(~0u, pair, 4), __shfl_down_sync(~0u, pair, 6));
+        if (lane == 0 || lane == 8)
+            eight_bf16_put(room().packets->qkv, (tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + lane * 4) / 2, eight, b.epoch);
     });
 }
 

@@ -261,8 +261,9 @@ typedef uint64_t cu_packet;
 
 /* Vectors that every block reads go as bare words instead, half as many bytes: the value's complement, and zero means that it is not
  * there. They have two buffers, by the layer's number in turns; whoever writes a word clears that of the other buffer, which all
- * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. Of the experts' activations
- * eight are one word of 128 bits, as they are, whose first 32 bits say whether it is there. */
+ * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. Of what QKV makes and of the
+ * experts' activations eight are one word of 128 bits, whose first 32 bits say whether it is there: QKV's as the complement, the others
+ * as they are. */
 
 struct cu_token {
     uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */
@@ -270,9 +271,9 @@ struct cu_token {
     uint32_t x_out[2][CU_TOKEN_HIDDEN];                           /* fp32: x behind the attention */
     uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16, in words of 128 bits; by choice */
     uint32_t x_down[2][CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
-    cu_packet qkv[CU_TOKEN_QKV_DIM];                              /* bf16: q and k rotated, v; by output row */
-    cu_packet part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS]
-                  [CU_ATTN_PART]; /* fp32: attention of a split: max, sum, values */
+    uint32_t qkv[2][CU_TOKEN_QKV_DIM / 2]; /* two bf16, in words of 128 bits; q and k rotated, v */
+    uint32_t part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS][NIB_HEAD_DIM / 2]
+                 [4]; /* attention of a split, in words of 128 bits: the layer's number; fp32: max or sum, two values */
     cu_packet logits[CU_DIV_UP(NIB_MAX_EXPERTS, CU_TILE)][CU_TOKEN_ROUTE_PARTS]
                     [CU_TILE]; /* fp32: parts of the router's sums */
     cu_packet cut[3][CU_TOKEN_BLOCKS]

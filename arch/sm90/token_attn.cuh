@@ -1,7 +1,7 @@
 /* arch/sm90/token_attn.cuh: attention of the fused decode kernel. The work is (KV head, split of the keys), as in the attn kernel and
  * with its arithmetic; a few blocks have one such unit each, in long contexts all have some. Eight warps of a block do it, five of
- * them with keys, while the ring fills with the next matrix. Keys but the last are asked for before q is there. A split's part goes to the
- * units of the same KV head as packets; each puts some heads together. */
+ * them with keys, while the ring fills with the next matrix. Keys but the last are asked for before q is there; each warp with keys
+ * takes q in by itself. A split's part goes to the units of the same KV head; each puts some heads together. */
 #pragma once
 #include "arch/cuda/attn.cuh"
 #include "arch/sm90/token_packet.cuh"
@@ -31,34 +31,46 @@ struct token_units {
     }
 };
 
-/* q of the unit's heads to shared memory; the new key and value to their page, by the unit that reads them. */
-__device__ __forceinline__ void attn_take_in(const token_at &b, const attn_span &span, uint32_t kv_head, bool has_last)
+#define ATTN_FIRST_WARP 2 /* of those with keys: the first two often have a second stage of QKV */
+
+/* What a lane takes in of what QKV has made: its part of the queries; in the warp that has the row's last key this and its value. */
+struct attn_news {
+    uint4 q[2], k[2], v;
+};
+
+/* All are asked for at once, and again until all are there; `token`: the last key's place among the warp's, if it is below 32. */
+__device__ __forceinline__ void attn_take_in(const token_at &b, uint32_t kv_head, uint32_t token, attn_news &ret)
 {
     const struct nib_gpu_machine *m = &room().m;
-    const uint32_t tid = threadIdx.x, group = NIB_GQA_GROUP * NIB_HEAD_DIM;
-    const uint32_t k_at = (m->heads + kv_head) * NIB_HEAD_DIM, v_at = k_at + m->kv_heads * NIB_HEAD_DIM;
-    uint32_t got[2][2];
-    if (tid < NIB_GQA_GROUP)
-        room().attn.sink[tid] = bf16_at(m->layer[b.layer].sinks, kv_head * NIB_GQA_GROUP + tid) * LOG2E;
-    static_assert(NIB_GQA_GROUP * NIB_HEAD_DIM == 2 * CU_ATTN_THREADS, "a pair of q a thread");
-    const uint32_t count = has_last && tid < NIB_HEAD_DIM ? 2 : 1; /* the first threads: a pair of k or v, too */
-    uint8_t *key = NULL; /* where it goes: found while q is on its way */
-    if (count == 2)
-        key = (uint8_t *)span.at_key(span.end - 1) + (tid < NIB_HEAD_DIM / 2 ? 0 : (uint64_t)m->kv_heads * PAGE_HEAD_BYTES);
-    packets_get<2>(count, b.epoch, got, [&](uint32_t i) {
-        const uint32_t kv = (tid < NIB_HEAD_DIM / 2 ? k_at : v_at) + tid % (NIB_HEAD_DIM / 2) * 2;
-        return room().packets->qkv + (i == 0 ? kv_head * group + tid * 2 : kv);
-    });
-    ((uint32_t *)room().attn.q)[tid] = got[0][0] | got[0][1] << 16;
-    if (count == 2)
-        ((uint32_t *)room().attn.last_key)[tid] = got[1][0] | got[1][1] << 16;
-    attn_sync();
-    if (count == 2)
-        ((uint32_t *)key)[tid % (NIB_HEAD_DIM / 2)] = got[1][0] | got[1][1] << 16;
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, head = NIB_HEAD_DIM / 2;
+    const uint32_t *qkv = room().packets->qkv[b.epoch & 1], *q = qkv + (kv_head * NIB_GQA_GROUP + g) * head + t * 4,
+                   *k = qkv + (m->heads + kv_head) * head, *v = k + m->kv_heads * head + lane * 4;
+    const bool has_k = token < 32 && token % 8 == g, has_v = token < 32 && lane < 8;
+    k += t * 4;
+    ret.k[0] = ret.k[1] = ret.v = make_uint4(1, 1, 1, 1);
+    for (uint32_t turn = 0;; turn++) {
+        ret.q[0] = eight_ask(q);
+        ret.q[1] = eight_ask(q + 16);
+        if (has_k) {
+            ret.k[0] = eight_ask(k);
+            ret.k[1] = eight_ask(k + 16);
+        }
+        if (has_v)
+            ret.v = eight_ask(v);
+        if ((ret.q[0].x && ret.q[1].x && ret.k[0].x && ret.k[1].x && ret.v.x) || token_late(turn))
+            break;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        ret.q[half].x = ~ret.q[half].x;
+        ret.k[half].x = ~ret.k[half].x;
+    }
+    ret.v.x = ~ret.v.x;
 }
 
-/* The last position's key and value, where they are among those asked for: what was there before is replaced. */
-__device__ __forceinline__ void attn_put_last(const token_attn_room &sh, uint32_t token, attn_keys &keys, uint4 *v)
+/* The last position's key and value to its page, and to those asked for: what was there before is replaced. */
+__device__ __forceinline__ void attn_put_last(uint8_t *page, uint32_t token, const attn_news &news, attn_keys &keys, uint4 *v)
 {
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     if (token >= 32)
@@ -68,12 +80,57 @@ __device__ __forceinline__ void attn_put_last(const token_attn_room &sh, uint32_
 #pragma unroll
         for (int half = 0; half < 2; half++)
             if (n * 8 + g == token)
-                keys.key[n][half] = sh.last_key[half * 4 + t];
+                keys.key[n][half] = news.k[half];
     copy_wait<0>(); /* nor may an earlier copy come later */
     __syncwarp();
-    if (lane < 8)
-        v[token * 8 + (lane ^ token % 8)] = sh.last_key[8 + lane];
+    if (lane < 8) {
+        v[token * 8 + (lane ^ token % 8)] = news.v;
+        ((uint4 *)page)[lane + room().m.kv_heads * (PAGE_HEAD_BYTES / 16)] = news.v;
+    }
+    if (g == token % 8) {
+        ((uint4 *)page)[t] = news.k[0];
+        ((uint4 *)page)[4 + t] = news.k[1];
+    }
     __syncwarp();
+}
+
+/* As attn_step and attn_take of the first keys of all: values are asked for before the scores are weighed. */
+__device__ __forceinline__ void attn_begin(const attn_span &span, const uint4 q[2][2], uint32_t key0, const attn_keys &keys,
+                                           const uint4 *v, attn_state &st)
+{
+    const uint32_t lane = threadIdx.x % 32, t = lane % 4;
+    float s[4][4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+        attn_scores(s[n], q, keys.key[n]);
+    }
+    copy_wait<0>();
+    __syncwarp();
+    uint32_t value[2][4][4];
+#pragma unroll
+    for (int kk = 0; kk < 2; kk++)
+#pragma unroll
+        for (int d = 0; d < 4; d++)
+            ldmatrix_trans(value[kk][d], smem_at(v) + (kk * 16 + lane % 16) * 128 + ((d * 2 + lane / 16) ^ (lane & 7)) * 16);
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            const uint32_t j = key0 + n * 8 + t * 2 + c;
+            s[n][c] = j >= span.begin && j < span.end ? s[n][c] * ATTN_SCALE : -INFINITY;
+        }
+    attn_clear(st, -1e30f, -1e30f);
+    (void)attn_weigh<4, true>(s, 0, st.max[0], st.sum[0]);
+#pragma unroll
+    for (int kk = 0; kk < 2; kk++) {
+        const uint32_t a0 = pack_bf16(s[2 * kk][0], s[2 * kk][1]), a2 = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
+#pragma unroll
+        for (int d = 0; d < 4; d++) {
+            mma_bf16(st.o[d * 2], a0, 0, a2, 0, value[kk][d][0], value[kk][d][1]);
+            mma_bf16(st.o[d * 2 + 1], a0, 0, a2, 0, value[kk][d][2], value[kk][d][3]);
+        }
+    }
 }
 
 /* Outputs i and i + 1 of this head group, in bf16, as a word. */
@@ -87,11 +144,17 @@ __device__ __forceinline__ uint32_t attn_bits(float value)
     return __bfloat16_as_ushort(__float2bfloat16(value));
 }
 
-/* Where a head's part of a split lies. */
-__device__ __forceinline__ cu_packet *attn_packets(uint32_t head, uint32_t split)
-{
-    return room().packets->part[head][split];
-}
+/* How a layer's keys are split. */
+struct attn_splits {
+    uint32_t keys, count;
+
+    __device__ __forceinline__ explicit attn_splits(uint32_t layer)
+    {
+        const bool windowed = layer % 2 == 0;
+        keys = windowed ? ~0u : cu_split_keys(room().row.pos);
+        count = windowed ? 1 : room().row.pos / keys + 1;
+    }
+};
 
 /* The heads [first, end) of a group that the unit of this split puts together: each split some. */
 __device__ __forceinline__ uint32_t attn_first_head(uint32_t split, uint32_t splits)
@@ -99,61 +162,98 @@ __device__ __forceinline__ uint32_t attn_first_head(uint32_t split, uint32_t spl
     return CU_DIV_UP(split * NIB_GQA_GROUP, splits);
 }
 
-/* Puts the splits' parts of such heads together, as attn_finish does. */
-__device__ __noinline__ void attn_join(uint32_t kv_head, uint32_t split, uint32_t splits)
+/* Puts the splits' parts of such heads together, as attn_finish does: a head a warp, two outputs a lane. */
+__device__ __noinline__ void attn_join(uint32_t u)
 {
     const token_at b(CU_TOKEN_QKV);
-    const uint32_t d = threadIdx.x % NIB_HEAD_DIM, end = attn_first_head(split + 1, splits);
+    const uint32_t kv_heads = room().m.kv_heads, kv_head = u % kv_heads, split = u / kv_heads, splits = attn_splits(b.layer).count;
+    const uint32_t lane = threadIdx.x % 32, end = attn_first_head(split + 1, splits);
 #pragma unroll 1
-    for (uint32_t h = attn_first_head(split, splits) + threadIdx.x / NIB_HEAD_DIM; h < end; h += CU_ATTN_THREADS / NIB_HEAD_DIM) {
+    for (uint32_t h = attn_first_head(split, splits) + threadIdx.x / 32; h < end; h += CU_ATTN_THREADS / 32) {
         const uint32_t head = kv_head * NIB_GQA_GROUP + h;
         const float sink = bf16_at(room().m.layer[b.layer].sinks, head) * LOG2E;
-        attn_fold all(sink);
+        attn_fold all[2] = {attn_fold(sink), attn_fold(sink)};
         for (uint32_t first = 0; first < splits; first += ATTN_FOLD) {
-            const uint32_t there = min(splits - first, (uint32_t)ATTN_FOLD);
-            uint32_t got[3 * ATTN_FOLD];
-            packets_each<3 * ATTN_FOLD>(3 * there, b.epoch, got, [&](uint32_t i) {
-                return attn_packets(head, first + i / 3) + (i % 3 < 2 ? i % 3 : 2 + d);
-            });
-            float v[ATTN_FOLD], s[ATTN_FOLD], w[ATTN_FOLD];
+            const uint32_t *from = room().packets->part[head][first][lane];
+            uint4 got[ATTN_FOLD];
+            for (uint32_t turn = 0;; turn++) {
+                bool there = true;
+#pragma unroll
+                for (uint32_t k = 0; k < ATTN_FOLD; k++)
+                    got[k] = first + k < splits ? eight_ask(from + k * (NIB_HEAD_DIM * 2))
+                                                : make_uint4(b.epoch, lane % 2 ? 0 : __float_as_uint(-INFINITY), 0, 0);
+#pragma unroll
+                for (uint32_t k = 0; k < ATTN_FOLD; k++)
+                    there &= got[k].x == b.epoch;
+                if (there || token_late(turn))
+                    break;
+            }
+            __syncwarp();
+            float v[ATTN_FOLD], s[ATTN_FOLD], o[2][ATTN_FOLD];
 #pragma unroll
             for (uint32_t k = 0; k < ATTN_FOLD; k++) {
-                v[k] = k < there ? __uint_as_float(got[3 * k]) : -INFINITY;
-                s[k] = k < there ? __uint_as_float(got[3 * k + 1]) : 0;
-                w[k] = k < there ? __uint_as_float(got[3 * k + 2]) : 0;
+                const float own = __uint_as_float(got[k].y), other = __shfl_xor_sync(~0u, own, 1);
+                v[k] = lane % 2 ? other : own;
+                s[k] = lane % 2 ? own : other;
+                o[0][k] = __uint_as_float(got[k].z);
+                o[1][k] = __uint_as_float(got[k].w);
             }
-            all.take(v, s, w);
+            all[0].take(v, s, o[0]);
+            all[1].take(v, s, o[1]);
         }
-        const uint32_t bits = attn_bits(all.value()), next = __shfl_down_sync(~0u, bits, 1);
-        if (d % 2 == 0)
-            attn_give(b, kv_head, h * NIB_HEAD_DIM + d, bits, next);
+        attn_give(b, kv_head, h * NIB_HEAD_DIM + lane * 2, attn_bits(all[0].value()), attn_bits(all[1].value()));
     }
 }
 
-/* The warps' states, merged, become outputs or the split's part. */
-__device__ __forceinline__ void attn_leave(const token_at &b, const attn_state &st, uint32_t kv_head, uint32_t split,
-                                           uint32_t splits)
+/* Where dim d of head h lies among a warp's outputs: heads do not meet in banks. */
+__device__ __forceinline__ uint32_t attn_at(uint32_t h, uint32_t d)
+{
+    return d ^ h % 4 * 8;
+}
+
+/* The state of a warp with keys: o lies where its own values lay. */
+__device__ __forceinline__ void attn_keep(const attn_state &st, uint32_t warp)
 {
     token_attn_room &sh = room().attn;
-    attn_put_state(sh, st); /* o lies where the warp's own values lay */
-    attn_sync();
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const float sum = quad_sum(st.sum[0]);
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+        *(float2 *)&sh.o[warp][g][attn_at(g, n * 8 + t * 2)] = make_float2(st.o[n][0], st.o[n][1]);
+    if (t == 0)
+        sh.state[warp][g] = make_float2(st.max[0], sum);
+}
+
+/* The warps' states, merged, become outputs or the split's part. */
+__device__ __forceinline__ void attn_leave(const token_at &b, uint32_t kv_head, uint32_t split, uint32_t splits, float sink)
+{
+    const token_attn_room &sh = room().attn;
+    const uint32_t lane = threadIdx.x % 32;
     static_assert(ATTN_OUTPUTS == 2 && CU_ATTN_THREADS == 32 * NIB_GQA_GROUP, "a head a warp, two outputs a thread");
-    const uint32_t h = threadIdx.x / 32, d = threadIdx.x % 32 * 2;
-    float most, all, o[2];
-    attn_merge_warps(sh, h, d, &most, &all, &o[0]);
-    attn_merge_warps(sh, h, d + 1, &most, &all, &o[1]); /* the same but for o */
+    const uint32_t h = threadIdx.x / 32, d = lane * 2;
+    float2 state[ATTN_KEY_WARPS], value[ATTN_KEY_WARPS];
+#pragma unroll
+    for (int w = 0; w < ATTN_KEY_WARPS; w++) {
+        state[w] = sh.state[w][h];
+        value[w] = *(const float2 *)&sh.o[w][h][attn_at(h, d)];
+    }
+    float most = -INFINITY, all = 0, o[2] = {0, 0}; /* as attn_merge_warps */
+#pragma unroll
+    for (int w = 0; w < ATTN_KEY_WARPS; w++)
+        most = fmaxf(most, state[w].x);
+#pragma unroll
+    for (int w = 0; w < ATTN_KEY_WARPS; w++) {
+        const float scale = exp2f(state[w].x - most);
+        all += scale * state[w].y;
+        o[0] += scale * value[w].x;
+        o[1] += scale * value[w].y;
+    }
     if (splits == 1) {
-        const float sink = sh.sink[h];
         attn_give(b, kv_head, h * NIB_HEAD_DIM + d, attn_bits(attn_alone(most, all, o[0], sink)), attn_bits(attn_alone(most, all, o[1], sink)));
         return;
     }
-    cu_packet *part = attn_packets(kv_head * NIB_GQA_GROUP + h, split);
-    if (d == 0) {
-        packet_put(part, __float_as_uint(most), b.epoch);
-        packet_put(part + 1, __float_as_uint(all), b.epoch);
-    }
-    packet_put(part + 2 + d, __float_as_uint(o[0]), b.epoch);
-    packet_put(part + 2 + d + 1, __float_as_uint(o[1]), b.epoch);
+    eight_store(room().packets->part[kv_head * NIB_GQA_GROUP + h][split][lane],
+                make_uint4(b.epoch, __float_as_uint(lane % 2 ? all : most), __float_as_uint(o[0]), __float_as_uint(o[1])));
 }
 
 /* What a unit reads: keys [base, last) of the row's [begin, end). */
@@ -175,62 +275,62 @@ __device__ __forceinline__ attn_span attn_span_of(uint32_t layer, uint32_t kv_he
     return {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, layer, room().row.slot, of.begin, of.end};
 }
 
-__device__ __forceinline__ void attn_unit(const token_at &b, uint32_t kv_head, uint32_t split, uint32_t splits,
-                                          uint32_t keys)
+/* The keys of a warp of a unit, ONE: no more than 32 of them; its state to shared memory. */
+template <bool ONE> __device__ __forceinline__ void attn_warp(const token_at &b, uint32_t kv_head, const attn_keys_of &of, uint32_t warp)
 {
-    const struct nib_gpu_machine *m = &room().m;
-    token_attn_room &sh = room().attn;
-    const attn_keys_of of(b.layer % 2 == 0, split, keys);
-    const uint32_t end = of.end, last = of.last, warp = threadIdx.x / 32;
     const attn_span span = attn_span_of(b.layer, kv_head, of);
-    uint32_t key0 = attn_first_key(of.base);
-    attn_keys ahead;
-    if (key0 < last)
-        span.ask(key0, ahead, sh.v[warp]);
-    attn_take_in(b, span, kv_head, split + 1 == splits);
-    uint4 q[2][2];
-    attn_query(sh.q, NULL, q);
-    if (key0 < last && last == end)
-        attn_put_last(sh, end - 1 - key0, ahead, sh.v[warp]);
+    uint4 *v = room().attn.v[warp];
     attn_state st;
     attn_clear(st, -1e30f, -1e30f);
-    for (bool asked = true; key0 < last; key0 += CU_ATTN_KEYS, asked = false) {
-        if (!asked) {
-            span.ask(key0, ahead, sh.v[warp]);
-            if (last == end)
-                attn_put_last(sh, end - 1 - key0, ahead, sh.v[warp]);
+    for (uint32_t key0 = of.base + warp * 32; key0 < of.last; key0 += CU_ATTN_KEYS) {
+        attn_keys ahead;
+        attn_news news;
+        span.ask(key0, ahead, v);
+        const uint32_t token = of.end - 1 - key0;
+        uint8_t *page = token < 32 ? (uint8_t *)span.at_key(of.end - 1) : NULL; /* where the last key goes: found while q is on its way */
+        attn_take_in(b, kv_head, token, news);
+        attn_put_last(page, token, news, ahead, v);
+        const uint4 q[2][2] = {{news.q[0], news.q[1]}, {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}};
+        if (ONE) {
+            attn_begin(span, q, key0, ahead, v, st);
+            break;
         }
-        attn_step(span, q, key0, ahead, sh.v[warp], st);
+        attn_step(span, q, key0, ahead, v, st);
     }
-
-    attn_leave(b, st, kv_head, split, splits);
+    attn_keep(st, warp);
 }
 
-/* How a layer's keys are split. */
-struct attn_splits {
-    uint32_t keys, count;
-
-    __device__ __forceinline__ explicit attn_splits(uint32_t layer)
-    {
-        const bool windowed = layer % 2 == 0;
-        keys = windowed ? ~0u : cu_split_keys(room().row.pos);
-        count = windowed ? 1 : room().row.pos / keys + 1;
-    }
-};
-
-/* The block's units of a layer; eight warps call it. Parts are put together when it has left all of its own. */
-__device__ __noinline__ void token_attention()
+/* Unit u of the layer. What it needs is found here and not carried along. */
+template <bool ONE> __device__ __noinline__ void attn_unit(uint32_t u)
 {
     const token_at b(CU_TOKEN_QKV);
     const attn_splits splits(b.layer);
-    const uint32_t kv_heads = room().m.kv_heads;
-    const token_units units(kv_heads * splits.count);
+    const uint32_t kv_heads = room().m.kv_heads, kv_head = u % kv_heads, split = u / kv_heads, warp = threadIdx.x / 32 - ATTN_FIRST_WARP;
+    const float sink = bf16_at(room().m.layer[b.layer].sinks, kv_head * NIB_GQA_GROUP + threadIdx.x / 32) * LOG2E;
+    if (warp < ATTN_KEY_WARPS)
+        attn_warp<ONE>(b, kv_head, attn_keys_of(b.layer % 2 == 0, split, splits.keys), warp);
+    attn_sync();
+    attn_leave(b, kv_head, split, splits.count, sink);
+}
+
+/* The block's units of a layer; eight warps call it. Parts are put together when it has left all of its own. */
+__device__ __forceinline__ void token_attention()
+{
+    const attn_splits splits(room().layer);
+    const token_units units(room().m.kv_heads * splits.count);
+    const bool windowed = room().layer % 2 == 0;
+#pragma unroll 1
     for (uint32_t u = units.first; u < units.all; u += units.step) {
-        attn_unit(b, u % kv_heads, u / kv_heads, splits.count, splits.keys);
-        attn_sync(); /* the next one's sinks */
+        if (u != units.first)
+            attn_sync(); /* values lie where the states of the unit before lie */
+        if (windowed || splits.keys <= CU_ATTN_KEYS)
+            attn_unit<true>(u);
+        else
+            attn_unit<false>(u);
     }
     if (splits.count == 1)
         return;
+#pragma unroll 1
     for (uint32_t u = units.first; u < units.all; u += units.step)
-        attn_join(u % kv_heads, u / kv_heads, splits.count);
+        attn_join(u);
 }

@@ -45,6 +45,29 @@ template <int N> __device__ __forceinline__ void eight_put(uint32_t (*to)[N], ui
     eight_store(&to[~epoch & 1][i], make_uint4(0, 0, 0, 0));
 }
 
+/* Eight bf16, one word of 128 bits, of which the first 32 bits go as a word's do. */
+template <int N> __device__ __forceinline__ void eight_bf16_put(uint32_t (*to)[N], uint32_t i, uint4 v, uint32_t epoch)
+{
+    v.x = ~v.x;
+    eight_store(&to[epoch & 1][i], v);
+    eight_store(&to[~epoch & 1][i], make_uint4(0, 0, 0, 0));
+}
+
+/* A word of 128 bits. */
+__device__ __forceinline__ uint4 eight_ask(const uint32_t *from)
+{
+    uint4 v;
+    asm volatile("{\n.reg .b64 lo, hi;\n.reg .b128 v;\n"
+                 "ld.relaxed.gpu.global.b128 v, [%4];\n"
+                 "mov.b128 {lo, hi}, v;\n"
+                 "mov.b64 {%0, %1}, lo;\n"
+                 "mov.b64 {%2, %3}, hi;\n}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+
 __device__ __forceinline__ uint32_t word_ask(const uint32_t *from)
 {
     uint32_t v;
@@ -90,34 +113,7 @@ __device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From fro
         ret[i] = words_value(ret[i]);
 }
 
-/* Pairs of neighbours: pair i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
-template <int N, class From>
-__device__ __forceinline__ void packets_get(uint32_t count, uint32_t epoch, uint32_t ret[N][2], From from)
-{
-    for (uint32_t turn = 0;; turn++) {
-        bool all = true;
-        cu_packet p[N][2];
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            p[i][0] = p[i][1] = (cu_packet)epoch << 32;
-            if ((uint32_t)i < count)
-                asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
-                             : "=l"(p[i][0]), "=l"(p[i][1])
-                             : "l"(from(i))
-                             : "memory");
-        }
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            all &= (uint32_t)(p[i][0] >> 32) == epoch && (uint32_t)(p[i][1] >> 32) == epoch;
-            ret[i][0] = (uint32_t)p[i][0];
-            ret[i][1] = (uint32_t)p[i][1];
-        }
-        if (all || token_late(turn))
-            return;
-    }
-}
-
-/* The same of single packets. */
+/* Packet i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
 template <int N, class From>
 __device__ __forceinline__ void packets_each(uint32_t count, uint32_t epoch, uint32_t ret[N], From from)
 {

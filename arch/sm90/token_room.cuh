@@ -12,10 +12,7 @@ struct token_attn_room {
         uint4 v[ATTN_KEY_WARPS][32 * 8];
         float o[ATTN_KEY_WARPS][2 * NIB_GQA_GROUP][NIB_HEAD_DIM]; /* of these the first half: a warp's lie where its values did */
     };
-    float max[ATTN_KEY_WARPS][NIB_GQA_GROUP], sum[ATTN_KEY_WARPS][NIB_GQA_GROUP];
-    float sink[NIB_GQA_GROUP];
-    uint4 last_key[16]; /* key and value of the step's own position */
-    __nv_bfloat16 q[NIB_GQA_GROUP * NIB_HEAD_DIM];
+    float2 state[ATTN_KEY_WARPS][NIB_GQA_GROUP]; /* largest score, sum */
 };
 
 static_assert(2 * NIB_GQA_GROUP * NIB_HEAD_DIM * 4 == 32 * 8 * 16, "a warp's outputs and its values");
