@@ -120,7 +120,7 @@ struct token_room {
     uint32_t x_first;                 /* which is the first of them */
     uint32_t ring, ring_bytes;        /* shared address */
     float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
-    float square[CU_ROW_THREADS / 32];
+    __align__(16) float square[CU_ROW_THREADS / 32];
     union {
         struct cu_token_stage list[CU_TOKEN_UP][CU_TOKEN_LIST]; /* what this block does of the dense matrices, until a step begins */
         uint4 dense[CU_TOKEN_UP][CU_TOKEN_LIST];                /* packed, from then on */

@@ -25,48 +25,96 @@ template <uint32_t TAKERS> __device__ __forceinline__ uint32_t taker_share(uint3
     return tid < TAKERS && tid < count ? (count - tid - 1) / TAKERS + 1 : 0;
 }
 
+/* The sums over the warp of each of N numbers, as warp_sum has them, all a step at a time. */
+template <int N> __device__ __forceinline__ void warp_sums(float v[N])
+{
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) {
+        float other[N];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            other[i] = __shfl_xor_sync(~0u, v[i], d);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            v[i] += other[i];
+    }
+}
+
+__device__ __forceinline__ float4 add_four(float4 a, float4 b)
+{
+    return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+/* The sum of all squares, as warp_sum has that of 24 numbers and eight zeros. */
+__device__ __forceinline__ float square_sum()
+{
+    static_assert(CU_ROW_THREADS == 24 * 32, "six fours");
+    float4 v[6];
+#pragma unroll
+    for (uint32_t i = 0; i < 6; i++)
+        v[i] = float_four(lds16(smem_at(room().square) + i * 16));
+    const float4 sum = add_four(add_four(add_four(v[0], v[4]), v[2]), add_four(add_four(v[1], v[5]), v[3]));
+    return sum.x + sum.z + (sum.y + sum.w);
+}
+
 enum norm_for { FOR_QKV, FOR_EXPERTS, FOR_HEAD };
 
-/* acts = norm(x), with the sum of squares as norm_row has it; thread i holds x[4 (i + TAKERS p) ..] in v[p]. In bf16; for the
- * experts in fp16, and in bf16 for the router. `out`: acts and x of the step, for the head. Ends with a barrier. */
+/* acts = norm(x), with the sum of squares as norm_row has it; thread i holds x[4 (i + TAKERS p) ..] in v[p], or anything where there is no such. In bf16; for the
+ * experts in fp16, and in bf16 for the router; for the head acts and x of the step. Ends with a barrier. */
 template <uint32_t TAKERS>
 __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v, const uint2 *w)
 {
-    const uint32_t hidden = room().m.hidden, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t mine = taker_share<TAKERS>(hidden / 4);
+    constexpr int PARTS = norm_parts<TAKERS>();
+    const uint32_t hidden = room().m.hidden, first = room().x_first, tid = threadIdx.x, mine = taker_share<TAKERS>(hidden / 4);
+    float sum[PARTS];
 #pragma unroll
-    for (int p = 0; p < norm_parts<TAKERS>(); p++) {
-        const float sum = warp_sum(__fadd_rn(0.0f, square4(v[p])));
-        if (lane == 0 && warp < TAKERS / 32)
-            room().square[warp + p * TAKERS / 32] = sum;
-        const uint32_t own = (threadIdx.x + p * TAKERS) * 4 - room().x_first;
+    for (int p = 0; p < PARTS; p++)
+        sum[p] = p < mine ? __fadd_rn(0.0f, square4(v[p])) : 0;
+    warp_sums<PARTS>(sum);
+    if (tid < TAKERS && tid % 32 == 0)
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            room().square[(tid + p * TAKERS) / 32] = sum[p];
+    token_sync();
+    const float scale = 1.0f / sqrtf(square_sum() / (float)hidden + NIB_RMS_EPS);
+    uint2 as_bf16[PARTS], as_fp16[PARTS];
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        const float4 y = normed(v[p], scale, bf16_four(w[p]));
+        as_bf16[p] = make_uint2(pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
+        as_fp16[p] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+    }
+    uint2 *const acts = (uint2 *)room().acts + tid, *const norm = (uint2 *)room().norm + tid;
+    if (what == FOR_EXPERTS) {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            if (p < mine) {
+                norm[p * TAKERS] = as_bf16[p];
+                acts[p * TAKERS] = as_fp16[p];
+            }
+        if (tid < 8 && hidden % CU_MX_UNIT) /* the rest of the last unit */
+            ((uint2 *)room().acts)[hidden / 4 + tid] = make_uint2(0, 0);
+    } else if (what == FOR_QKV) {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            if (p < mine)
+                acts[p * TAKERS] = as_bf16[p];
+        if (tid == 0 && next)
+            room().layer++;
+    } else {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            if (p < mine) {
+                ((uint2 *)acts_row(&room().m, 0))[tid + p * TAKERS] = as_bf16[p];
+                at<float4>(room().m.x)[tid + p * TAKERS] = v[p];
+            }
+    }
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        const uint32_t own = (tid + p * TAKERS) * 4 - first;
         if (p < mine && own < TOKEN_OWN)
             *(float4 *)&room().x[own] = v[p];
     }
-    token_sync();
-    const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? room().square[lane] : 0);
-    const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
-#pragma unroll
-    for (int p = 0; p < norm_parts<TAKERS>(); p++) {
-        const uint32_t i = threadIdx.x + p * TAKERS;
-        if (p >= mine)
-            continue;
-        const float4 y = normed(v[p], scale, bf16_four(w[p]));
-        const uint2 as_bf16 = make_uint2(pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
-        if (what == FOR_EXPERTS) {
-            ((uint2 *)room().acts)[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
-            ((uint2 *)room().norm)[i] = as_bf16;
-        } else if (what == FOR_QKV) {
-            ((uint2 *)room().acts)[i] = as_bf16;
-        } else {
-            ((uint2 *)acts_row(&room().m, 0))[i] = as_bf16;
-            at<float4>(room().m.x)[i] = v[p];
-        }
-    }
-    if (what == FOR_QKV && threadIdx.x == 0 && next)
-        room().layer++;
-    if (what == FOR_EXPERTS && threadIdx.x < 8 && hidden % CU_MX_UNIT) /* the rest of the last unit */
-        ((uint2 *)room().acts)[hidden / 4 + threadIdx.x] = make_uint2(0, 0);
     token_sync();
 }
 
@@ -96,16 +144,17 @@ template <uint32_t TAKERS> __device__ __forceinline__ void x_begin(const uint2 *
 template <uint32_t TAKERS> __device__ __noinline__ void x_take(norm_for what)
 {
     const struct nib_gpu_machine &m = room().m;
-    const uint32_t mine = taker_share<TAKERS>(m.hidden / 4), layer = room().layer, epoch = room().epoch + layer;
+    const uint32_t fours = m.hidden / 4, layer = room().layer, epoch = room().epoch + layer;
     const uint32_t *from = what == FOR_EXPERTS ? room().packets->x_out[epoch & 1] : room().packets->x_down[epoch & 1];
     float4 v[norm_parts<TAKERS>()];
     uint2 w[norm_parts<TAKERS>()];
     x_weights<TAKERS>(what == FOR_EXPERTS ? m.layer[layer].mlp_norm : what == FOR_QKV ? m.layer[layer + 1].attn_norm : m.final_norm, w);
     uint4 got[norm_parts<TAKERS>()];
-    words_get<norm_parts<TAKERS>()>(mine, got, [&](uint32_t i) { return from + (threadIdx.x + i * TAKERS) * 4; });
+    /* who has less takes the last ones in, too */
+    words_get<norm_parts<TAKERS>()>(norm_parts<TAKERS>(), got, [&](uint32_t i) { return from + min(threadIdx.x + i * TAKERS, fours - 1) * 4; });
 #pragma unroll
     for (int p = 0; p < norm_parts<TAKERS>(); p++)
-        v[p] = p < mine ? float_four(got[p]) : make_float4(0, 0, 0, 0);
+        v[p] = float_four(got[p]);
     x_norm<TAKERS>(what, true, v, w);
 }
 
