@@ -390,10 +390,32 @@ template <class Form> __device__ __forceinline__ void prepare_lists(const struct
         room().experts[op - CU_TOKEN_UP][i] = cu_token_find_chosen(op, m, blocks, block, own_choice, own);
 }
 
-/* What does not depend on the step. */
-template <class Form> __device__ __forceinline__ void token_prepare(const struct nib_gpu_machine *m)
+/* What this block does, if a launch has left it in memory: each thread 16 bytes. False: none has. */
+template <class Form> __device__ __forceinline__ bool plan_read(const struct cu_token *packets)
+{
+    uint32_t made;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(made) : "l"(&packets->plan[blockIdx.x].made) : "memory");
+    if (made == Form::unit_bytes && threadIdx.x < sizeof(token_plan) / 16)
+        ((uint4 *)(token_plan *)&room())[threadIdx.x] = ((const uint4 *)packets->plan[blockIdx.x].bytes)[threadIdx.x];
+    return made == Form::unit_bytes;
+}
+
+/* By the warp that has made it. */
+template <class Form> __device__ __forceinline__ void plan_write(struct cu_token *packets)
+{
+    for (uint32_t i = threadIdx.x % 32; i < sizeof(token_plan) / 16; i += 32)
+        ((uint4 *)packets->plan[blockIdx.x].bytes)[i] = ((const uint4 *)(const token_plan *)&room())[i];
+    __threadfence();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(&packets->plan[blockIdx.x].made), "r"(Form::unit_bytes) : "memory");
+}
+
+/* What does not depend on the step. True: the block's plan is still to be made from its lists. */
+template <class Form> __device__ __forceinline__ bool token_prepare(const struct nib_gpu_machine *m)
 {
     const uint32_t tid = threadIdx.x;
+    struct cu_token *packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
     if (tid == CU_TOKEN_FEEDER)
         bars_open();
     if (tid < CU_TOKEN_TILES)
@@ -401,23 +423,42 @@ template <class Form> __device__ __forceinline__ void token_prepare(const struct
     if (tid < NIB_MAX_EXPERTS_USED) /* to be read by who waits in vain */
         room().expert[tid] = 0;
     if (tid == 0) {
-        room().packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
+        room().packets = packets;
+        room().layer = 0;
+        room().deadline = ~0ull;
+        room().late = 0;
+        room().asked = room().freed = 0;
+    }
+    const uint32_t words = (offsetof(struct nib_gpu_machine, layer) + m->layers * sizeof m->layer[0]) / 8;
+    for (uint32_t i = tid; i < words; i += CU_TOKEN_THREADS)
+        ((uint64_t *)&room().m)[i] = ((const uint64_t *)m)[i];
+    if (__syncthreads_and(plan_read<Form>(packets)))
+        return false;
+    if (tid == 0) {
         const uint32_t end = smem_at(&room().m.layer[m->layers]);
         room().ring = (end + 127) / 128 * 128;
         room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - sizeof(token_behind) - room().ring;
         room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS,
                              cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x).lo / (2 * NIB_MAX_EXPERTS_USED)) *
                          CU_TILE;
-        room().layer = 0;
-        room().deadline = ~0ull;
-        room().late = 0;
-        room().asked = room().freed = 0;
     }
     prepare_lists<Form>(m);
-    const uint32_t words = (offsetof(struct nib_gpu_machine, layer) + m->layers * sizeof m->layer[0]) / 8;
-    for (uint32_t i = tid; i < words; i += CU_TOKEN_THREADS)
-        ((uint64_t *)&room().m)[i] = ((const uint64_t *)m)[i];
     __syncthreads();
+    return true;
+}
+
+/* The block's plan from its lists. The warp that asks for weights. */
+template <class Form> __device__ __noinline__ void plan_make()
+{
+    if (threadIdx.x % 32 == 0)
+        order_stages<Form>();
+    __syncwarp();
+    order_pieces();
+    order_dense(CU_TOKEN_QKV, CU_GEMV_WARPS);
+    order_dense(CU_TOKEN_OUT, CU_OUT_WARPS);
+    order_dense(CU_TOKEN_ROUTER, CU_TOKEN_ROUTE_PARTS);
+    __syncwarp();
+    plan_write<Form>(room().packets);
 }
 
 /* The step begins: its row is there; false: it has no decode row. All warps. */
@@ -439,9 +480,11 @@ template <class Form> __device__ __forceinline__ void token_step(const struct ni
     const bool feeds = threadIdx.x >= CU_TOKEN_FEEDER;
     uint32_t early = 0;
     overlap_next();
-    token_prepare<Form>(m);
+    const bool makes = token_prepare<Form>(m);
+    if (feeds && makes)
+        plan_make<Form>();
     if (feeds)
-        early = token_feed_early<Form>();
+        early = token_feed_early();
     const bool works = token_begin(m);
     if (feeds)
         token_feeder<Form>(works, early);

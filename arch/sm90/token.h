@@ -265,6 +265,8 @@ typedef uint64_t cu_packet;
  * experts' activations eight are one word of 128 bits, whose first 32 bits say whether it is there: QKV's as the complement, the others
  * as they are. */
 
+#define CU_TOKEN_PLAN 4080 /* bytes: what a block does of every step */
+
 struct cu_token {
     uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */
     uint32_t attn[2][CU_TOKEN_Q / 2];                             /* two bf16 */
@@ -278,6 +280,10 @@ struct cu_token {
                     [CU_TILE]; /* fp32: parts of the router's sums */
     cu_packet cut[3][CU_TOKEN_BLOCKS]
                  [2 * CU_TILE]; /* fp32: of qkv, out, down: sums of a tile that the next block ends */
+    struct {
+        uint32_t made, reserved[3]; /* bytes of a unit of the dense form it is for; 0: it is not there yet */
+        uint8_t bytes[CU_TOKEN_PLAN];
+    } plan[CU_TOKEN_BLOCKS]; /* struct token_plan: each block's own */
 };
 
 #endif

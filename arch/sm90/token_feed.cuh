@@ -76,19 +76,11 @@ __device__ __noinline__ bool feed_stages(uint64_t mine, uint32_t base, uint32_t 
 
 /* Of the first matrix as much as the empty ring holds, asked for before the step is known. The warp that asks for weights; it learns how
  * many stages these are. */
-template <class Form> __device__ __noinline__ uint32_t token_feed_early()
+__device__ __noinline__ uint32_t token_feed_early()
 {
-    uint32_t n = 0;
-    if (threadIdx.x % 32 == 0)
-        order_stages<Form>();
-    __syncwarp();
-    order_pieces();
-    order_dense(CU_TOKEN_QKV, CU_GEMV_WARPS);
-    order_dense(CU_TOKEN_OUT, CU_OUT_WARPS);
-    order_dense(CU_TOKEN_ROUTER, CU_TOKEN_ROUTE_PARTS);
-    __syncwarp();
-    while (n < room().listed[CU_TOKEN_QKV] && room().ask[n].after <= 0)
-        n++;
+    const uint32_t lane = threadIdx.x % 32;
+    const bool free = lane < room().listed[CU_TOKEN_QKV] && room().ask[lane].after <= 0;
+    const uint32_t n = __popc(__ballot_sync(~0u, free)); /* `after` grows with the stage */
     (void)feed_stages(room().m.layer[0].qkv, 0, 0, n, n, 1, 0);
     return n;
 }

@@ -1,5 +1,6 @@
 /* arch/sm90/token_order.cuh: in which order a block asks for a layer's stages, where in the ring each lies, when it may be asked for and
- * what warps multiply of it: found once a launch, as it is the same in every layer. The warp that asks, before the block's lists are used. */
+ * what warps multiply of it: the same in every layer and step, so that only the first launch finds it (struct token_plan). The warp that asks, before
+ * the block's lists are used. */
 #pragma once
 #include "arch/sm90/token_room.cuh"
 

@@ -79,15 +79,34 @@ static_assert(CU_TOKEN_SHARED + 1024 <= 16u << 14 && sizeof(token_sums) == 64 &&
                   CU_TOKEN_HIDDEN <= 7 * CU_MX_SPLIT * CU_MX_UNIT,
               "a piece packed");
 
+/* What a block does of every layer and step. Its first launch finds it, and leaves it in memory for later ones (struct cu_token). */
+struct __align__(16) token_plan {
+    struct token_ask ask[CU_TOKEN_ASKS]; /* a layer's stages, in order: `asks` of them */
+    union {
+        struct cu_token_stage list[CU_TOKEN_UP][CU_TOKEN_LIST]; /* what this block does of the dense matrices, while that is found */
+        uint4 dense[CU_TOKEN_UP][CU_TOKEN_LIST];                /* packed, from then on */
+    };
+    uint2 piece[CU_TOKEN_PIECES * CU_TOKEN_CHOSEN]; /* of up and down, packed: `pieces` of them */
+    uint32_t asks, pieces;
+    uint32_t listed[CU_TOKEN_OPS];
+    uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
+    uint32_t tile[2][NIB_MAX_EXPERTS_USED];       /* of up, down: a choice's tile, less the block's number of it */
+    struct cu_share share[CU_TOKEN_OPS];
+    uint32_t x_first;          /* the first of the rows that the block adds to */
+    uint32_t ring, ring_bytes; /* shared address */
+};
+static_assert(sizeof(token_plan) <= CU_TOKEN_PLAN && sizeof(token_plan) / 16 <= CU_TOKEN_THREADS, "16 bytes a thread");
+static_assert(offsetof(struct cu_token, plan) % 16 == 0 && sizeof(struct cu_scratch) % 16 == 0, "read by sixteens");
+
 /* In front of the ring. What shares a place is never needed at the same time: to take in x or an expert's activations a thread
  * needs what all blocks made of the op before, its own too; elsewhere a barrier lies between. Everything that lasts lies here
  * and not in registers: what does not fit those would lie in the first-level cache, of which the ring leaves little. */
-struct token_room {
+struct token_room : token_plan {
     union {
         token_attn_room attn;
         uint4 norm[CU_TOKEN_HIDDEN * 2 / 16];                          /* bf16: x normed, for the router */
         uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
-        struct cu_token_stage experts[2][CU_TOKEN_LIST];               /* what this block does of up and down, until a step begins */
+        struct cu_token_stage experts[2][CU_TOKEN_LIST];               /* what this block does of up and down, while its plan is made */
     };
     union {
         struct {
@@ -113,24 +132,10 @@ struct token_room {
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
     /* by tile of the block, bf16 */
     __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */
-    struct token_ask ask[CU_TOKEN_ASKS];                  /* a layer's stages, in order: `asks` of them */
-    uint32_t asks;
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
-    uint32_t asked, freed;            /* stages of the launch asked for, and read */
-    uint32_t x_first;                 /* which is the first of them */
-    uint32_t ring, ring_bytes;        /* shared address */
+    uint32_t asked, freed; /* stages of the launch asked for, and read */
     float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
     __align__(16) float square[CU_ROW_THREADS / 32];
-    union {
-        struct cu_token_stage list[CU_TOKEN_UP][CU_TOKEN_LIST]; /* what this block does of the dense matrices, until a step begins */
-        uint4 dense[CU_TOKEN_UP][CU_TOKEN_LIST];                /* packed, from then on */
-    };
-    uint32_t listed[CU_TOKEN_OPS];
-    uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
-    uint2 piece[CU_TOKEN_PIECES * CU_TOKEN_CHOSEN]; /* of up and down, packed: `pieces` of them */
-    uint32_t pieces;
-    uint32_t tile[2][NIB_MAX_EXPERTS_USED]; /* of up, down: a choice's tile, less the block's number of it */
-    struct cu_share share[CU_TOKEN_OPS];
     uint32_t expert[NIB_MAX_EXPERTS_USED]; /* of this layer, best first; by the warp that asks for their weights */
     float weight[NIB_MAX_EXPERTS_USED];
     struct nib_row row;
