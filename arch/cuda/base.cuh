@@ -86,6 +86,12 @@ __device__ __forceinline__ void copy_bulk(uint32_t dst, const void *src, uint32_
                  : "memory");
 }
 
+/* `bytes`, a multiple of 16, to the second-level cache. */
+__device__ __forceinline__ void prefetch_bulk(const void *src, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(src), "r"(bytes) : "memory");
+}
+
 /* One thread: an mbarrier that so many arrivals complete, and the bytes expected. */
 template <int ARRIVALS> __device__ __forceinline__ void bulk_init(uint32_t bar)
 {

@@ -27,6 +27,9 @@
 #define CU_TOKEN_MXFP8_QKV 4
 #define CU_TOKEN_MXFP8_OUT 4
 #define CU_TOKEN_MXFP8     0x22333444u
+/* Of the head, by each block, to the second-level cache. */
+#define CU_TOKEN_HEAD_ASKS  15
+#define CU_TOKEN_HEAD_BYTES 8192
 #ifndef CU_TOKEN_MS
 #define CU_TOKEN_MS 500 /* a wait gives up so long after the block saw the step; a sanitizer wants more */
 #endif

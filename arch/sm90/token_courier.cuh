@@ -84,6 +84,19 @@ __device__ __forceinline__ void courier_small(uint32_t layer)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(from + line));
 }
 
+/* Of the head's weights what its blocks read first, to the cache: between the last layer's weights and the head's beginning memory has nothing to do. */
+__device__ __forceinline__ void courier_head()
+{
+    const uint64_t all = (uint64_t)room().m.vocab * room().m.hidden; /* bytes: in each form it has as many */
+    const uint32_t own = (uint32_t)min(all / gridDim.x, (uint64_t)CU_TOKEN_HEAD_ASKS * CU_TOKEN_HEAD_BYTES) / 16 * 16;
+    const uint8_t *from = at<const uint8_t>(room().m.lm_head, (uint64_t)blockIdx.x * own);
+    if (threadIdx.x % 32 == 0)
+#pragma unroll 1
+        for (uint32_t i = 0; i < own; i += CU_TOKEN_HEAD_BYTES)
+            prefetch_bulk(from + i, min(own - i, (uint32_t)CU_TOKEN_HEAD_BYTES));
+    __syncwarp();
+}
+
 #define COURIER_WORDS CU_DIV_UP(CU_TOKEN_INNER / 8, 32) /* by fours: a lane's */
 
 /* How a lane takes in its words of a choice, of 16 bytes: they are copied to where they belong, and again until all are there. */
@@ -168,6 +181,8 @@ __device__ __noinline__ void token_courier()
         (void)bar_wait(&room().chosen_bar, layer & 1);
         courier_biases(layer); /* behind the first stages, before most others */
         courier_gated(room().epoch + layer);
+        if (layer + 1 == room().m.layers)
+            courier_head();
         courier_cut(CU_TOKEN_DOWN, CUT_DOWN, 2 * NIB_MAX_EXPERTS_USED, layer);
     }
 }
