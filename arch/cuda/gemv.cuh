@@ -27,6 +27,42 @@ template <int WARPS> __device__ __forceinline__ uint32_t unit_first(uint32_t uni
     return units * warp / WARPS;
 }
 
+/* Which tiles a block takes of one dense matrix: first, first + step, ... below its end; with tickets only the first two of these, and behind them whichever is
+ * next when it comes to it, since memory does not serve all blocks alike. Of a tile taken so the number is asked for two tiles before, by one thread, and handed
+ * on by the barrier of the tile before. */
+struct gemv_tiles {
+    static constexpr uint32_t dealt = 2;
+    uint32_t step;
+    struct cu_tickets *tickets = NULL; /* 0 when a launch begins */
+    uint32_t *taken = NULL;            /* shared, two */
+    uint32_t asked = 0;
+
+    /* The tile behind `tile`, which is the block's tile number `turn`. */
+    __device__ __forceinline__ uint32_t next(uint32_t turn, uint32_t tile) const
+    {
+        return tickets && turn + 1 >= dealt ? *(volatile uint32_t *)&taken[turn % 2] : tile + step;
+    }
+
+    __device__ __forceinline__ void ask()
+    {
+        if (tickets && threadIdx.x == 0)
+            asked = dealt * step + atomicAdd(&tickets->taken, 1u);
+    }
+
+    __device__ __forceinline__ void keep(uint32_t turn) const
+    {
+        if (tickets && threadIdx.x == 0)
+            *(volatile uint32_t *)&taken[(turn + 1) % 2] = asked;
+    }
+
+    /* The last block to end sets the tickets back. */
+    __device__ __forceinline__ void close() const
+    {
+        if (tickets && threadIdx.x == 0 && atomicAdd(&tickets->ended, 1u) + 1 == step)
+            tickets->taken = tickets->ended = 0;
+    }
+};
+
 /* The tiles a block takes of one dense matrix: first, first + step, ... below end. */
 template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
     static constexpr uint32_t span = Form::span, stage_bytes = span * Form::unit_bytes;
@@ -38,18 +74,19 @@ template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
     uint32_t ring, head, tail; /* ring positions in bytes */
     Form form;
 
+    /* Of these tiles no more than `most`: others follow by more(). */
     __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t units, uint32_t first, uint32_t step, uint32_t end,
-                                         uint32_t ring_at)
+                                         uint32_t ring_at, uint32_t most = ~0u)
     {
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, stages = CU_DIV_UP(units, span);
         const uint32_t s0 = unit_first<WARPS>(stages, warp);
         per = unit_first<WARPS>(stages, warp + 1) - s0;
         whole = units / span - s0;
         const uint32_t tiles = first < end ? (end - first + step - 1) / step : 0;
-        left = tiles * per;
+        left = min(tiles, most) * per;
         from = at<const uint8_t>(w, ((uint64_t)first * Form::stored(units) + s0 * span) * Form::unit_bytes + lane * 16);
         jump = ((uint64_t)step * Form::stored(units) - per * span) * Form::unit_bytes;
-        form.open(w, units, first, step, end, s0);
+        form.open(w, units, first, end, s0);
         stage = 0;
         ring = ring_at + lane * 16;
         head = tail = 0;
@@ -60,6 +97,13 @@ template <int WARPS, int RING, class Form = weights_bf16> struct dense_stream {
             if (NIB_SM >= 90 && i >= CU_DENSE_PACE)
                 copy_wait<CU_DENSE_PACE>();
         }
+    }
+
+    /* Behind `tile` comes `next`. To be said before the last stage of `tile` is asked for. */
+    __device__ __forceinline__ void more(uint32_t units, uint32_t tile, uint32_t next)
+    {
+        jump = ((uint64_t)(next - tile) * Form::stored(units) - per * span) * Form::unit_bytes;
+        left += per;
     }
 
     __device__ __forceinline__ void push()
@@ -203,18 +247,24 @@ template <int WARPS> __device__ __forceinline__ void gemv_rows(gemv_shared &sh, 
 /* One pass: done(tile, first row, c) for each tile of the block and each 8 rows. */
 template <int NT, int WARPS, int RING, class Form, class Done>
 __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING, Form> &s, const gemv_shared &sh, uint32_t units,
-                                           uint32_t first, uint32_t step, uint32_t end, uint32_t rows, Done done)
+                                           uint32_t first, gemv_tiles tiles, uint32_t end, uint32_t rows, Done done)
 {
     uint32_t turn = 0;
-    for (uint32_t tile = first; tile < end; tile += step, turn++) {
+    for (uint32_t tile = first, next; tile < end; tile = next, turn++) {
         float acc[NT][4], c[4];
-        s.form.step();
+        next = tiles.next(turn, tile);
+        if (tiles.tickets && turn + 1 >= tiles.dealt && next < end)
+            s.more(units, tile, next);
+        tiles.ask();
+        s.form.step(next);
         dense_tile<NT>(s, units, sh, rows, acc);
+        tiles.keep(turn);
         if (!gather_sums<NT, WARPS>(sh, turn, acc, c))
             continue;
         s.form.finish(c);
         done(tile, gathered_row<NT, WARPS>(turn), c);
     }
+    tiles.close();
     __syncthreads();
 }
 
@@ -254,11 +304,11 @@ __device__ __forceinline__ void touch(const void *p)
 }
 
 /* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
- * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. `early`: the step block may be read before
+ * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. `dealing`: of the first pass's tiles. `early`: the step block may be read before
  * the op before this one has ended. before(rows) is called as soon as it may. Every block of the grid, WARPS warps, calls it once. */
 template <int WARPS, class Form, class Count, class From, class Done, class Before>
-__device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k, bool early, Count count, From from, Done done,
-                                           Before before)
+__device__ __forceinline__ void dense_gemv(gemv_tiles dealing, nib_gpu_ptr w, uint32_t n, uint32_t k, bool early, Count count, From from,
+                                           Done done, Before before)
 {
     constexpr uint32_t ring_bytes = Form::ring * Form::span * Form::unit_bytes;
     __shared__ uint64_t came;
@@ -272,7 +322,7 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
     dense_stream<WARPS, Form::ring, Form> s;
     overlap_next();
-    s.open(w, units, first, step, tiles, sh.ring);
+    s.open(w, units, first, step, tiles, sh.ring, dealing.tickets ? dealing.dealt : ~0u);
     uint32_t all = 0;
     if (early) {
         all = count();
@@ -289,8 +339,10 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
     uint32_t turn = 0;
     for (uint32_t r0 = 0; r0 < all; r0 += CU_GEMV_ROWS) {
         const uint32_t rows = min(all - r0, (uint32_t)CU_GEMV_ROWS), known = GEMV_AHEAD && r0 == 0;
-        if (r0 > 0)
+        if (r0 > 0) {
+            dealing = {step};
             s.open(w, units, first, step, tiles, sh.ring);
+        }
         gemv_rows<WARPS>(sh, rows, ring_bytes);
         load_acts(sh, known, rows, k, [&](uint32_t r) { return from(r0 + r); });
         if (known)
@@ -299,9 +351,9 @@ __device__ __forceinline__ void dense_gemv(nib_gpu_ptr w, uint32_t n, uint32_t k
         acts_wait(sh, known < rows, turn);
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows, c); };
         if (CU_GEMV_ROWS <= 8 || rows <= 8)
-            dense_pass<1>(s, sh, units, first, step, tiles, rows, place);
+            dense_pass<1>(s, sh, units, first, dealing, tiles, rows, place);
         else
-            dense_pass<2>(s, sh, units, first, step, tiles, rows, place);
+            dense_pass<2>(s, sh, units, first, dealing, tiles, rows, place);
     }
     copy_wait<0>();
 }

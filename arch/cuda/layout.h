@@ -349,13 +349,19 @@ struct cu_draw {
     uint32_t id, reserved;
 };
 
+/* Tiles that blocks have taken, and blocks that have ended. */
+struct cu_tickets {
+    uint32_t taken, ended;
+};
+
 /* `scratch`: tickets, which the last block to arrive sets back to 0, then parts. */
 struct cu_scratch {
     uint32_t attn[NIB_MAX_SLOTS * NIB_MAX_EXPERTS]; /* [row][kv head] blocks that have written their partial */
     uint32_t drawn[NIB_MAX_SLOTS];                  /* slices of a row that are drawn */
     uint32_t sampled;                               /* rows that are sampled */
     uint32_t routed;                                /* blocks of the route op that have their logits */
-    uint32_t reserved[62];
+    struct cu_tickets head;
+    uint32_t reserved[60];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
     uint8_t picked[NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* a row's experts, plus 1; 0: read (sm90/route_cluster.cuh) */

@@ -13,7 +13,7 @@ template <class Form> __device__ __forceinline__ void qkv_rows(const struct nib_
     const uint32_t n = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
     const struct done_qkv done = {m, step->rows, layer, kv, CU_GEMV_ROWS};
     dense_gemv<CU_GEMV_WARPS, Form>(
-        m->layer[layer].qkv, n, m->hidden, layer > 0, [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done,
+        {gridDim.x}, m->layer[layer].qkv, n, m->hidden, layer > 0, [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done,
         [&](uint32_t all) {
             const uint32_t rows = min(all, (uint32_t)CU_GEMV_ROWS), tile = blockIdx.x + threadIdx.x / 32 * gridDim.x, lane = threadIdx.x % 32;
             if (threadIdx.x < rows && !m->kv_new)
@@ -32,7 +32,7 @@ template <class Form> __device__ __forceinline__ void out_rows(const struct nib_
 {
     const struct done_out done = {m, layer};
     dense_gemv<CU_OUT_WARPS, Form>(
-        m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, false, [&] { return step_of(m)->decode_count; },
+        {gridDim.x}, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, false, [&] { return step_of(m)->decode_count; },
         [&](uint32_t r) { return acts_row(m, r); }, done, [](uint32_t) {});
 }
 
@@ -40,8 +40,14 @@ template <class Form> __device__ __forceinline__ void head_rows(const struct nib
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_head done = {m};
+    gemv_tiles dealing = {gridDim.x};
+#if NIB_SM >= 90
+    __shared__ uint32_t taken[2];
+    if (CU_DIV_UP(m->hidden / CU_DENSE_UNIT, Form::span) / CU_GEMV_WARPS >= Form::ring) /* a warp asks for no more than a tile ahead */
+        dealing = {gridDim.x, &at<struct cu_scratch>(m->scratch)->head, taken};
+#endif
     dense_gemv<CU_GEMV_WARPS, Form>(
-        m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; },
+        dealing, m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; },
         [&](uint32_t r) { return acts_row(m, min((uint32_t)step->want[r], m->step_rows_max - 1)); }, done, [](uint32_t) {});
 }
 

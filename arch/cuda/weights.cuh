@@ -14,13 +14,13 @@ struct weights_whole {
         return units;
     }
 
-    /* The tiles first, first + step, ... below `tiles`, all that the matrix has; stages from `stage` on. */
-    __device__ __forceinline__ void open(nib_gpu_ptr, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t)
+    /* Tiles from `first` on, below `tiles`, all that the matrix has; stages from `stage` on. */
+    __device__ __forceinline__ void open(nib_gpu_ptr, uint32_t, uint32_t, uint32_t, uint32_t)
     {
     }
 
-    /* The next tile begins. */
-    __device__ __forceinline__ void step()
+    /* The next tile begins; behind it comes another. */
+    __device__ __forceinline__ void step(uint32_t)
     {
     }
 
@@ -169,7 +169,7 @@ struct weights_bf13 {
 
     const uint8_t *from;          /* the matrix */
     uint32_t units, stage, tiles; /* of a tile, dense; this warp's first; of the matrix */
-    uint32_t tile, ahead, jump;   /* this tile, the next one, and from one to the other */
+    uint32_t tile, ahead;         /* this tile, the next one */
     uint32_t base, next;          /* of these tiles */
 
     __device__ __forceinline__ static uint32_t stored(uint32_t units)
@@ -184,23 +184,22 @@ struct weights_bf13 {
             next = __ldg(from + cu_bf13_bases_at(tiles * CU_TILE, units * CU_DENSE_UNIT) + ahead);
     }
 
-    __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t tile_units, uint32_t first, uint32_t step, uint32_t end, uint32_t at_stage)
+    __device__ __forceinline__ void open(nib_gpu_ptr w, uint32_t tile_units, uint32_t first, uint32_t end, uint32_t at_stage)
     {
         from = at<const uint8_t>(w);
         units = tile_units;
         stage = at_stage;
         tiles = end;
         ahead = first;
-        jump = step;
         next = CU_BF13_WIDE;
         ask();
     }
 
-    __device__ __forceinline__ void step()
+    __device__ __forceinline__ void step(uint32_t behind)
     {
         tile = ahead;
         base = next;
-        ahead += jump;
+        ahead = behind;
         ask();
     }
 
