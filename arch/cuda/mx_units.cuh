@@ -1,5 +1,5 @@
 /* arch/cuda/mx_units.cuh: products of a warp's units of a tile of an expert with up to 16 rows of activations, by mma.sync. Activations are fp16, weights
- * E2M1 as fp16; each block of 32 inputs is summed alone and then scaled, so that every E8M0 scale is exact. */
+ * E2M1 as fp16; each block of 32 inputs is summed alone and then scaled, so that every E8M0 scale but code 0, which counts as 0, is exact. */
 #pragma once
 #include "arch/cuda/base.cuh"
 
