@@ -315,15 +315,17 @@ void nib_trial_token(struct nib_trial *t, enum nib_gpu_op op)
     const uint64_t x_bytes = t->shape.hidden * 4ull, acts = t->shape.hidden * 2ull;
     const void *old_x = nib_trial_fetch(t, t->m.x, x_bytes), *old_acts = nib_trial_fetch(t, t->m.acts, acts);
     nib_trial_wait(t);
-    nib_trial_fill(t, t->m.x, 0xff, x_bytes);
-    nib_trial_fill(t, t->m.acts, 0xff, acts);
-    if (!nib_trial_launch(t, op))
-        return;
-    const void *new_x = nib_trial_fetch(t, t->m.x, x_bytes), *new_acts = nib_trial_fetch(t, t->m.acts, acts);
-    nib_trial_wait(t);
     struct nib_trial_error e = {0};
-    if (!t->err)
-        e.bad = (memcmp(old_x, new_x, x_bytes) ? 1u : 0u) + (memcmp(old_acts, new_acts, acts) ? 1u : 0u);
+    for (int launch = 0; launch < 2; launch++) { /* the first leaves in `scratch` what later ones go by */
+        nib_trial_fill(t, t->m.x, 0xff, x_bytes);
+        nib_trial_fill(t, t->m.acts, 0xff, acts);
+        if (!nib_trial_launch(t, op))
+            return;
+        const void *new_x = nib_trial_fetch(t, t->m.x, x_bytes), *new_acts = nib_trial_fetch(t, t->m.acts, acts);
+        nib_trial_wait(t);
+        if (!t->err)
+            e.bad += (memcmp(old_x, new_x, x_bytes) ? 1u : 0u) + (memcmp(old_acts, new_acts, acts) ? 1u : 0u);
+    }
     nib_trial_expect(t, op, "x and acts", &e, 0);
 }
 

@@ -125,7 +125,7 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
                    down = (stages + per - 2) / per + 1; /* tiles of down */
     const int fits = m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER &&
                      m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q && m->heads == m->kv_heads * NIB_GQA_GROUP &&
-                     qkv * CU_TILE <= CU_TOKEN_QKV_DIM &&
+                     qkv * CU_TILE <= CU_TOKEN_QKV_DIM && m->window + 31 <= CU_ATTN_KEYS &&
                      CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) <= CU_TOKEN_LIST &&
                      m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
                      CU_DIV_UP(out * CU_OUT_WARPS, blocks) < CU_TOKEN_LIST &&

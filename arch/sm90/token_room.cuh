@@ -159,6 +159,8 @@ struct token_behind {
     token_sums up_sums[CU_TOKEN_UP_SUMS];
 };
 static_assert(sizeof(struct token_behind) % 16 == 0 && sizeof(struct token_behind) >= CU_DENSE_BYTES, "behind the ring");
+static_assert(sizeof(token_plan) % sizeof(token_sums) == 0 && (CU_TOKEN_SHARED - sizeof(token_behind)) % sizeof(token_sums) == 0,
+              "a piece has its sums' place as a number of such");
 
 __device__ __forceinline__ token_behind &behind_ring()
 {

@@ -32,7 +32,7 @@ static bool run(struct rig *rig, const struct model *model, uint32_t pos, struct
 /* Contexts at the edges of pages, of the window and of splits, each gone on from for some steps. */
 static int test_shape(struct rig *rig, const char *shape, enum nib_dense dense)
 {
-    static const uint32_t from[] = {0, 60, 120, 250, 508, 1020, 2040, 4090, 16378, 131060};
+    static const uint32_t from[] = {0, 60, 120, 250, 508, 1020, 2040, 4090, 10234, 16378, 131060};
     struct model model;
     uint32_t differ = 0, steps = 0;
     rig->dense = dense;
