@@ -231,7 +231,7 @@ __device__ __forceinline__ void up_done(const token_at &b, uint32_t tile, uint32
     const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
     const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
     if (lane == 0)
-        eight_put(room().packets->gated, (choice * room().m.intermediate + tile * 8) / 2, eight, b.epoch);
+        eight_fp16_put(room().packets->gated, (choice * room().m.intermediate + tile * 8) / 2, eight, b.epoch);
 }
 
 /* Of row lane % 16 of a tile of down: stages [first, end) of all its choices' halves. *ret_open: the sum of a choice of which only the

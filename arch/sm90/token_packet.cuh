@@ -26,8 +26,7 @@ template <int N> __device__ __forceinline__ void word_put(uint32_t (*to)[N], uin
     asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[~epoch & 1][i]), "r"(0) : "memory");
 }
 
-/* Eight activations of an expert, two fp16 a word: one word of 128 bits, which is there when its first 32 bits are not zero (struct cu_token). A
- * zero in front becomes one with a sign, which no product tells from it. */
+/* A word of 128 bits, which is there when its first 32 bits are not zero (struct cu_token). */
 __device__ __forceinline__ void eight_store(uint32_t *to, uint4 v)
 {
     asm volatile("{\n.reg .b64 lo, hi;\n.reg .b128 v;\n"
@@ -40,17 +39,22 @@ __device__ __forceinline__ void eight_store(uint32_t *to, uint4 v)
 
 template <int N> __device__ __forceinline__ void eight_put(uint32_t (*to)[N], uint32_t i, uint4 v, uint32_t epoch)
 {
-    v.x = v.x ? v.x : 0x80000000u;
     eight_store(&to[epoch & 1][i], v);
     eight_store(&to[~epoch & 1][i], make_uint4(0, 0, 0, 0));
 }
 
-/* Eight bf16, one word of 128 bits, of which the first 32 bits go as a word's do. */
+/* Eight activations of an expert, two fp16 a word. A zero in front becomes one with a sign, which no product tells from it. */
+template <int N> __device__ __forceinline__ void eight_fp16_put(uint32_t (*to)[N], uint32_t i, uint4 v, uint32_t epoch)
+{
+    v.x = v.x ? v.x : 0x80000000u;
+    eight_put(to, i, v, epoch);
+}
+
+/* Eight bf16, of which the first 32 bits go as a word's do. */
 template <int N> __device__ __forceinline__ void eight_bf16_put(uint32_t (*to)[N], uint32_t i, uint4 v, uint32_t epoch)
 {
     v.x = ~v.x;
-    eight_store(&to[epoch & 1][i], v);
-    eight_store(&to[~epoch & 1][i], make_uint4(0, 0, 0, 0));
+    eight_put(to, i, v, epoch);
 }
 
 /* A word of 128 bits. */
