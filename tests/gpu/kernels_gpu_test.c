@@ -4,7 +4,8 @@
  *     kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench 20b|120b|... [--batches LIST]] [--no-prompt] [--mxfp8] [--kv8]
  *
  * TEST is one of each, ops, head, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
- * --image: a cubin or PTX whose kernels are used in place of the row's own, all or some, to compare kernels whose sizes, launches, layouts of weights and places in scratch are the same; --batches: the bench of so many decode rows alone, such as 1,64,256.
+ * --image: a cubin or PTX whose kernels are used in place of the row's own, all or some, to compare kernels whose sizes, launches, layouts
+ * of weights and places in scratch are the same; --batches: the bench of so many decode rows alone, such as 1,64,256.
  * --mxfp8: the bench's dense matrices are in MXFP8; --kv8: its keys and values in FP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>

@@ -46,7 +46,7 @@ struct rig {
 
 /* False, with the reason printed, when there is no device. */
 bool rig_open(struct rig *rig);
-/* Loads a row's image, or that of the file `image` in its place, unless NULL. False when the device cannot take it. */
+/* Loads a row's image; kernels that the file `image` has, unless NULL, are used in place of the row's own. False when the device cannot take it. */
 bool rig_load(struct rig *rig, const struct nib_gpu_kernels *k, const char *image);
 void rig_unload(struct rig *rig);
 void rig_close(struct rig *rig);
