@@ -314,23 +314,21 @@ template <bool ONE> __device__ __noinline__ void attn_unit(uint32_t u)
 }
 
 /* The block's units of a layer; eight warps call it. Parts are put together when it has left all of its own. */
-__device__ __forceinline__ void token_attention()
+__device__ __noinline__ void token_attention()
 {
     const attn_splits splits(room().layer);
     const token_units units(room().m.kv_heads * splits.count);
-    const bool windowed = room().layer % 2 == 0;
-#pragma unroll 1
+    const bool one = room().layer % 2 == 0 || splits.keys <= CU_ATTN_KEYS;
     for (uint32_t u = units.first; u < units.all; u += units.step) {
         if (u != units.first)
             attn_sync(); /* values lie where the states of the unit before lie */
-        if (windowed || splits.keys <= CU_ATTN_KEYS)
+        if (one)
             attn_unit<true>(u);
         else
             attn_unit<false>(u);
     }
     if (splits.count == 1)
         return;
-#pragma unroll 1
     for (uint32_t u = units.first; u < units.all; u += units.step)
         attn_join(u);
 }
