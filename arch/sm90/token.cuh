@@ -48,7 +48,15 @@ using dense_stage = dense_fixed<Form, OP == CU_TOKEN_QKV ? CU_DIV_UP(2880 / CU_D
                                       : OP == CU_TOKEN_OUT ? CU_TOKEN_Q / CU_DENSE_UNIT / CU_OUT_WARPS
                                                            : CU_DIV_UP(2880 / CU_DENSE_UNIT, CU_TOKEN_ROUTE_PARTS)>;
 
-/* Such a stage, held while other warps take its inputs in: these are there behind two barriers. */
+/* Until other warps have taken an op's inputs in. */
+template <enum cu_token_op OP> __device__ __forceinline__ void inputs_wait()
+{
+    if (OP != CU_TOKEN_OUT)
+        token_sync();
+    token_sync();
+}
+
+/* Such a stage, held while other warps take its inputs in. */
 template <class Form, enum cu_token_op OP>
 __device__ __forceinline__ float2 dense_held(uint32_t number, const token_dense &d, uint32_t acts)
 {
@@ -57,8 +65,7 @@ __device__ __forceinline__ float2 dense_held(uint32_t number, const token_dense 
     stage.load(d.weights);
     if (stage.rest == 0)
         stage_free<2>(number);
-    token_sync();
-    token_sync();
+    inputs_wait<OP>();
     return stage.multiply(d.weights, d.units, acts + d.acts, [&] { stage_free<2>(number); });
 }
 
@@ -98,8 +105,7 @@ template <class Form, enum cu_token_op OP> __device__ __noinline__ void dense_ho
             return;
         }
     }
-    token_sync();
-    token_sync();
+    inputs_wait<OP>();
 }
 
 /* For QKV of the next layer, or the first. */
@@ -191,8 +197,7 @@ template <class Form> __device__ __noinline__ void route_hold()
 {
     const token_at b(CU_TOKEN_ROUTER);
     if (threadIdx.x / 32 != Form::x_takers / 32 || room().listed[CU_TOKEN_ROUTER] == 0 || !route_holds()) {
-        token_sync();
-        token_sync();
+        inputs_wait<CU_TOKEN_ROUTER>();
         return;
     }
     const token_dense d = dense_at(CU_TOKEN_ROUTER, 0);
@@ -318,6 +323,8 @@ template <class Form> __device__ __forceinline__ void token_layers()
 {
     for (;;) {
         token_qkv<Form>();
+        if (threadIdx.x >= Form::attn_takers)
+            qkv_ended();
         if (threadIdx.x < CU_ATTN_THREADS)
             token_attention();
         if (threadIdx.x < Form::attn_takers)

@@ -204,3 +204,14 @@ __device__ __forceinline__ void token_sync()
 {
     asm volatile("bar.sync 1, %0;" ::"n"(CU_TOKEN_WARPS * 32) : "memory");
 }
+
+/* Each of these warps has ended QKV: those that write where others may still read wait for that, the others only tell it. */
+__device__ __forceinline__ void qkv_wait()
+{
+    asm volatile("bar.sync 3, %0;" ::"n"(CU_TOKEN_WARPS * 32) : "memory");
+}
+
+__device__ __forceinline__ void qkv_ended()
+{
+    asm volatile("bar.arrive 3, %0;" ::"n"(CU_TOKEN_WARPS * 32) : "memory");
+}

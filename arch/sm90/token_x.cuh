@@ -165,7 +165,7 @@ template <uint32_t TAKERS> __device__ __noinline__ void take_attention()
     const uint32_t *from = room().packets->attn[(room().epoch + room().layer) & 1];
     constexpr int words = CU_DIV_UP(CU_TOKEN_Q / 8, TAKERS); /* by fours */
     uint4 got[words];
-    token_sync(); /* a thread's words say nothing of the heads of others: warps may still read what QKV is made of */
+    qkv_wait(); /* a thread's words say nothing of the heads of others: warps may still read what QKV is made of */
     words_get<words>(there, got, [&](uint32_t i) { return from + (tid + i * TAKERS) * 4; });
 #pragma unroll
     for (int i = 0; i < words; i++)
