@@ -83,35 +83,34 @@ template <class Form, enum cu_token_op OP> __device__ __forceinline__ uint32_t d
 }
 
 /* Stage i of an op. */
-__device__ __forceinline__ token_dense dense_at(enum cu_token_op op, uint32_t i)
+__device__ __forceinline__ uint4 dense_packed(enum cu_token_op op, uint32_t i)
 {
-    return token_dense(lds16(smem_at(&room().dense[op][i])));
+    return lds16(smem_at(&room().dense[op][i]));
 }
 
-/* Stage i is one that dense_hold multiplies. */
+__device__ __forceinline__ token_dense dense_at(enum cu_token_op op, uint32_t i)
+{
+    return token_dense(dense_packed(op, i));
+}
+
+/* Stage i is held. */
 template <class Form, enum cu_token_op OP> __device__ __forceinline__ bool dense_holds(const token_dense &d, uint32_t i)
 {
     return i + dense_takers<Form, OP>() < CU_TOKEN_WARPS && dense_stage<Form, OP>::fits(d.units);
 }
 
-/* Instead of taking inputs in: the product of the warp's first stage, of layer `layer`, whose number is `number`. */
-template <class Form, enum cu_token_op OP> __device__ __noinline__ void dense_hold(uint32_t number)
+/* Instead of taking x in: the product of the warp's first stage of QKV of the next layer, or the first. */
+template <class Form> __device__ __noinline__ void qkv_hold(uint32_t layer)
 {
-    const uint32_t i = dense_first<Form, OP>();
-    if (Form::holds && i < room().listed[OP]) {
-        const token_dense d = dense_at(OP, i);
-        if (dense_holds<Form, OP>(d, i)) {
-            piece_keep(d.leaf, dense_held<Form, OP>(number + i, d, smem_at(room().acts)));
+    const uint32_t i = dense_first<Form, CU_TOKEN_QKV>();
+    if (Form::holds && i < room().listed[CU_TOKEN_QKV]) {
+        const token_dense d = dense_at(CU_TOKEN_QKV, i);
+        if (dense_holds<Form, CU_TOKEN_QKV>(d, i)) {
+            piece_keep(d.leaf, dense_held<Form, CU_TOKEN_QKV>(layer * room().asks + i, d, smem_at(room().acts)));
             return;
         }
     }
-    inputs_wait<OP>();
-}
-
-/* For QKV of the next layer, or the first. */
-template <class Form> __device__ __forceinline__ void qkv_hold(uint32_t layer)
-{
-    dense_hold<Form, CU_TOKEN_QKV>(layer * room().asks);
+    inputs_wait<CU_TOKEN_QKV>();
 }
 
 /* What follows a tile's last stage of the block's. */
@@ -128,51 +127,75 @@ template <enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinl
     done(b, d.tile, sum, wide16(room().dense_bias[OP == CU_TOKEN_OUT][d.item][lane % CU_TILE]));
 }
 
-/* A dense product of acts, whose tiles have PARTS stages; done(b, tile, sum, bias) gets what row lane % 16 has. */
-template <class Form, enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinline__ void token_product(int which, Done done)
+/* Rows of QKV, sum and bias of lane % 16, to attention. */
+__device__ __forceinline__ void qkv_done(const token_at &b, uint32_t tile, float sum, float bias)
 {
-    const token_at b(OP);
-    const uint32_t count = room().listed[OP];
-#pragma unroll 1
-    for (uint32_t i = dense_first<Form, OP>(); i < count; i += CU_TOKEN_WARPS) {
-        const token_dense d = dense_at(OP, i);
-        if (!dense_holds<Form, OP>(d, i)) {
-            stage_wait(b.stage + i);
-            piece_keep(d.leaf, dense_piece<Form>(d.weights, d.units, smem_at(room().acts) + d.acts));
-            stage_free<2>(b.stage + i);
-        }
-        if (tile_last(&room().count[d.item], d.of))
-            dense_done<OP, PARTS>(b, d, which, done);
-    }
+    const uint32_t lane = threadIdx.x % 32, rotated = room().m.heads + room().m.kv_heads;
+    const uint32_t at_dim = tile % 4 * 8 + lane % 8;
+    const float own = sum + bias;
+    float y = __shfl_sync(~0u, own, lane % 8), y32 = __shfl_sync(~0u, own, lane % 8 + 8);
+    if (tile / 4 < rotated)
+        rotate(y, y32, room().cos[at_dim], room().sin[at_dim]);
+    const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16(lane & 8 ? y32 : y)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
+    const uint4 eight =
+        make_uint4(pair, __shfl_down_sync(~0u, pair, 2), __shfl_down_sync(~0u, pair, 4), __shfl_down_sync(~0u, pair, 6));
+    if (lane == 0 || lane == 8)
+        eight_bf16_put(room().packets->qkv, (tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + lane * 4) / 2, eight, b.epoch);
 }
 
 /* As done_qkv. */
 template <class Form> __device__ __noinline__ void token_qkv()
 {
-    token_product<Form, CU_TOKEN_QKV, CU_GEMV_WARPS>(CUT_QKV, [](const token_at &b, uint32_t tile, float sum, float bias) {
-        const uint32_t lane = threadIdx.x % 32, rotated = room().m.heads + room().m.kv_heads;
-        const uint32_t at_dim = tile % 4 * 8 + lane % 8;
-        const float own = sum + bias;
-        float y = __shfl_sync(~0u, own, lane % 8), y32 = __shfl_sync(~0u, own, lane % 8 + 8);
-        if (tile / 4 < rotated)
-            rotate(y, y32, room().cos[at_dim], room().sin[at_dim]);
-        const uint32_t bits = __bfloat16_as_ushort(__float2bfloat16(lane & 8 ? y32 : y)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
-        const uint4 eight =
-            make_uint4(pair, __shfl_down_sync(~0u, pair, 2), __shfl_down_sync(~0u, pair, 4), __shfl_down_sync(~0u, pair, 6));
-        if (lane == 0 || lane == 8)
-            eight_bf16_put(room().packets->qkv, (tile / 4 * NIB_HEAD_DIM + tile % 4 * 8 + lane * 4) / 2, eight, b.epoch);
-    });
+    const token_at b(CU_TOKEN_QKV);
+    const uint32_t count = room().listed[CU_TOKEN_QKV];
+#pragma unroll 1
+    for (uint32_t i = dense_first<Form, CU_TOKEN_QKV>(); i < count; i += CU_TOKEN_WARPS) {
+        const token_dense d = dense_at(CU_TOKEN_QKV, i);
+        if (!dense_holds<Form, CU_TOKEN_QKV>(d, i)) {
+            stage_wait(b.stage + i);
+            piece_keep(d.leaf, dense_piece<Form>(d.weights, d.units, smem_at(room().acts) + d.acts));
+            stage_free<2>(b.stage + i);
+        }
+        if (tile_last(&room().count[d.item], d.of))
+            dense_done<CU_TOKEN_QKV, CU_GEMV_WARPS>(b, d, CUT_QKV, qkv_done);
+    }
 }
 
-/* As done_out. */
+/* The attention's output is taken in, or the warp's first stage held meanwhile; then as done_out. What the warp multiplies first is found
+ * beforehand. */
 template <class Form> __device__ __noinline__ void token_out()
 {
-    token_product<Form, CU_TOKEN_OUT, CU_OUT_WARPS>(CUT_OUT, [](const token_at &b, uint32_t tile, float sum, float bias) {
-        const uint32_t n = tile * CU_TILE + threadIdx.x % CU_TILE;
-        const float x = room().x[n - room().x_first] + (sum + bias);
-        if (threadIdx.x % 32 < CU_TILE)
-            word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
-    });
+    const token_at b(CU_TOKEN_OUT);
+    const uint32_t count = room().listed[CU_TOKEN_OUT];
+    uint32_t i = dense_first<Form, CU_TOKEN_OUT>();
+    uint4 packed = dense_packed(CU_TOKEN_OUT, i);
+    float2 rows = make_float2(0, 0);
+    bool held = Form::holds && i < count && dense_holds<Form, CU_TOKEN_OUT>(token_dense(packed), i);
+    if (threadIdx.x < Form::attn_takers)
+        take_attention<Form::attn_takers>();
+    else if (held)
+        rows = dense_held<Form, CU_TOKEN_OUT>(b.stage + i, token_dense(packed), smem_at(room().acts));
+    else
+        inputs_wait<CU_TOKEN_OUT>();
+#pragma unroll 1
+    for (; i < count; held = false) {
+        const token_dense d(packed);
+        if (!held) {
+            stage_wait(b.stage + i);
+            rows = dense_piece<Form>(d.weights, d.units, smem_at(room().acts) + d.acts);
+            stage_free<2>(b.stage + i);
+        }
+        piece_keep(d.leaf, rows);
+        if (tile_last(&room().count[d.item], d.of))
+            dense_done<CU_TOKEN_OUT, CU_OUT_WARPS>(b, d, CUT_OUT, [](const token_at &b, uint32_t tile, float sum, float bias) {
+                const uint32_t n = tile * CU_TILE + threadIdx.x % CU_TILE;
+                const float x = room().x[n - room().x_first] + (sum + bias);
+                if (threadIdx.x % 32 < CU_TILE)
+                    word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
+            });
+        i += CU_TOKEN_WARPS;
+        packed = dense_packed(CU_TOKEN_OUT, i);
+    }
 }
 
 /* A part of the router's sums. */
@@ -327,10 +350,6 @@ template <class Form> __device__ __forceinline__ void token_layers()
             qkv_ended();
         if (threadIdx.x < CU_ATTN_THREADS)
             token_attention();
-        if (threadIdx.x < Form::attn_takers)
-            take_attention<Form::attn_takers>();
-        else
-            dense_hold<Form, CU_TOKEN_OUT>(token_at(CU_TOKEN_OUT).stage);
         token_out<Form>();
         if (threadIdx.x < Form::x_takers)
             x_take<Form::x_takers>(FOR_EXPERTS);

@@ -159,7 +159,7 @@ template <uint32_t TAKERS> __device__ __noinline__ void x_take(norm_for what)
 }
 
 /* The attention's output to acts. */
-template <uint32_t TAKERS> __device__ __noinline__ void take_attention()
+template <uint32_t TAKERS> __device__ __forceinline__ void take_attention()
 {
     const uint32_t tid = threadIdx.x, there = taker_share<TAKERS>(room().m.heads * (NIB_HEAD_DIM / 8));
     const uint32_t *from = room().packets->attn[(room().epoch + room().layer) & 1];
