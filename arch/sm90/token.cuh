@@ -371,7 +371,15 @@ template <class Form> __device__ __forceinline__ void token_layers()
         room().packets->epoch = room().epoch + room().m.layers - 1;
 }
 
-/* The token to begin with, and what else a block needs. */
+/* The step's rotation, by a warp that does not take x in. */
+__device__ __forceinline__ void token_rope()
+{
+    const uint32_t lane = threadIdx.x % 32;
+    static_assert(NIB_HEAD_DIM / 2 == 32, "a lane a pair");
+    rope_angle(&room().m, room().row.pos, lane, &room().cos[lane], &room().sin[lane]);
+}
+
+/* The token to begin with. */
 template <class Form> __device__ __forceinline__ void token_open()
 {
     const struct nib_gpu_machine *m = &room().m;
@@ -381,8 +389,6 @@ template <class Form> __device__ __forceinline__ void token_open()
         fault(m, NIB_GPU_TOKEN);
         token = 0;
     }
-    if (threadIdx.x < NIB_HEAD_DIM / 2)
-        rope_angle(m, r.pos, threadIdx.x, &room().cos[threadIdx.x], &room().sin[threadIdx.x]);
     x_begin<Form::x_takers>(at<const uint2>(m->embed, (uint64_t)token * m->hidden * 2));
 }
 
@@ -487,42 +493,50 @@ template <class Form> __device__ __noinline__ void plan_make()
     plan_write<Form>(room().packets);
 }
 
-/* The step begins: its row is there; false: it has no decode row. All warps. */
-__device__ __forceinline__ bool token_begin(const struct nib_gpu_machine *m)
+/* The step begins; false: it has no decode row. */
+__device__ __forceinline__ bool token_works()
 {
     overlap_wait();
-    const struct nib_gpu_step *step = step_of(m);
+    return step_of(&room().m)->decode_count > 0;
+}
+
+/* The same and its row, by all warps but the one that asks for weights, which is still busy with the first. */
+__device__ __forceinline__ bool token_begin()
+{
+    const bool works = token_works();
     if (threadIdx.x == 0) {
-        room().row = step->rows[0];
+        room().row = step_of(&room().m)->rows[0];
         room().deadline = token_now() + CU_TOKEN_MS * 1000000ull;
         room().epoch = *(volatile uint32_t *)&room().packets->epoch + 1;
     }
-    __syncthreads();
-    return step->decode_count > 0;
+    asm volatile("bar.sync 3, %0;" ::"n"(CU_TOKEN_FEEDER) : "memory");
+    return works;
 }
 
 template <class Form> __device__ __forceinline__ void token_step(const struct nib_gpu_machine *m)
 {
     const bool feeds = threadIdx.x >= CU_TOKEN_FEEDER;
-    uint32_t early = 0;
     overlap_next();
-    const bool makes = token_prepare<Form>(m);
-    if (feeds && makes)
-        plan_make<Form>();
-    if (feeds)
-        early = token_feed_early();
-    const bool works = token_begin(m);
-    if (feeds)
-        token_feeder<Form>(works, early);
-    else if (!works)
+    if (token_prepare<Form>(m)) {
+        if (feeds)
+            plan_make<Form>();
+        __syncthreads();
+    }
+    if (feeds) {
+        const uint32_t early = token_feed_early();
+        token_feeder<Form>(token_works(), early);
+    } else if (!token_begin()) {
         return;
-    else if (threadIdx.x >= CU_TOKEN_COURIER)
+    } else if (threadIdx.x >= CU_TOKEN_COURIER) {
         token_courier();
-    else {
-        if (threadIdx.x < Form::x_takers)
+    } else {
+        if (threadIdx.x < Form::x_takers) {
             token_open<Form>();
-        else
+        } else {
+            if (threadIdx.x / 32 == Form::x_takers / 32)
+                token_rope();
             qkv_hold<Form>(0);
+        }
         token_layers<Form>();
     }
     if (*(volatile uint32_t *)&room().late)
