@@ -20,24 +20,35 @@ struct draw_row {
     float inv_t;
 };
 
-__device__ __forceinline__ draw_row draw_open(const struct nib_gpu_machine *m, uint32_t index)
+/* Where what a row needs lies: read before the op before has ended. */
+__device__ __forceinline__ draw_row draw_begin(const struct nib_gpu_machine *m, uint32_t index)
 {
-    const struct nib_gpu_step *step = step_of(m);
-    const struct nib_row r = step->rows[step->want[index]];
     draw_row d;
-    d.sampling = at<const struct nib_sampling>(m->sampling) + r.slot;
-    d.vocab = m->vocab;
-    d.logits = at<float>(m->logits) + (uint64_t)index * d.vocab;
-    d.seen = at<const uint32_t>(m->seen) + (uint64_t)r.slot * d.vocab;
-    d.banned = at<const uint32_t>(m->banned);
+    d.vocab = read_now(m->vocab);
     d.index = index;
+    d.sampling = at<const struct nib_sampling>(read_now(m->sampling));
+    d.logits = at<float>(read_now(m->logits)) + (uint64_t)index * d.vocab;
+    d.seen = at<const uint32_t>(read_now(m->seen));
+    d.banned = at<const uint32_t>(read_now(m->banned));
+    d.max = 0;
+    d.inv_t = 1.0f;
+    return d;
+}
+
+/* The row itself; false: the step has no such. */
+__device__ __forceinline__ bool draw_open(draw_row &d, const struct nib_gpu_step *step)
+{
+    const uint32_t row = read_now(step->want[d.index]); /* together with their number, not after it */
+    if (d.index >= step->want_count)
+        return false;
+    const struct nib_row r = step->rows[row];
+    d.sampling += r.slot;
+    d.seen += (uint64_t)r.slot * d.vocab;
     d.slot = r.slot;
     d.pos = r.pos;
     d.penalties = d.sampling->repetition_penalty != 1.0f || d.sampling->frequency_penalty != 0.0f ||
                   d.sampling->presence_penalty != 0.0f;
-    d.max = 0;
-    d.inv_t = 1.0f;
-    return d;
+    return true;
 }
 
 /* z of step 1; -inf takes no part. */

@@ -96,10 +96,12 @@ KERNEL(scan, THREADS, 2)
     static_assert(CU_SLICES == 32 && THREADS / 32 <= 32, "a lane a slice, and a warp");
     __shared__ struct cu_part all[THREADS / 32];
     overlap_next();
+    draw_row d = draw_begin(m, blockIdx.y);
+    struct cu_part *const to = at<struct cu_scratch>(read_now(m->scratch))->part[d.index];
+    const struct nib_gpu_step *const step = at<const struct nib_gpu_step>(read_now(m->step));
     overlap_wait();
-    if (blockIdx.y >= step_of(m)->want_count)
+    if (!draw_open(d, step))
         return;
-    const draw_row d = draw_open(m, blockIdx.y);
     uint32_t first, end;
     slice_of(d.vocab, &first, &end);
     if (d.sampling->bias_count) {
@@ -116,7 +118,6 @@ KERNEL(scan, THREADS, 2)
     __syncthreads();
     if (threadIdx.x >= 32)
         return;
-    struct cu_part *to = at<struct cu_scratch>(m->scratch)->part[d.index];
     p = part_reduce(lane < THREADS / 32 ? all[lane] : none);
     if (lane == 0)
         to[blockIdx.x] = p;
@@ -274,23 +275,22 @@ __device__ __forceinline__ void sample_finish(const struct nib_gpu_machine *m, c
     to->logprob = failed ? 0 : logprob;
     if (failed || !reported)
         to->top_count = 0;
-    struct cu_scratch *scratch = at<struct cu_scratch>(m->scratch);
-    __threadfence();
-    if (atomicAdd(&scratch->sampled, 1u) + 1 == step_of(m)->want_count) {
+    const uint32_t rows = step_of(m)->want_count;
+    bool last = rows == 1;
+    if (!last) {
+        uint32_t *const sampled = &at<struct cu_scratch>(m->scratch)->sampled;
         __threadfence();
-        scratch->sampled = 0;
-        sample_hand_over(m, out);
+        last = atomicAdd(sampled, 1u) + 1 == rows;
+        __threadfence();
+        if (last)
+            *sampled = 0;
     }
+    if (last)
+        sample_hand_over(m, out);
     /* only later steps read these: they need not be there for the host */
     at<uint32_t>(m->last)[d.slot] = token;
     if (!failed)
         atomicAdd(at<uint32_t>(m->seen) + (uint64_t)d.slot * d.vocab + token, 1u);
-}
-
-/* The slices' parts put together; each warp does it, a lane a slice. */
-__device__ __forceinline__ struct cu_part sample_parts(const struct nib_gpu_machine *m, uint32_t index)
-{
-    return part_reduce(at<const struct cu_scratch>(m->scratch)->part[index][threadIdx.x % 32]);
 }
 
 /* A row by one block: greedy, truncated, or with log-probabilities. */
@@ -316,16 +316,19 @@ KERNEL(sample, THREADS, 1)
 {
     __shared__ bool last;
     overlap_next();
+    draw_row d = draw_begin(m, blockIdx.y);
+    struct cu_scratch *const scratch = at<struct cu_scratch>(read_now(m->scratch));
+    const struct nib_gpu_step *const step = at<const struct nib_gpu_step>(read_now(m->step));
+    struct nib_gpu_result *out = at<struct nib_gpu_result>(read_now(m->outbox));
     overlap_wait();
-    const struct nib_gpu_step *step = step_of(m);
-    struct nib_gpu_result *out = at<struct nib_gpu_result>(m->outbox) + step->serial % NIB_GPU_MAILBOX;
-    if (blockIdx.y >= step->want_count) {
+    const struct cu_part part = scratch->part[d.index][threadIdx.x % 32]; /* of a slice; of no use when there is no such row */
+    out += step->serial % NIB_GPU_MAILBOX;
+    if (!draw_open(d, step)) {
         if (step->want_count == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
             sample_hand_over(m, out);
         return;
     }
-    draw_row d = draw_open(m, blockIdx.y);
-    const struct cu_part p = sample_parts(m, d.index);
+    const struct cu_part p = part_reduce(part); /* each warp does it, a lane a slice */
     const struct nib_sampling *s = d.sampling;
     const bool failed = p.bad || p.id >= d.vocab;
     const bool alone = failed || s->temperature < GREEDY_BELOW || s->logprobs || s->top_logprobs > 0 ||
@@ -348,7 +351,6 @@ KERNEL(sample, THREADS, 1)
     const draw_best start = draw_start(d, p.id);
     draw_best best =
         draw_reduce(draw_is_plain(d) ? draw_range_plain(d, first, end, start) : draw_range(d, NULL, first, end, start));
-    struct cu_scratch *scratch = at<struct cu_scratch>(m->scratch);
     if (threadIdx.x == 0) {
         scratch->draw[d.index][blockIdx.x] = {best.score, best.id, 0};
         __threadfence();
