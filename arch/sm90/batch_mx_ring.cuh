@@ -15,13 +15,15 @@ __device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
 
-/* Two forms of the kernel: for lists of any length, and for short ones alone. ROWS: of a list at most; HALF: up to which a multiplying warp has two tiles. */
+/* Two forms of the kernel: for lists of any length, and for short ones alone. ROWS: of a list at most; HALF: up to which a multiplying warp has two tiles;
+ * CUT: blocks' shares of a list begin and end at multiples of so many tiles. */
 struct batch_mx_any {
-    static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF;
+    static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF, CUT = 1;
 };
 
 struct batch_mx_short {
     static constexpr uint32_t STAGE_BYTES = CU_MX_SHORT_STAGE_BYTES, ROWS = CU_BATCH_MX_FEW, HALF = CU_BATCH_MX_FEW;
+    static constexpr uint32_t CUT = 4; /* a tile more for each scheduler */
 };
 
 template <class Form> struct batch_mx_ring {
@@ -131,8 +133,9 @@ template <class Form> struct batch_mx_walk {
         for (uint32_t i = 0; i < 2; i++) {
             const uint32_t want = (uint32_t)((uint64_t)total * (blockIdx.x + i) / gridDim.x);
             if (want >= before && want < before + mine) {
-                const uint32_t into = want - before, tile = (into - min(into, (uint32_t)CU_BATCH_MX_COST_LIST)) / cost;
-                bounds[i] = threadIdx.x * tiles + (tile < CU_BATCH_MX_SNAP ? 0 : tiles - tile < CU_BATCH_MX_SNAP ? tiles : tile);
+                const uint32_t into = want - before, exact = (into - min(into, (uint32_t)CU_BATCH_MX_COST_LIST)) / cost;
+                const uint32_t tile = (exact + Form::CUT / 2) / Form::CUT * Form::CUT;
+                bounds[i] = threadIdx.x * tiles + (tile < CU_BATCH_MX_SNAP ? 0 : tile + CU_BATCH_MX_SNAP > tiles ? tiles : tile);
             }
             if (threadIdx.x == 0 && want >= total)
                 bounds[i] = lists * tiles;
