@@ -292,12 +292,11 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     batch_mx_walk<Form>::deal(count, cu_tiles(n), lists, bounds);
     __syncthreads();
     batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[0], bounds[1]};
-    constexpr bool SHORT = Form::ROWS <= CU_BATCH_MX_FEW;
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         batch_mx_bring<Form, EARLY>(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
     } else {
-        if (SHORT)
+        if (Form::SHORT)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
         else
             asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
@@ -308,9 +307,9 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
         while (walk.next(item)) {
             if (item.count <= 8)
                 batch_mx_one<Form, 8>(ring, item, warp, spans, done);
-            else if (SHORT || item.count <= 16)
+            else if (Form::SHORT || item.count <= 16)
                 batch_mx_one<Form, 16>(ring, item, warp, spans, done);
-            else if constexpr (!SHORT) {
+            else if constexpr (!Form::SHORT) {
                 if (item.count <= 24)
                     batch_mx_one<Form, 24>(ring, item, warp, spans, done);
                 else if (item.count <= CU_BATCH_MX_HALF)

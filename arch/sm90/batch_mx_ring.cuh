@@ -16,14 +16,16 @@ __device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
 }
 
 /* Two forms of the kernel: for lists of any length, and for short ones alone. ROWS: of a list at most; HALF: up to which a multiplying warp has two tiles;
- * CUT: blocks' shares of a list begin and end at multiples of so many tiles. */
+ * CUT: blocks' shares of a list begin and end at multiples of so many tiles; SHORT: which of the two. */
 struct batch_mx_any {
     static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF, CUT = 1;
+    static constexpr bool SHORT = false;
 };
 
 struct batch_mx_short {
     static constexpr uint32_t STAGE_BYTES = CU_MX_SHORT_STAGE_BYTES, ROWS = CU_BATCH_MX_FEW, HALF = CU_BATCH_MX_FEW;
     static constexpr uint32_t CUT = 4; /* a tile more for each scheduler */
+    static constexpr bool SHORT = true;
 };
 
 template <class Form> struct batch_mx_ring {
@@ -102,7 +104,7 @@ __device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
 }
 
 /* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into items of like
- * size. */
+ * size; in the short form into whole ones and a rest, if that is of a tile a warp at most. */
 template <class Form> struct batch_mx_walk {
     const struct cu_group *groups; /* in shared memory */
     uint32_t tiles, at, last;      /* of a matrix; the next tile, counted through all lists, and the end */
@@ -152,8 +154,9 @@ template <class Form> struct batch_mx_walk {
         item.place = groups[item.list].place;
         item.count = min(groups[item.list].count, Form::ROWS);
         const uint32_t most = item.count <= Form::HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
-        const uint32_t left = min(last - at, tiles - item.tile0);
-        item.tiles = min(left, CU_DIV_UP(CU_DIV_UP(left, CU_DIV_UP(left, most)), 4) * 4);
+        const uint32_t left = min(last - at, tiles - item.tile0), items = CU_DIV_UP(left, most), rest = left - (items - 1) * most;
+        const uint32_t even = CU_DIV_UP(CU_DIV_UP(left, items), 4) * 4;
+        item.tiles = min(left, Form::SHORT && rest <= CU_BATCH_MX_READERS ? most : even); /* a rest of a tile a warp is cheaper than even items */
         at += item.tiles;
         return true;
     }
