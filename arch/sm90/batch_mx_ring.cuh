@@ -180,47 +180,73 @@ template <class Form> struct batch_mx_acts {
                 from[j] = at(item.place + min(j * 4 + lane / 8, item.count - 1)) + lane % 8;
     }
 
-    /* Inputs from k on, to which only weights of zero belong, are others of the row. */
+    /* LINES is item.lines(), so that all but two addresses are constants. Inputs from k on, to which only weights of zero belong, are others of the row. */
+    template <uint32_t LINES>
     __device__ __forceinline__ void ask(uint32_t stage, const batch_mx_item<Form> &item, uint32_t span, const uint8_t *acts, uint32_t k) const
     {
-        const uint32_t lane = threadIdx.x % 32, line = item.lines() * 128;
+        constexpr uint32_t UNIT = LINES * 128;
+        const uint32_t lane = threadIdx.x % 32, first = span * CU_MX_SPAN * CU_MX_UNIT;
         const uint32_t to = stage + (lane ^ (item.count <= CU_BATCH_MX_FEW ? lane / 8 % 2 * 4 : 0)) * 16;
-        uint32_t chunk[CU_MX_SPAN];
+        if (first + CU_MX_SPAN * CU_MX_UNIT <= k) {
+            acts += first * 2;
 #pragma unroll
-        for (uint32_t u = 0; u < CU_MX_SPAN; u++) {
-            const uint32_t c = (span * CU_MX_SPAN + u) * 8;
-            chunk[u] = (c + lane % 8) * 8 < k ? c : lane % 4 - lane % 8;
+            for (uint32_t j = 0; j < LINES / 4; j++) {
+                if (j * 4 >= item.count)
+                    return;
+                const uint8_t *row = acts + (uint64_t)from[j] * 16;
+#pragma unroll
+                for (uint32_t u = 0; u < CU_MX_SPAN; u++)
+                    copy16_there(to + u * UNIT + j * 512, row + u * 128);
+            }
+            return;
         }
+#pragma unroll 1
+        for (uint32_t u = 0; u < CU_MX_SPAN; u++) {
+            const uint32_t c = first / 8 + u * 8, chunk = (c + lane % 8) * 8 < k ? c : lane % 4 - lane % 8;
 #pragma unroll
-        for (uint32_t j = 0; j < EACH; j++) {
-            if (j * 4 >= item.count)
-                break;
-#pragma unroll
-            for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                copy16_there(to + u * line + j * 512, acts + (uint64_t)(from[j] + chunk[u]) * 16);
+            for (uint32_t j = 0; j < LINES / 4; j++)
+                if (j * 4 < item.count)
+                    copy16_there(to + u * UNIT + j * 512, acts + (uint64_t)(from[j] + chunk) * 16);
         }
     }
 
-    /* Word w of the lanes 4 i .. 4 i + 3 of a row, which have 32 inputs, becomes chunk w of them. */
-    __device__ __forceinline__ static void order(uint32_t stage, const batch_mx_item<Form> &item)
+    /* Word w of the lanes 4 i .. 4 i + 3 of a row, which have 32 inputs, becomes chunk w of them. Eight rows at a time: the last ones may be left from
+     * other lists, and then nobody reads what becomes of them. */
+    template <uint32_t LINES> __device__ __forceinline__ static void order(uint32_t stage, const batch_mx_item<Form> &item)
     {
-        const uint32_t lane = threadIdx.x % 32, row = lane % 8 / 2, chunk = lane % 2 * 4 + lane / 8, line = item.lines() * 128;
-        const uint32_t mine = stage + lane * 16, to = stage + row * 128 + (chunk ^ row) * 16, odd = (chunk & 4 ? -64 : 64);
+        constexpr uint32_t UNIT = LINES * 128;
+        const uint32_t lane = threadIdx.x % 32, row = lane % 8 / 2, chunk = lane % 2 * 4 + lane / 8;
+        const uint32_t mine = stage + lane * 16, to = stage + row * 128 + (chunk ^ row) * 16, odd = to ^ 64;
 #pragma unroll
-        for (uint32_t j = 0; j < EACH; j++) {
+        for (uint32_t j = 0; j < LINES / 4; j += 2) {
             if (j * 4 >= item.count)
                 break;
-            uint4 v[CU_MX_SPAN];
+            uint4 v[2][CU_MX_SPAN];
 #pragma unroll
-            for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                v[u] = lds16(mine + u * line + j * 512);
+            for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+                for (uint32_t u = 0; u < CU_MX_SPAN; u++)
+                    v[i][u] = lds16(mine + u * UNIT + (j + i) * 512);
             __syncwarp();
 #pragma unroll
-            for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to + u * line + j * 512 + (j % 2 ? odd : 0)),
-                             "r"(v[u].x), "r"(v[u].y), "r"(v[u].z), "r"(v[u].w)
-                             : "memory");
+            for (uint32_t i = 0; i < 2; i++)
+#pragma unroll
+                for (uint32_t u = 0; u < CU_MX_SPAN; u++)
+                    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"((i ? odd : to) + u * UNIT + (j + i) * 512),
+                                 "r"(v[i][u].x), "r"(v[i][u].y), "r"(v[i][u].z), "r"(v[i][u].w)
+                                 : "memory");
         }
+    }
+
+    /* When it returns, all of a stage's are there. */
+    template <uint32_t LINES>
+    __device__ __forceinline__ void bring(uint32_t stage, const batch_mx_item<Form> &item, uint32_t span, const uint8_t *acts, uint32_t k) const
+    {
+        ask<LINES>(stage, item, span, acts, k);
+        copy_commit();
+        copy_wait<0>();
+        if (LINES > CU_BATCH_MX_FEW && item.count > CU_BATCH_MX_FEW)
+            order<LINES>(stage, item);
     }
 };
 
@@ -276,13 +302,12 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
             if (waits)
                 overlap_wait();
             waits = false;
-            acts.ask(stage, item, span, rows, k);
             if (size < CU_MX_STAGE)
                 batch_mx_fill(weights, item.tiles, size);
-            copy_commit();
-            copy_wait<0>();
-            if (item.count > CU_BATCH_MX_FEW)
-                acts.order(stage, item);
+            if (item.count <= Form::HALF)
+                acts.template bring<Form::HALF>(stage, item, span, rows, k);
+            else if constexpr (Form::HALF < Form::ROWS)
+                acts.template bring<Form::ROWS>(stage, item, span, rows, k);
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
             bulk_arrive(full);
             ring.parity ^= 1;
