@@ -239,71 +239,37 @@ __device__ __noinline__ void token_route()
     }
 }
 
-/* `sum` and N leaves behind it. */
-template <int N> __device__ __forceinline__ float leaves_sum(float sum, const token_sums *leaves, uint32_t row)
+/* As done_down, of the block's stages of the choices' halves of its `item`th tile; the block that has the last of them adds up the choices, as combine
+ * does. A choice is added as soon as its sums are there, so that little is left to do behind the last one. */
+__device__ __forceinline__ void down_done(const token_at &b, uint32_t item)
 {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        sum += leaves[i][row];
-    return sum;
-}
-
-/* As done_up: the warp has seen the last of a tile's sums. */
-__device__ __forceinline__ void up_done(const token_at &b, uint32_t tile, uint32_t item, uint32_t choice)
-{
-    const token_sums *sums = behind_ring().up_sums + item * CU_MX_SPLIT;
-    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, biases = room().up_bias[item][lane % 8];
-    const float gate = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
-    const float a =
-        swiglu(mx_finish(gate) + __uint_as_float(biases << 16), mx_finish(up) + __uint_as_float(biases & 0xffff0000u));
-    const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
-    const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
-    if (lane == 0)
-        eight_fp16_put(room().packets->gated, (choice * room().m.intermediate + tile * 8) / 2, eight, b.epoch);
-}
-
-/* Of row lane % 16 of a tile of down: stages [first, end) of all its choices' halves. *ret_open: the sum of a choice of which only the
- * first half was there. Begins from what the block before handed over when first > 0. */
-__device__ __forceinline__ float down_total(const token_at &b, const token_sums *sums, uint32_t first, uint32_t end,
-                                            const uint16_t (*bias)[CU_TILE], float *ret_open)
-{
-    const uint32_t row = threadIdx.x % CU_TILE;
-    float sum = 0, open = 0, half[NIB_MAX_EXPERTS_USED];
-#pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) /* those of other blocks are not used */
-        half[c] = leaves_sum<CU_TOKEN_HALF - 1>(sums[c * CU_MX_SPLIT][row], sums + c * CU_MX_SPLIT + 1, row);
+    struct cu_share share = room().share[CU_TOKEN_DOWN];
+    share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
+    const uint32_t tile = share.lo / share.per + item, first = cu_share_first(share, tile), end = cu_share_end(share, tile);
+    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, at_row = tile * CU_TILE + row;
+    const token_sums *sums = room().down_sums + (item * NIB_MAX_EXPERTS_USED + first / 2) * CU_MX_SPLIT;
+    const float x = end == share.per ? room().x[at_row - room().x_first] : 0;
+    float sum = 0, open = 0; /* open: of a choice of which only the first half was there */
+    (void)bar_wait(&room().bias_bar[1], b.layer & 1);
     if (first) {
         cut_wait(CUT_DOWN, b.layer);
         sum = room().cut[row];
         open = room().cut[CU_TILE + row];
     }
-#pragma unroll
-    for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
-        open = first <= 2 * c && 2 * c < end ? half[c] : open;
-        const float all = leaves_sum<CU_TOKEN_HALF>(open, sums + c * CU_MX_SPLIT + CU_TOKEN_HALF, row),
-                    next = __fmaf_rn(room().weight[c], mx_finish(all) + wide16(bias[c][row]), sum);
-        sum = first <= 2 * c + 1 && 2 * c + 1 < end ? next : sum;
+#pragma unroll 1
+    for (uint32_t c = first / 2; 2 * c < end; c++, sums += CU_MX_SPLIT) {
+        const float weight = room().weight[c], bias = wide16(room().down_bias[item][c][row]);
+        (void)bar_wait(&room().down_bar[item][c], b.layer & 1);
+        const float half = leaves_sum<CU_TOKEN_HALF - 1>(sums[0][row], sums + 1, row);
+        open = first <= 2 * c ? half : open;
+        const float all = leaves_sum<CU_TOKEN_HALF>(open, sums + CU_TOKEN_HALF, row);
+        sum = 2 * c + 1 < end ? __fmaf_rn(weight, mx_finish(all) + bias, sum) : sum;
     }
-    *ret_open = open;
-    return sum;
-}
-
-/* As done_down, of the block's stages of the choices' halves of a tile; who has the last of them adds up the choices, as combine does. */
-__device__ __forceinline__ void down_done(const token_at &b, uint32_t tile, uint32_t item)
-{
-    struct cu_share share = room().share[CU_TOKEN_DOWN];
-    share.per = 2 * NIB_MAX_EXPERTS_USED; /* known to the compiler */
-    const uint32_t first = cu_share_first(share, tile), end = cu_share_end(share, tile);
-    const token_sums *sums = room().down_sums + item * NIB_MAX_EXPERTS_USED * CU_MX_SPLIT;
-    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE;
-    float open;
-    const float sum = down_total(b, sums, first, end, room().down_bias[item], &open);
     cu_packet *cut = room().packets->cut[CUT_DOWN][blockIdx.x];
     if (lane >= CU_TILE)
         return;
-    if (end == 2 * NIB_MAX_EXPERTS_USED) {
-        const uint32_t at_row = tile * CU_TILE + row;
-        word_put(room().packets->x_down, at_row, __float_as_uint(room().x[at_row - room().x_first] + sum), b.epoch);
+    if (end == share.per) {
+        word_put(room().packets->x_down, at_row, __float_as_uint(x + sum), b.epoch);
     } else {
         packet_put(cut + row, __float_as_uint(sum), b.epoch);
         packet_put(cut + CU_TILE + row, __float_as_uint(open), b.epoch);
@@ -311,7 +277,7 @@ __device__ __forceinline__ void down_done(const token_at &b, uint32_t tile, uint
 }
 
 /* The experts' products, dealt to the warps in turns in the order in which they are asked for. The loop is in the program once: what all warps run
- * should be little. */
+ * should be little. Tiles of up are ended by the courier, those of down by the last warps, which have no piece of the last ones. */
 __device__ __noinline__ void token_experts()
 {
     const token_at b(CU_TOKEN_UP);
@@ -330,15 +296,11 @@ __device__ __noinline__ void token_experts()
         const float2 rows = mx_piece(p.weights, p.first, p.last, p.acts);
         stage_free<1>(number);
         mx_keep(p.leaves, rows);
-        if (!tile_last(p.down ? &room().count[p.item] : &room().up_count[p.item], p.of))
-            continue;
-        (void)bar_wait(&room().bias_bar[1], b.layer & 1);
-        const uint32_t tile = room().tile[p.down][p.choice] + p.item;
-        if (p.down)
-            down_done(b, tile, p.item);
-        else
-            up_done(b, tile, p.item, p.choice);
+        bulk_arrive(p.bar);
     }
+    const uint32_t item = CU_TOKEN_WARPS - 1 - threadIdx.x / 32;
+    if (item < room().down_tiles)
+        down_done(b, item);
 }
 
 /* The layers, by the warps that multiply. */
@@ -450,8 +412,8 @@ template <class Form> __device__ __forceinline__ bool token_prepare(const struct
     struct cu_token *packets = at<struct cu_token>(m->scratch, sizeof(struct cu_scratch));
     if (tid == CU_TOKEN_FEEDER)
         bars_open();
-    if (tid < CU_TOKEN_TILES)
-        room().count[tid] = room().up_count[tid] = 0;
+    if (tid < CU_TOKEN_DENSE)
+        room().count[tid] = 0;
     if (tid < NIB_MAX_EXPERTS_USED) /* to be read by who waits in vain */
         room().expert[tid] = 0;
     if (tid == 0) {
@@ -470,9 +432,9 @@ template <class Form> __device__ __forceinline__ bool token_prepare(const struct
         const uint32_t end = smem_at(&room().m.layer[m->layers]);
         room().ring = (end + 127) / 128 * 128;
         room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - sizeof(token_behind) - room().ring;
-        room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS,
-                             cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x).lo / (2 * NIB_MAX_EXPERTS_USED)) *
-                         CU_TILE;
+        const struct cu_share down = cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x);
+        room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS, down.lo / down.per) * CU_TILE;
+        room().down_tiles = CU_DIV_UP(down.hi, down.per) - down.lo / down.per;
     }
     prepare_lists<Form>(m);
     __syncthreads();
@@ -493,6 +455,18 @@ template <class Form> __device__ __noinline__ void plan_make()
     plan_write<Form>(room().packets);
 }
 
+/* The mbarriers of the experts' sums, at which pieces arrive, by the block's plan. A thread each. */
+__device__ __forceinline__ void prepare_bars()
+{
+    const struct cu_share share = room().share[CU_TOKEN_DOWN];
+    const uint32_t tid = threadIdx.x, per = 2 * NIB_MAX_EXPERTS_USED, first = share.lo / per * per + 2 * tid;
+    const uint32_t lo = max(first, share.lo), hi = min(first + 2, share.hi);
+    if (tid < CU_TOKEN_UP_SUMS / CU_MX_SPLIT)
+        bar_open(&room().up_bar[tid], 2 * CU_TOKEN_PIECES);
+    if (lo < hi) /* stages of the choice */
+        bar_open(&room().down_bar[tid / NIB_MAX_EXPERTS_USED][tid % NIB_MAX_EXPERTS_USED], (hi - lo) * CU_TOKEN_PIECES);
+}
+
 /* The step begins; false: it has no decode row. */
 __device__ __forceinline__ bool token_works()
 {
@@ -503,6 +477,7 @@ __device__ __forceinline__ bool token_works()
 /* The same and its row, by all warps but the one that asks for weights, which is still busy with the first. */
 __device__ __forceinline__ bool token_begin()
 {
+    prepare_bars();
     const bool works = token_works();
     if (threadIdx.x == 0) {
         room().row = step_of(&room().m)->rows[0];

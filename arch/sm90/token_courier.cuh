@@ -1,8 +1,11 @@
-/* arch/sm90/token_courier.cuh: the warp that waits for what the block needs later, while others multiply: the experts' activations, biases and the block
- * before's sums of a cut tile come to shared memory, and the keys and values that attention reads first to the second-level cache. */
+/* arch/sm90/token_courier.cuh: the warp that does for the block, while others multiply, what these would have to wait for: it makes the experts' activations of
+ * their sums, takes those of all blocks in, biases and the block before's sums of a cut tile, too, and fetches the keys and values that attention reads
+ * first to the second-level cache. */
 #pragma once
+#include "arch/cuda/done.cuh"
 #include "arch/sm90/token_attn.cuh"
 #include "arch/sm90/token_first.cuh"
+#include "arch/sm90/token_piece.cuh"
 #include "arch/sm90/token_ring.cuh"
 
 /* What the block's first unit of a layer reads first. */
@@ -43,7 +46,7 @@ __device__ __forceinline__ void courier_biases(uint32_t layer)
     if (lane < 16 && 2 * of < room().listed[CU_TOKEN_UP]) {
         const uint32_t choice = token_piece(room().piece[2 * CU_TOKEN_PIECES * of]).choice; /* all of up comes first */
         const nib_gpu_ptr from =
-            m.layer[layer].up_bias + ((uint64_t)room().expert[choice] * m.intermediate + (room().tile[0][choice] + of) * 8) * 4;
+            m.layer[layer].up_bias + ((uint64_t)room().expert[choice] * m.intermediate + (room().tile[choice] + of) * 8) * 4;
         bias_copy(room().up_bias[of], from);
         bias_copy(room().up_bias[of] + 4, from + 16);
     }
@@ -128,22 +131,50 @@ struct courier {
     }
 };
 
-/* The activations of the experts, choice by choice, which lie in whole units. A lane first looks for its last word of the first choice: when that is
+/* As done_up, of the block's `item`th tile, as soon as its sums are there. */
+__device__ __forceinline__ void courier_up(uint32_t layer, uint32_t item, uint32_t choice)
+{
+    const token_sums *sums = behind_ring().up_sums + item * CU_MX_SPLIT;
+    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, biases = room().up_bias[item][lane % 8];
+    (void)bar_wait(&room().up_bar[item], layer & 1);
+    const float gate = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
+    const float a =
+        swiglu(mx_finish(gate) + __uint_as_float(biases << 16), mx_finish(up) + __uint_as_float(biases & 0xffff0000u));
+    const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
+    const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
+    if (lane == 0)
+        eight_fp16_put(room().packets->gated, (choice * room().m.intermediate + (room().tile[choice] + item) * 8) / 2, eight,
+                  room().epoch + layer);
+}
+
+#define COURIER_BEHIND 2 /* choices whose tiles of up are ended before the first one's activations are taken in */
+
+/* The activations of the experts, choice by choice, which lie in whole units: those of the block's own tiles are handed over, those of all blocks
+ * taken in some choices later, when they are there. A lane first looks for its last word of the first choice: when that is
  * there, the block needs no more what else lies here. Those of a choice are asked for before the choice before is looked at, and again
  * by the lanes that miss some: what has long been there takes no trip to memory of its own. */
-__device__ __forceinline__ void courier_gated(uint32_t epoch)
+__device__ __forceinline__ void courier_gated(uint32_t layer)
 {
     const courier c;
     const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8); /* in 16 bytes */
-    const uint32_t *from = room().packets->gated[epoch & 1] + c.lane * 4;
-    uint32_t to = smem_at(room().gated) + c.lane * 16;
-    for (uint32_t turn = 0; c.own && !word_ask(from + (c.own - 1) * 128) && !token_late(turn); turn++)
-        ;
-    __syncwarp();
-    c.ask(to, from, true);
+    const uint32_t *from = room().packets->gated[room().epoch + layer & 1] + c.lane * 4;
+    uint32_t to = smem_at(room().gated) + c.lane * 16, item = 0;
+    (void)bar_wait(&room().bias_bar[1], layer & 1);
 #pragma unroll 1
-    for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++, from += c.all * 4, to += row * 16) {
-        c.ask(to + row * 16, from + c.all * 4, choice + 1 < NIB_MAX_EXPERTS_USED);
+    for (uint32_t i = 0; i < NIB_MAX_EXPERTS_USED + COURIER_BEHIND; i++) {
+        if (i < NIB_MAX_EXPERTS_USED)
+#pragma unroll 1
+            for (; item < room().chosen[0][i + 1] / 2; item++)
+                courier_up(layer, item, i);
+        if (i < COURIER_BEHIND)
+            continue;
+        if (i == COURIER_BEHIND) {
+            for (uint32_t turn = 0; c.own && !word_ask(from + (c.own - 1) * 128) && !token_late(turn); turn++)
+                ;
+            __syncwarp();
+            c.ask(to, from, true);
+        }
+        c.ask(to + row * 16, from + c.all * 4, i + 1 < NIB_MAX_EXPERTS_USED + COURIER_BEHIND);
         copy_wait<1>();
         for (uint32_t turn = 0;; turn++) {
             const bool good = c.there(to);
@@ -154,7 +185,9 @@ __device__ __forceinline__ void courier_gated(uint32_t epoch)
         }
         if (row > c.all && c.lane < row - c.all)
             sts16(to + c.all * 16, make_uint4(0, 0, 0, 0));
-        bulk_arrive(smem_at(&room().gated_bar[choice]));
+        bulk_arrive(smem_at(&room().gated_bar[i - COURIER_BEHIND]));
+        from += c.all * 4;
+        to += row * 16;
     }
 }
 
@@ -180,7 +213,7 @@ __device__ __noinline__ void token_courier()
             return;
         (void)bar_wait(&room().chosen_bar, layer & 1);
         courier_biases(layer); /* behind the first stages, before most others */
-        courier_gated(room().epoch + layer);
+        courier_gated(layer);
         if (layer + 1 == room().m.layers)
             courier_head();
         courier_cut(CU_TOKEN_DOWN, CUT_DOWN, 2 * NIB_MAX_EXPERTS_USED, layer);

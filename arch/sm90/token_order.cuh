@@ -133,15 +133,16 @@ __device__ __forceinline__ void order_pieces()
             piece.acts = acts + u0 * CU_MX_UNIT * 2;
             piece.first = middle - u0;
             piece.last = end - middle;
-            piece.item = p.down ? s.tile - share.lo / share.per : at / 2;
-            piece.leaves = smem_at((p.down ? room().down_sums + (piece.item * NIB_MAX_EXPERTS_USED + p.choice) * CU_MX_SPLIT
-                                           : behind_ring().up_sums + piece.item * CU_MX_SPLIT) +
+            const uint32_t item = p.down ? s.tile - share.lo / share.per : at / 2;
+            piece.leaves = smem_at((p.down ? room().down_sums + (item * NIB_MAX_EXPERTS_USED + p.choice) * CU_MX_SPLIT
+                                           : behind_ring().up_sums + item * CU_MX_SPLIT) +
                                    part);
-            piece.of = CU_TOKEN_PIECES * (p.down ? cu_share_end(share, s.tile) - cu_share_first(share, s.tile) : 2);
+            piece.bar = smem_at(p.down ? &room().down_bar[item][p.choice] : &room().up_bar[item]);
             piece.choice = p.choice;
             piece.down = p.down;
             room().piece[i + j] = piece.packed();
-            room().tile[p.down][p.choice] = s.tile - piece.item;
+            if (!p.down)
+                room().tile[p.choice] = s.tile - item;
         }
         i += n;
     }

@@ -261,3 +261,12 @@ __device__ __forceinline__ bool tile_last(uint32_t *count, uint32_t of)
     }
     return __shfl_sync(~0u, before, 0) + 1 == of;
 }
+
+/* `sum` and N leaves behind it. */
+template <int N> __device__ __forceinline__ float leaves_sum(float sum, const token_sums *leaves, uint32_t row)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        sum += leaves[i][row];
+    return sum;
+}

@@ -56,31 +56,30 @@ struct token_piece {
     uint32_t weights, acts; /* shared addresses, multiples of 16 */
     uint32_t leaves;        /* of its sums, multiple of 64 */
     uint32_t first, last;   /* units of its shares */
-    uint32_t of;            /* pieces of its tile that the block has */
-    uint32_t item;          /* which of the block's tiles of up or down */
+    uint32_t bar;           /* shared address of the mbarrier that waits for its sums, multiple of 8 */
     uint32_t choice;
     bool down;
 
     __device__ __forceinline__ uint2 packed() const
     {
         return make_uint2(weights / 16 | acts / 16 << 14 | last << 28 | (uint32_t)down << 31,
-                          leaves / 64 | first << 12 | item << 15 | choice << 19 | of << 21);
+                          leaves / 64 | first << 12 | choice << 15 | bar / 8 << 17);
     }
 
     __device__ __forceinline__ explicit token_piece(uint2 p)
         : weights(p.x << 4 & 0x3fff0), acts(p.x >> 10 & 0x3fff0), leaves(p.y << 6 & 0x3ffc0), first(p.y >> 12 & 7), last(p.x >> 28 & 7),
-          of(p.y >> 21), item(p.y >> 15 & 15), choice(p.y >> 19 & 3), down(p.x >> 31)
+          bar(p.y >> 14 & 0x3fff8), choice(p.y >> 15 & 3), down(p.x >> 31)
     {
     }
 
     token_piece() = default;
 };
-static_assert(CU_TOKEN_SHARED + 1024 <= 16u << 14 && sizeof(token_sums) == 64 && CU_TOKEN_TILES <= 16 && NIB_MAX_EXPERTS_USED <= 4 &&
+static_assert(CU_TOKEN_SHARED + 1024 <= 16u << 14 && sizeof(token_sums) == 64 && NIB_MAX_EXPERTS_USED <= 4 &&
                   CU_TOKEN_HIDDEN <= 7 * CU_MX_SPLIT * CU_MX_UNIT,
               "a piece packed");
 
 /* What a block does of every layer and step. Its first launch finds it, and leaves it in memory for later ones (struct cu_token). */
-struct __align__(16) token_plan {
+struct __align__(sizeof(token_sums)) token_plan {
     struct token_ask ask[CU_TOKEN_ASKS]; /* a layer's stages, in order: `asks` of them */
     union {
         struct cu_token_stage list[CU_TOKEN_UP][CU_TOKEN_LIST]; /* what this block does of the dense matrices, while that is found */
@@ -90,7 +89,8 @@ struct __align__(16) token_plan {
     uint32_t asks, pieces;
     uint32_t listed[CU_TOKEN_OPS];
     uint32_t chosen[2][NIB_MAX_EXPERTS_USED + 1]; /* of up, down: where a choice's stages begin in the list */
-    uint32_t tile[2][NIB_MAX_EXPERTS_USED];       /* of up, down: a choice's tile, less the block's number of it */
+    uint32_t tile[NIB_MAX_EXPERTS_USED];          /* of up: a choice's tile, less the block's number of it */
+    uint32_t down_tiles;                          /* of down that the block has a part of */
     struct cu_share share[CU_TOKEN_OPS];
     uint32_t x_first;          /* the first of the rows that the block adds to */
     uint32_t ring, ring_bytes; /* shared address */
@@ -121,7 +121,9 @@ struct token_room : token_plan {
             token_sums down_sums[CU_TOKEN_PARTS];
         };
     };
-    uint32_t count[CU_TOKEN_TILES], up_count[CU_TOKEN_TILES]; /* pieces of a tile that have left their sums */
+    uint32_t count[CU_TOKEN_DENSE]; /* stages of a dense tile that have left their sums */
+    /* the sums of a tile of up, of a choice of a tile of down are there */
+    uint64_t up_bar[CU_TOKEN_UP_SUMS / CU_MX_SPLIT], down_bar[CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED][NIB_MAX_EXPERTS_USED];
     uint64_t gated_bar[NIB_MAX_EXPERTS_USED];                 /* a choice's activations are there */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
     uint64_t cut_bar[CUTS];                               /* `cut` is there */
