@@ -298,7 +298,7 @@ __device__ __noinline__ void token_experts()
         mx_keep(p.leaves, rows);
         bulk_arrive(p.bar);
     }
-    const uint32_t item = CU_TOKEN_WARPS - 1 - threadIdx.x / 32;
+    const uint32_t item = threadIdx.x / 32 + room().down_tiles - CU_TOKEN_WARPS; /* by the last warp the tile that the next block goes on with */
     if (item < room().down_tiles)
         down_done(b, item);
 }
