@@ -452,6 +452,8 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     const uint32_t end = r.pos + 1, begin = windowed && end > m->window ? end - m->window : 0;
     const uint32_t keys = windowed ? ~0u : cu_split_keys(r.pos), splits = windowed ? 1 : r.pos / keys + 1;
     const bool mine = row < step->decode_count && blockIdx.z < splits;
+    if (NIB_SM >= 90 && !mine && blockIdx.z > 0 && gridDim.y <= CU_DEEP_ROWS) /* makes room for OUT; a row's first block waits in any case */
+        return;
     const Span span = {m, m->layer[layer].kv + Span::head_at(kv_head), layer, r.slot, begin, end};
     typename Span::asked ahead;
     uint32_t base = windowed ? begin & ~31u : blockIdx.z * keys, key0 = attn_first_key(base);

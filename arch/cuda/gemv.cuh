@@ -303,14 +303,15 @@ __device__ __forceinline__ void touch(const void *p)
     asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
 }
 
-/* y = x W^T of `rows` rows; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
+/* y = x W^T of `rows` rows, RING stages a warp; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
  * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. `dealing`: of the first pass's tiles. `early`: the step block may be read before
  * the op before this one has ended. before(rows) is called as soon as it may. Every block of the grid, WARPS warps, calls it once. */
-template <int WARPS, class Form, class Count, class From, class Done, class Before>
+template <int WARPS, int RING, class Form, class Count, class From, class Done, class Before>
 __device__ __forceinline__ void dense_gemv(gemv_tiles dealing, nib_gpu_ptr w, uint32_t n, uint32_t k, bool early, Count count, From from,
                                            Done done, Before before)
 {
-    constexpr uint32_t ring_bytes = Form::ring * Form::span * Form::unit_bytes;
+    constexpr uint32_t ring_bytes = RING * Form::span * Form::unit_bytes;
+    constexpr bool deep = RING != Form::ring; /* up to CU_DEEP_ROWS rows */
     __shared__ uint64_t came;
     gemv_shared sh = gemv_carve<WARPS>(k, ring_bytes);
     sh.came = smem_at(&came);
@@ -320,7 +321,7 @@ __device__ __forceinline__ void dense_gemv(gemv_tiles dealing, nib_gpu_ptr w, ui
     __syncwarp();
 #endif
     const uint32_t units = k / CU_DENSE_UNIT, tiles = cu_tiles(n), first = blockIdx.x, step = gridDim.x;
-    dense_stream<WARPS, Form::ring, Form> s;
+    dense_stream<WARPS, RING, Form> s;
     overlap_next();
     s.open(w, units, first, step, tiles, sh.ring, dealing.tickets ? dealing.dealt : ~0u);
     uint32_t all = 0;
@@ -350,7 +351,7 @@ __device__ __forceinline__ void dense_gemv(gemv_tiles dealing, nib_gpu_ptr w, ui
         __syncthreads();
         acts_wait(sh, known < rows, turn);
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows, c); };
-        if (CU_GEMV_ROWS <= 8 || rows <= 8)
+        if (CU_GEMV_ROWS <= 8 || deep || rows <= 8)
             dense_pass<1>(s, sh, units, first, dealing, tiles, rows, place);
         else
             dense_pass<2>(s, sh, units, first, dealing, tiles, rows, place);

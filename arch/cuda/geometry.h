@@ -69,11 +69,16 @@ static void gemv_launch(const struct nib_gpu_machine *m, uint32_t warps, uint32_
 
 #define CU_MXFP8_RING_BYTES (CU_MXFP8_RING * CU_MXFP8_SPAN * CU_MXFP8_BYTES)
 
-static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t warps, uint32_t n, uint32_t k,
-                         uint32_t rows, struct nib_gpu_geometry *ret)
+/* deep: bytes of a warp's ring where rings are deep. */
+static void dense_launch(const struct nib_gpu_machine *m, bool mxfp8, uint32_t warps, uint32_t deep, uint32_t n,
+                         uint32_t k, uint32_t rows, struct nib_gpu_geometry *ret)
 {
     const uint32_t ring = mxfp8 ? CU_MXFP8_RING_BYTES : CU_DENSE_RING * CU_DENSE_BYTES;
-    gemv_launch(m, warps, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
+    const uint32_t bytes = cu_deep_bytes(warps, deep, mxfp8 ? CU_MXFP8_SPAN * CU_MXFP8_BYTES : CU_DENSE_BYTES, k);
+    if (rows <= CU_DEEP_ROWS && bytes + CU_ATTN_SHARED + 2 * NIB_BLOCK_SHARED <= NIB_SM_SHARED)
+        *ret = (struct nib_gpu_geometry){{least(cu_tiles(n), m->sms), 1, 1}, warps * 32, bytes, 0};
+    else
+        gemv_launch(m, warps, cu_tiles(n), ring, rows, k, CU_DENSE_BLOCKS, ret);
 }
 
 #if NIB_SM >= 90
@@ -111,13 +116,13 @@ static void decode_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu
 {
     const uint32_t hidden = m->hidden, inner = m->intermediate, q_dim = m->heads * NIB_HEAD_DIM;
     if (op == NIB_GPU_QKV) {
-        dense_launch(m, mxfp8, CU_GEMV_WARPS, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
+        dense_launch(m, mxfp8, CU_GEMV_WARPS, CU_DEEP_QKV, q_dim + 2 * m->kv_heads * NIB_HEAD_DIM, hidden, rows, ret);
         /* the op before has a row's block on a multiprocessor each, where no other begins */
         const uint32_t each = ret->grid[0] / m->sms;
         if (NIB_SM >= 90 && each > 0 && rows < m->sms)
             ret->grid[0] = least(ret->grid[0], each * (m->sms - rows));
     } else if (op == NIB_GPU_OUT)
-        dense_launch(m, mxfp8, CU_OUT_WARPS, hidden, q_dim, rows, ret);
+        dense_launch(m, mxfp8, CU_OUT_WARPS, CU_DEEP_OUT, hidden, q_dim, rows, ret);
     else if (op == NIB_GPU_UP)
         mx_launch(m, 2 * inner, hidden, rows, ret);
     else if (op == NIB_GPU_DOWN)

@@ -67,8 +67,10 @@
 
 #define CU_GEMV_WARPS   9 /* share the inputs of a tile: 2880 is 90 dense units, 45 mx units */
 #define CU_GEMV_THREADS (CU_GEMV_WARPS * 32)
-#define CU_DENSE_PACE   3 /* stages of a warp on their way while the ring is filled first, and one */
-#define CU_OUT_WARPS    8 /* the same of the attention's output projection: 4096 inputs are 128 units */
+#define CU_DENSE_PACE   3            /* stages of a warp on their way while the ring is filled first, and one */
+#define CU_OUT_WARPS    8            /* the same of the attention's output projection: 4096 inputs are 128 units */
+#define CU_DEEP_QKV     (18u * 1024) /* bytes of a warp's ring in a bucket of up to CU_DEEP_ROWS, where QKV and OUT */
+#define CU_DEEP_OUT     (20u * 1024) /* have one block a multiprocessor: attention's block has room beside */
 /* GEMV_ROWS: rows of one pass over the weights; RING: units (mx, mxfp8: spans of units) in flight a warp; BLOCKS: of a multiprocessor. The
  * portable row fits in 99 KB of a block. Other rings may be given to nvcc and the table alike, to compare them. */
 #if NIB_SM >= 90
@@ -94,6 +96,7 @@
 #endif
 #define CU_ROUTE_RING      12
 #define CU_ROUTE_RING_MANY 6
+#define CU_DEEP_ROWS       2
 #else
 #define CU_GEMV_ROWS 4
 #define CU_LIST_ROWS CU_GEMV_ROWS
@@ -115,6 +118,7 @@
 #endif
 #define CU_ROUTE_RING      4
 #define CU_ROUTE_RING_MANY 4
+#define CU_DEEP_ROWS       0
 #endif
 #ifndef CU_MX_SPAN
 #define CU_MX_SPAN 3 /* mx units of a stage of the ring: 2880 inputs are 15 */
@@ -236,6 +240,13 @@ NIB_BOTH uint64_t cu_bf13_bytes(uint32_t n, uint32_t k)
 NIB_BOTH uint32_t cu_row_stride(uint32_t k)
 {
     return (k * 2 + 63) / 64 % 2 ? (k * 2 + 63) / 64 * 64 : (k * 2 + 63) / 64 * 64 + 64;
+}
+
+/* Dynamic shared memory of a block of QKV or OUT whose warps have deep rings, of whole stages; with today's shapes no other launch of it
+ * has as much. */
+NIB_BOTH uint32_t cu_deep_bytes(uint32_t warps, uint32_t ring, uint32_t stage, uint32_t k)
+{
+    return warps * (ring / stage * stage) + CU_DEEP_ROWS * cu_row_stride(k) + 2 * warps * 512;
 }
 
 /* First unit of share `i` of `shares` of an expert's inputs. */
