@@ -389,11 +389,9 @@ struct attn_fold {
     }
 };
 
-/* The row's output of a head and dim, from `splits` partials in order and the sink. */
-__device__ __forceinline__ float attn_finish(const struct nib_gpu_machine *m, uint32_t row, uint32_t head, uint32_t d,
-                                             uint32_t splits, float sink)
+/* An output of dim d, from its head's `splits` partials in order and the sink. */
+__device__ __forceinline__ float attn_finish(const float *part, uint32_t d, uint32_t splits, float sink)
 {
-    const float *part = attn_part(m, row, head, 0);
     attn_fold all(sink);
     for (uint32_t i = 0; i < splits; i += ATTN_FOLD) {
         float v[ATTN_FOLD], s[ATTN_FOLD], w[ATTN_FOLD];
@@ -417,15 +415,32 @@ __device__ __forceinline__ float attn_alone(float most, float sum, float o, floa
     return scale * o / (keep + scale * sum);
 }
 
-/* Output i of a decode row, to where each of the output projections reads it. */
-__device__ __forceinline__ void attn_put(const struct nib_gpu_machine *m, uint32_t row, uint32_t i, float value)
+/* Output i of a decode row, to where each of the output projections reads it. `batch`: batch_acts of sm_90. */
+__device__ __forceinline__ void attn_put(uint8_t *acts, uint8_t *batch, uint32_t row, uint32_t i, float value)
 {
     const __nv_bfloat16 v = __float2bfloat16(value);
-    ((__nv_bfloat16 *)acts_row(m, row))[i] = v;
+    ((__nv_bfloat16 *)acts)[i] = v;
 #if NIB_SM >= 90
-    batch_acts_put(m, row, i, v);
+    batch_acts_put(batch, row, i, v);
 #endif
 }
+
+/* Where the results of a row's KV head go. Found before a barrier or a fence, which empties the first-level cache: behind it each would be a trip
+ * to memory more. */
+struct attn_to {
+    uint8_t *acts, *batch;
+    float *parts;    /* of the first head */
+    uint32_t stride; /* floats of a head's partials */
+
+    __device__ __forceinline__ attn_to(const struct nib_gpu_machine *m, uint32_t row, uint32_t kv_head)
+        : acts(acts_row(m, row)), batch(NULL), parts(attn_part(m, row, kv_head * NIB_GQA_GROUP, 0)), stride(m->splits_max * CU_ATTN_PART)
+    {
+#if NIB_SM >= 90
+        batch = batch_acts(m);
+        asm volatile("" : "+l"(acts), "+l"(batch), "+l"(parts), "+r"(stride));
+#endif
+    }
+};
 
 #define ATTN_OUTPUTS (NIB_GQA_GROUP * NIB_HEAD_DIM / CU_ATTN_THREADS) /* of a thread */
 
@@ -460,6 +475,8 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     if (mine && key0 < end)
         span.ask(key0, ahead, sh.v[warp]);
     const nib_gpu_ptr queries = read_now(m->q);
+    touch(&m->acts); /* what attn_to reads */
+    touch(&m->scratch);
     if (layer > 0)
         overlap_wait();
     if (!mine)
@@ -468,7 +485,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     attn_query(at<const __nv_bfloat16>(queries) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
     if (key0 < end)
         span.ask_last(key0, ahead, sh.v[warp]);
-    auto put = [&](uint32_t i, float value) { attn_put(m, row, kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i, value); };
+    auto put = [&](const attn_to &to, uint32_t i, float value) { attn_put(to.acts, to.batch, row, kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i, value); };
     for (uint32_t split = blockIdx.z; split < splits; split += gridDim.z) {
         attn_state st;
         attn_clear(st, -1e30f, -1e30f);
@@ -483,18 +500,18 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
             attn_step(span, q, key0, span.widen(ahead, key0, sh.v[warp]), sh.v[warp], st);
         }
         attn_put_state(sh, st);
+        const attn_to to(m, row, kv_head);
         __syncthreads();
 #pragma unroll
         for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
             const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS, h = i / NIB_HEAD_DIM, d = i % NIB_HEAD_DIM;
-            const uint32_t head = kv_head * NIB_GQA_GROUP + h;
             float most, all, o;
             attn_merge_warps(sh, h, d, &most, &all, &o);
             if (splits == 1) {
-                put(i, attn_alone(most, all, o, sinks[k]));
+                put(to, i, attn_alone(most, all, o, sinks[k]));
                 continue;
             }
-            float *part = attn_part(m, row, head, split);
+            float *part = to.parts + h * to.stride + split * CU_ATTN_PART;
             if (d == 0) {
                 part[0] = most;
                 part[1] = all;
@@ -506,6 +523,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     if (splits == 1)
         return;
     uint32_t *arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
+    const attn_to to(m, row, kv_head);
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
@@ -518,7 +536,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
 #pragma unroll
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
         const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS;
-        put(i, attn_finish(m, row, kv_head * NIB_GQA_GROUP + i / NIB_HEAD_DIM, i % NIB_HEAD_DIM, splits, sinks[k]));
+        put(to, i, attn_finish(to.parts + i / NIB_HEAD_DIM * to.stride, i % NIB_HEAD_DIM, splits, sinks[k]));
     }
     if (threadIdx.x == 0)
         *arrived = 0;

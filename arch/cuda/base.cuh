@@ -394,6 +394,12 @@ __device__ __forceinline__ uint8_t *acts_row(const struct nib_gpu_machine *m, ui
     return at<uint8_t>(m->acts, (uint64_t)row * acts_stride16(m) * 16);
 }
 
+/* Brings what is read at the end to the first-level cache. */
+__device__ __forceinline__ void touch(const void *p)
+{
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
 /* Brings constants that are read after overlap_wait into the cache before it; a thread a line of 128 bytes. */
 __device__ __forceinline__ void prefetch(nib_gpu_ptr p, uint32_t bytes)
 {

@@ -16,8 +16,8 @@ __device__ __forceinline__ void batch_acts_put(const struct nib_gpu_machine *m, 
     *(uint32_t *)(to + cu_batch_acts_word(place, word + 1)) = v.y;
 }
 
-/* Input i of a place. */
-__device__ __forceinline__ void batch_acts_put(const struct nib_gpu_machine *m, uint32_t place, uint32_t i, __nv_bfloat16 v)
+/* Input i of a place; acts: batch_acts. */
+__device__ __forceinline__ void batch_acts_put(uint8_t *acts, uint32_t place, uint32_t i, __nv_bfloat16 v)
 {
-    *(__nv_bfloat16 *)(batch_acts(m) + cu_batch_acts_word(place, i / 2) + i % 2 * 2) = v;
+    *(__nv_bfloat16 *)(acts + cu_batch_acts_word(place, i / 2) + i % 2 * 2) = v;
 }

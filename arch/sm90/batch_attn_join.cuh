@@ -155,7 +155,7 @@ __device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, bat
         }
 #pragma unroll
         for (uint32_t i = 0; i < batch_attn_lane::DIMS; i++)
-            attn_put(m, row, head * NIB_HEAD_DIM + my.dim(i),
+            attn_put(acts_row(m, row), batch_acts(m), row, head * NIB_HEAD_DIM + my.dim(i),
                      splits > 1 ? out.all[i].value() : attn_alone(e.max[0], e.sum[0], e.o[i][0], sink));
     }
 }
