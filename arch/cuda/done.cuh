@@ -47,6 +47,10 @@ struct done_qkv {
         to[dim + 32] = __float2bfloat16(b);
     }
 
+    __device__ __forceinline__ void ask(uint32_t, uint32_t, uint32_t) const
+    {
+    }
+
     __device__ __forceinline__ void operator()(uint32_t tile, uint32_t row, uint32_t end, const float c[4]) const
     {
         const uint32_t g = threadIdx.x % 32 / 4;
@@ -62,10 +66,24 @@ struct done_qkv {
     }
 };
 
-/* x += y + b */
+/* x += y + b. Of each tile ask() comes first, as early as may be. */
 struct done_out {
     const struct nib_gpu_machine *m;
     uint32_t layer;
+    float bias[2], x[4]; /* x as sums have it */
+
+    __device__ __forceinline__ void ask(uint32_t tile, uint32_t row, uint32_t end)
+    {
+        const uint32_t hidden = m->hidden;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4 + h * 8;
+            const float *from = at<const float>(m->x) + n;
+            bias[h] = n < hidden ? bf16_at(m->layer[layer].out_bias, n) : 0;
+            x[2 * h] = n < hidden && row < end ? from[(uint64_t)row * hidden] : 0;
+            x[2 * h + 1] = n < hidden && row + 1 < end ? from[(uint64_t)(row + 1) * hidden] : 0;
+        }
+    }
 
     __device__ __forceinline__ void operator()(uint32_t tile, uint32_t row, uint32_t end, const float c[4]) const
     {
@@ -73,20 +91,21 @@ struct done_out {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4 + h * 8;
-            if (n >= hidden)
-                continue;
-            const float bias = bf16_at(m->layer[layer].out_bias, n);
-            float *x = at<float>(m->x) + n;
-            if (row < end)
-                x[(uint64_t)row * hidden] += c[2 * h] + bias;
-            if (row + 1 < end)
-                x[(uint64_t)(row + 1) * hidden] += c[2 * h + 1] + bias;
+            float *to = at<float>(m->x) + n;
+            if (n < hidden && row < end)
+                to[(uint64_t)row * hidden] = x[2 * h] + (c[2 * h] + bias[h]);
+            if (n < hidden && row + 1 < end)
+                to[(uint64_t)(row + 1) * hidden] = x[2 * h + 1] + (c[2 * h + 1] + bias[h]);
         }
     }
 };
 
 struct done_head {
     const struct nib_gpu_machine *m;
+
+    __device__ __forceinline__ void ask(uint32_t, uint32_t, uint32_t) const
+    {
+    }
 
     __device__ __forceinline__ void operator()(uint32_t tile, uint32_t row, uint32_t end, const float c[4]) const
     {

@@ -244,10 +244,10 @@ template <int WARPS> __device__ __forceinline__ void gemv_rows(gemv_shared &sh, 
     sh.sums = (float4 *)((uint8_t *)gemv_dynamic + WARPS * ring_bytes + rows * sh.stride);
 }
 
-/* One pass: done(tile, first row, c) for each tile of the block and each 8 rows. */
-template <int NT, int WARPS, int RING, class Form, class Done>
+/* One pass: done(tile, first row, c) for each tile of the block and each 8 rows; ask(tile, first row), by the same warp, before the tile's products. */
+template <int NT, int WARPS, int RING, class Form, class Ask, class Done>
 __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING, Form> &s, const gemv_shared &sh, uint32_t units,
-                                           uint32_t first, gemv_tiles tiles, uint32_t end, uint32_t rows, Done done)
+                                           uint32_t first, gemv_tiles tiles, uint32_t end, uint32_t rows, Ask ask, Done done)
 {
     uint32_t turn = 0;
     for (uint32_t tile = first, next; tile < end; tile = next, turn++) {
@@ -257,6 +257,8 @@ __device__ __forceinline__ void dense_pass(dense_stream<WARPS, RING, Form> &s, c
             s.more(units, tile, next);
         tiles.ask();
         s.form.step(next);
+        if (gathered_row<NT, WARPS>(turn) < NT * 8)
+            ask(tile, gathered_row<NT, WARPS>(turn));
         dense_tile<NT>(s, units, sh, rows, acc);
         tiles.keep(turn);
         if (!gather_sums<NT, WARPS>(sh, turn, acc, c))
@@ -297,7 +299,7 @@ template <uint32_t THREADS> struct gemv_row {
     }
 };
 
-/* y = x W^T of `rows` rows, RING stages a warp; from(row) is a row of activations, from(0) one that may be read whatever count() is; done(tile, row,
+/* y = x W^T of `rows` rows, RING stages a warp; from(row) is a row of activations, from(0) one that may be read whatever count() is; done.ask(tile, row, end), then done(tile, row,
  * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. `dealing`: of the first pass's tiles. `early`: the step block may be read before
  * the op before this one has ended. before(rows) is called as soon as it may. Every block of the grid, WARPS warps, calls it once. */
 template <int WARPS, int RING, class Form, class Count, class From, class Done, class Before>
@@ -344,11 +346,12 @@ __device__ __forceinline__ void dense_gemv(gemv_tiles dealing, nib_gpu_ptr w, ui
             row0.keep(sh.acts, k);
         __syncthreads();
         acts_wait(sh, known < rows, turn);
+        auto ask = [&](uint32_t tile, uint32_t row) { done.ask(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows); };
         auto place = [&](uint32_t tile, uint32_t row, const float c[4]) { done(tile, r0 + row + threadIdx.x % 4 * 2, r0 + rows, c); };
         if (CU_GEMV_ROWS <= 8 || deep || rows <= 8)
-            dense_pass<1>(s, sh, units, first, dealing, tiles, rows, place);
+            dense_pass<1>(s, sh, units, first, dealing, tiles, rows, ask, place);
         else
-            dense_pass<2>(s, sh, units, first, dealing, tiles, rows, place);
+            dense_pass<2>(s, sh, units, first, dealing, tiles, rows, ask, place);
     }
     copy_wait<0>();
 }

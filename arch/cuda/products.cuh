@@ -30,9 +30,10 @@ template <int RING, class Form> __device__ __forceinline__ void qkv_rows(const s
 
 template <int RING, class Form> __device__ __forceinline__ void out_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    const struct done_out done = {m, layer};
+    const struct nib_gpu_step *step = step_of(m);
+    const struct done_out done = {m, layer, {}, {}};
     dense_gemv<CU_OUT_WARPS, RING, Form>(
-        {gridDim.x}, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, false, [&] { return step_of(m)->decode_count; },
+        {gridDim.x}, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, layer > 0, [&] { return step->decode_count; },
         [&](uint32_t r) { return acts_row(m, r); }, done, [](uint32_t) {});
 }
 

@@ -361,7 +361,7 @@ __device__ __forceinline__ void route_logits_of(const struct nib_gpu_machine *m,
                                                 const gemv_shared &sh, uint32_t first, uint32_t rows)
 {
     dense_pass<1, ROUTE_WARPS, RING>(
-        s, sh, m->hidden / CU_DENSE_UNIT, blockIdx.x, {gridDim.x}, cu_tiles(m->experts), rows,
+        s, sh, m->hidden / CU_DENSE_UNIT, blockIdx.x, {gridDim.x}, cu_tiles(m->experts), rows, [](uint32_t, uint32_t) {},
         [&](uint32_t tile, uint32_t, const float c[4]) {
             const uint32_t lane = threadIdx.x % 32, row = lane % 4 * 2;
 #pragma unroll
