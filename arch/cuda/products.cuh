@@ -3,6 +3,22 @@
 #include "arch/cuda/done.cuh"
 #include "arch/cuda/gemv.cuh"
 
+/* Where rows of activations lie. Read before the op before this one has ended: behind the wait it would be a trip to memory more. */
+struct acts_rows {
+    const uint8_t *first;
+    uint32_t stride;
+
+    __device__ __forceinline__ explicit acts_rows(const struct nib_gpu_machine *m)
+        : first(at<const uint8_t>(read_now(m->acts))), stride(acts_stride16(m) * 16)
+    {
+    }
+
+    __device__ __forceinline__ const uint8_t *row(uint32_t r) const
+    {
+        return first + (uint64_t)r * stride;
+    }
+};
+
 /* What the products' ends need is read beforehand. From layer 1 on the step block, what BEGIN and EMBED made of it, may be read before the op before
  * this one has ended, since the expert products of the layer before wait for all that came before them. Not for the head: the fused kernel lets it
  * begin at once, before BEGIN has ended. */
@@ -12,8 +28,9 @@ template <int RING, class Form> __device__ __forceinline__ void qkv_rows(const s
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t n = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
     const struct done_qkv done = {m, step->rows, layer, kv, CU_GEMV_ROWS};
+    const acts_rows acts(m);
     dense_gemv<CU_GEMV_WARPS, RING, Form>(
-        {gridDim.x}, m->layer[layer].qkv, n, m->hidden, layer > 0, [&] { return step->decode_count; }, [&](uint32_t r) { return acts_row(m, r); }, done,
+        {gridDim.x}, m->layer[layer].qkv, n, m->hidden, layer > 0, [&] { return step->decode_count; }, [&](uint32_t r) { return acts.row(r); }, done,
         [&](uint32_t all) {
             const uint32_t rows = min(all, (uint32_t)CU_GEMV_ROWS), tile = blockIdx.x + threadIdx.x / 32 * gridDim.x, lane = threadIdx.x % 32;
             if (threadIdx.x < rows && !m->kv_new)
@@ -32,9 +49,10 @@ template <int RING, class Form> __device__ __forceinline__ void out_rows(const s
 {
     const struct nib_gpu_step *step = step_of(m);
     const struct done_out done = {m, layer, {}, {}};
+    const acts_rows acts(m);
     dense_gemv<CU_OUT_WARPS, RING, Form>(
         {gridDim.x}, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, layer > 0, [&] { return step->decode_count; },
-        [&](uint32_t r) { return acts_row(m, r); }, done, [](uint32_t) {});
+        [&](uint32_t r) { return acts.row(r); }, done, [](uint32_t) {});
 }
 
 template <class Form> __device__ __forceinline__ void head_rows(const struct nib_gpu_machine *m)
