@@ -42,6 +42,33 @@ template <int NT, bool FEW> struct mx_lane {
             step[n] = there ? 128 : 0;
         }
     }
+
+    __device__ __forceinline__ uint32_t unit(int n) const
+    {
+        return step[n];
+    }
+};
+
+/* The same where zeros, at a multiple of 128, are 128 bytes longer than a share: then the step is the same for all lanes and need not be added, and lanes without
+ * a row meet no other's banks. */
+template <int NT, bool FEW> struct mx_rows {
+    uint32_t at[NT];
+
+    __device__ __forceinline__ mx_rows(uint32_t acts, uint32_t stride, uint32_t u0, uint32_t rows, uint32_t zeros)
+    {
+        const uint32_t g = threadIdx.x % 32 / 4;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+            const uint32_t row = FEW ? g / 2 : n * 8 + g;
+            at[n] = row < rows && !(FEW && g % 2) ? acts + row * stride + u0 * 128 + threadIdx.x % 4 * 16
+                                                  : zeros + (row * stride + (FEW ? 64 : 0)) % 128;
+        }
+    }
+
+    __device__ __forceinline__ uint32_t unit(int) const
+    {
+        return 128;
+    }
 };
 
 /* The sums of columns 2t and 2t + 1 to where the epilogue wants them, when they lie in columns 4t and 4t + 2. */
@@ -57,8 +84,8 @@ __device__ __forceinline__ void mx_spread(float c[4])
 }
 
 /* N units of a span, from unit `i` of it on. Everything is loaded before it is used, so that the products overlap. */
-template <int NT, bool FEW, int N>
-__device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, mx_lane<NT, FEW> &acts, float acc[NT][4])
+template <int NT, bool FEW, int N, class Lane>
+__device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, Lane &acts, float acc[NT][4])
 {
     const uint32_t lane = threadIdx.x % 32;
     uint4 codes[N], b[N][2][NT];
@@ -70,8 +97,8 @@ __device__ __forceinline__ void mx_units(uint32_t span, uint32_t i, mx_lane<NT, 
 #pragma unroll
         for (int n = 0; n < NT; n++) {
             b[u][0][n] = lds16(acts.at[n]);
-            b[u][1][n] = lds16(acts.at[n] + acts.step[n] / 2);
-            acts.at[n] += acts.step[n];
+            b[u][1][n] = lds16(acts.at[n] + acts.unit(n) / 2);
+            acts.at[n] += acts.unit(n);
         }
     }
 #pragma unroll

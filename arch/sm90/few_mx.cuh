@@ -208,18 +208,16 @@ __device__ __forceinline__ void few_list(few_ring &ring, few_share &s, uint32_t 
                                          uint32_t bias, const Done &done)
 {
     constexpr int AT_ONCE = NT == 1 ? CU_MX_SPAN : 1; /* units: registers */
-    mx_lane<NT, FEW> first(acts_at, s.stride, s.u0, group.count, s.zeros);
+    mx_rows<NT, FEW> first(acts_at, s.stride, s.u0, group.count, s.zeros);
     const uint32_t sums = s.sums;
     s.sums += threadIdx.x % 32 * (FEW ? 8 : 16); /* the lane's */
     keep(s.sums);
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
+    for (int n = 0; n < NT; n++)
         keep(first.at[n]);
-        keep(first.step[n]);
-    }
 #pragma unroll 1
     for (; tile < end; tile += CU_FEW_TEAMS, ring.next()) {
-        mx_lane<NT, FEW> acts = first;
+        mx_rows<NT, FEW> acts = first;
         float acc[NT][4];
 #pragma unroll
         for (int n = 0; n < NT; n++)
@@ -308,7 +306,6 @@ __device__ __forceinline__ void few_mx(nib_gpu_ptr lists, const uint32_t *rows_o
     __shared__ struct cu_group groups[FEW_LISTS];
     __shared__ uint64_t full[CU_FEW_STAGES * CU_FEW_PARTS], empty[CU_FEW_STAGES], came;
     __shared__ uint32_t rows[FEW_LISTS]; /* of the first places */
-    __shared__ uint4 zeros;
     const uint32_t tid = threadIdx.x;
     const struct cu_route *route = at<const struct cu_route>(lists);
     uint32_t count, word, row;
@@ -330,8 +327,9 @@ __device__ __forceinline__ void few_mx(nib_gpu_ptr lists, const uint32_t *rows_o
         for (uint32_t i = 0; i < CU_FEW_STAGES; i++)
             bulk_init<CU_FEW_TEAM>(smem_at(empty + i));
         bulk_open(smem_at(&came));
-        zeros = make_uint4(0, 0, 0, 0);
     }
+    for (uint32_t i = room.zeros_at + tid * 16; i < room.acts_at; i += CU_FEW_THREADS * 16)
+        sts16(base + i, make_uint4(0, 0, 0, 0));
     /* the rest of each row's last unit */
     for (uint32_t r = tid; r < 2u << kind; r += CU_FEW_THREADS)
         for (uint32_t c = k * 2; c < units * CU_MX_UNIT * 2; c += 16)
@@ -361,7 +359,7 @@ __device__ __forceinline__ void few_mx(nib_gpu_ptr lists, const uint32_t *rows_o
     const few_share s = {u0,
                          cu_mx_first(units, share + 1, CU_MX_SPLIT) - u0,
                          smem_at(full + share * CU_FEW_PARTS / CU_FEW_TEAM),
-                         smem_at(&zeros),
+                         base + room.zeros_at,
                          stride,
                          base + room.sums_at + (team * 2 * (CU_FEW_TEAM - 1) + (share ? share - 1 : 0)) * CU_FEW_LEFT,
                          1 + team * 4,
