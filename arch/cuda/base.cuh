@@ -255,10 +255,27 @@ __device__ __forceinline__ uint32_t dynamic_shared_bytes()
     return bytes;
 }
 
-/* A field of the machine block, read here and not where it is used, behind a wait, whither the compiler would move it. */
-template <class T> __device__ __forceinline__ T read_now(const T &field)
+/* A field of the machine block, read here and not where it is used, behind a wait, whither the compiler would move it. From the first-level cache: a
+ * volatile read goes to the second level for each warp. */
+__device__ __forceinline__ uint64_t read_now(const uint64_t &field)
 {
-    return *(const volatile T *)&field;
+    uint64_t v;
+    asm volatile("ld.global.b64 %0, [%1];" : "=l"(v) : "l"(&field));
+    return v;
+}
+
+__device__ __forceinline__ uint32_t read_now(const uint32_t &field)
+{
+    uint32_t v;
+    asm volatile("ld.global.b32 %0, [%1];" : "=r"(v) : "l"(&field));
+    return v;
+}
+
+__device__ __forceinline__ uint16_t read_now(const uint16_t &field)
+{
+    uint16_t v;
+    asm volatile("ld.global.b16 %0, [%1];" : "=h"(v) : "l"(&field));
+    return v;
 }
 
 __device__ __forceinline__ float bf16_at(nib_gpu_ptr p, uint64_t i)
