@@ -2,7 +2,8 @@
  *
  * Every layer has weights of its own (one random matrix, repacked to each place), so that nothing is read from the cache that
  * a real model would not find there. Biases and what the KV holds are zeros, so that rows with other tokens stay apart and choose
- * other experts, evenly. An op is timed over all layers in one graph, and by what a step takes without it. */
+ * other experts, evenly, or as unevenly as asked for: by the router's biases. An op is timed over all layers in one graph, and by what a step takes
+ * without it. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,7 +99,19 @@ static nib_cu_ptr experts(struct rig *rig, nib_cu_ptr codes, nib_cu_ptr scales, 
     return to;
 }
 
-static void fill_weights(struct rig *rig)
+/* Router biases of normal numbers, by which the logarithm of how likely an expert is has about the deviation `spread` among experts: half of it times the
+ * deviation of a logit, by a simulation. */
+static nib_cu_ptr router_bias(struct rig *rig, double spread, uint64_t *seed)
+{
+    uint16_t bias[NIB_MAX_EXPERTS];
+    for (uint32_t e = 0; e < shape->experts; e++)
+        bias[e] = nib_bf16_encode((float)(spread * 0.5 * 0.162 * (double)model_normal(seed)));
+    const nib_cu_ptr to = rig_take(rig, sizeof bias);
+    rig_up(rig, to, bias, shape->experts * sizeof bias[0]);
+    return to;
+}
+
+static void fill_weights(struct rig *rig, double spread)
 {
     const struct nib_shape *s = shape;
     const uint32_t h = s->hidden, inner = s->intermediate, q = nib_q_dim(s), qkv = nib_qkv_dim(s);
@@ -113,10 +126,12 @@ static void fill_weights(struct rig *rig)
     m->embed = random_words(rig, (uint64_t)s->vocab * h * 2, true);
     m->lm_head = head(rig, words, scales, s->vocab, h);
     m->final_norm = small;
+    uint64_t seed = 1;
     for (uint32_t i = 0; i < s->layers; i++) {
         struct nib_gpu_layer *l = &m->layer[i];
         l->attn_norm = l->mlp_norm = l->sinks = small;
-        l->qkv_bias = l->out_bias = l->router_bias = l->up_bias = l->down_bias = zeros;
+        l->qkv_bias = l->out_bias = l->up_bias = l->down_bias = zeros;
+        l->router_bias = router_bias(rig, spread, &seed);
         l->qkv = dense(rig, words, scales, qkv, h, NIB_GPU_M_QKV);
         l->out = dense(rig, words, scales, h, q, NIB_GPU_M_PLAIN);
         l->router = dense(rig, words + i * 64 * 1024, 0, s->experts, h, NIB_GPU_M_PLAIN);
@@ -128,7 +143,7 @@ static void fill_weights(struct rig *rig)
     }
 }
 
-static void open_machine(struct rig *rig)
+static void open_machine(struct rig *rig, double spread)
 {
     const struct nib_shape *s = shape;
     const uint64_t experts_bytes =
@@ -145,7 +160,7 @@ static void open_machine(struct rig *rig)
     rig_up(rig, rig->m.tables, rig->host_tables, SLOTS * (CTX / 64) * 4);
     rig_up(rig, rig->m.sampling, rig->host_sampling, SLOTS * sizeof(struct nib_sampling));
     rig_send_machine(rig);
-    fill_weights(rig);
+    fill_weights(rig, spread);
     rig_send_machine(rig);
 }
 
@@ -281,37 +296,39 @@ static double time_steps(struct rig *rig, struct rig_bucket b, uint32_t pos, uin
     return us;
 }
 
-/* Experts that the decode rows choose in a layer. Leaves its routing. */
-static uint32_t experts_of(struct rig *rig, struct rig_bucket b, uint32_t layer, uint8_t *route, uint64_t bytes)
+/* Experts that the decode rows choose in a layer, and adds the rows of the one that most choose. Leaves its routing. */
+static uint32_t experts_of(struct rig *rig, struct rig_bucket b, uint32_t layer, uint8_t *route, uint64_t bytes,
+                           uint32_t *most)
 {
-    bool chosen[NIB_MAX_EXPERTS] = {false};
-    uint32_t count = 0;
+    uint32_t rows[NIB_MAX_EXPERTS] = {0}, count = 0, longest = 0;
     (void)rig_launch(rig, NIB_GPU_ROUTE, layer, b);
     rig_down(rig, route, rig->m.route, bytes);
     for (uint32_t i = 0; i < b.decode * shape->experts_used; i++) {
         struct nib_gpu_choice choice;
         rig->k->forms.choice(&rig->m, route, i / shape->experts_used, i % shape->experts_used, &choice);
-        count += !chosen[choice.expert];
-        chosen[choice.expert] = true;
+        count += rows[choice.expert]++ == 0;
+        longest = rows[choice.expert] > longest ? rows[choice.expert] : longest;
     }
+    *most += longest;
     return count;
 }
 
-/* The mean of that over the layers; leaves the routing of a layer that is near it. */
-static double experts_read(struct rig *rig, struct rig_bucket b)
+/* The means of that over the layers; leaves the routing of a layer that is near the first. */
+static double experts_read(struct rig *rig, struct rig_bucket b, double *ret_most)
 {
     const uint64_t bytes = rig->k->route_bytes(ROWS, shape->experts);
     uint8_t *route = malloc(bytes);
-    uint32_t count[NIB_MAX_LAYERS], sum = 0, near = 0;
+    uint32_t count[NIB_MAX_LAYERS], sum = 0, most = 0, near = 0;
     if (!route)
         rig_die("out of host memory");
     for (uint32_t l = 0; l < shape->layers; l++)
-        sum += count[l] = experts_of(rig, b, l, route, bytes);
+        sum += count[l] = experts_of(rig, b, l, route, bytes, &most);
     const double mean = sum / (double)shape->layers;
+    *ret_most = most / (double)shape->layers;
     for (uint32_t l = 1; l < shape->layers; l++)
         if (fabs(count[l] - mean) < fabs(count[near] - mean))
             near = l;
-    (void)experts_of(rig, b, near, route, bytes);
+    (void)experts_of(rig, b, near, route, bytes, &most);
     free(route);
     return mean;
 }
@@ -319,7 +336,7 @@ static double experts_read(struct rig *rig, struct rig_bucket b)
 static void bench_ops(struct rig *rig, struct rig_bucket b)
 {
     const uint32_t rows = b.decode + b.prompt;
-    double sum = 0;
+    double sum = 0, most;
     for (int op = NIB_GPU_EMBED; op <= NIB_GPU_SCAN; op++) {
         struct nib_gpu_geometry g;
         const double bytes = op_bytes((enum nib_gpu_op)op, rig->dense == NIB_DENSE_MXFP8 ? 33.0 / 32 : 2);
@@ -327,7 +344,7 @@ static void bench_ops(struct rig *rig, struct rig_bucket b)
         if (g.grid[0] == 0)
             continue;
         if (b.decode > 1 && nib_gpu_op_few((enum nib_gpu_op)op) == NIB_GPU_UP)
-            (void)experts_read(rig, b);
+            (void)experts_read(rig, b, &most);
         const double us = time_op(rig, (enum nib_gpu_op)op, b);
         const bool layered = op >= NIB_GPU_QKV && op <= NIB_GPU_COMBINE;
         sum += layered ? us * rig->m.layers : us;
@@ -440,9 +457,10 @@ static void bench_one(struct rig *rig)
 static void bench_decode(struct rig *rig, uint32_t n)
 {
     const struct rig_bucket b = {n, 0, n};
-    const double us = time_steps(rig, b, 1024, 20), experts = experts_read(rig, b);
-    printf("decode, batch %u: %.0f us a step, %.0f tokens/s; a layer reads %.1f experts\n", n, us, n * 1e6 / us,
-           experts);
+    double most;
+    const double us = time_steps(rig, b, 1024, 20), experts = experts_read(rig, b, &most);
+    printf("decode, batch %u: %.0f us a step, %.0f tokens/s; a layer reads %.1f experts, one for %.0f rows\n", n, us,
+           n * 1e6 / us, experts, most);
     bench_ops(rig, b);
     bench_ends(rig, b);
     if (n <= 8)
@@ -474,20 +492,22 @@ static void bench_batches(struct rig *rig, const char *list)
             printf("decode, batch %lu: %.1f us a step, %.1f tokens/s\n", n, us, (double)n * 1e6 / us);
         }
         if (n > 1) { /* other experts are other figures */
-            printf("  a layer reads %.1f experts\n", experts_read(rig, b));
+            double most;
+            const double experts = experts_read(rig, b, &most);
+            printf("  a layer reads %.1f experts, one for %.0f rows\n", experts, most);
             bench_ops(rig, b);
         }
         (void)fflush(stdout);
     }
 }
 
-void rig_bench(struct rig *rig, const char *name, bool prompt, const char *batches)
+void rig_bench(struct rig *rig, const char *name, bool prompt, const char *batches, double spread)
 {
     shape = nib_shape_find(name);
     if (!shape)
         rig_die("no such shape");
     const double start = rig_now();
-    open_machine(rig);
+    open_machine(rig, spread);
     printf("%s, dense %s, row %s, %.1f GB, made in %.1f s\n", name, nib_dense_name(rig->dense), rig->k->name,
            (double)rig->used * 1e-9, rig_now() - start);
     if (batches) {

@@ -1,11 +1,13 @@
 /* tests/gpu/kernels_gpu_test.c: the kernels of every GPU row of this build against arch/ref, on the device of this machine; with
  * --bench SHAPE their speed at a model's true shape.
  *
- *     kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench 20b|120b|... [--batches LIST]] [--no-prompt] [--mxfp8] [--kv8]
+ *     kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench 20b|120b|... [--batches LIST] [--spread N]] [--no-prompt]
+ *                      [--mxfp8] [--kv8]
  *
  * TEST is one of each, ops, head, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
  * --image: a cubin or PTX whose kernels are used in place of the row's own, all or some, to compare kernels whose sizes, launches, layouts
- * of weights and places in scratch are the same; --batches: the bench of so many decode rows alone, such as 1,64,256.
+ * of weights and places in scratch are the same; --batches: the bench of so many decode rows alone, such as 1,64,256; --spread: how unevenly its
+ * rows choose experts, the deviation of the logarithm of how likely one is: 0 unless said, about 1.5 in the engine with made-up weights.
  * --mxfp8: the bench's dense matrices are in MXFP8; --kv8: its keys and values in FP8. Without a device it says so and passes. VERBOSE=1 prints every comparison. */
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +46,7 @@ static int test_row(struct rig *rig, const char *only)
 int main(int argc, char **argv)
 {
     const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
-    const char *row = NULL, *image = NULL, *only = NULL, *bench = NULL, *batches = NULL;
+    const char *row = NULL, *image = NULL, *only = NULL, *bench = NULL, *batches = NULL, *spread = NULL;
     bool prompt = true, mxfp8 = false, kv8 = false;
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
@@ -65,19 +67,20 @@ int main(int argc, char **argv)
                           : strcmp(argv[i], "--only") == 0    ? &only
                           : strcmp(argv[i], "--bench") == 0   ? &bench
                           : strcmp(argv[i], "--batches") == 0 ? &batches
+                          : strcmp(argv[i], "--spread") == 0  ? &spread
                                                               : NULL;
         if (!to || !value) {
-            fprintf(
-                stderr,
-                "usage: kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench SHAPE [--batches LIST]] "
-                "[--no-prompt] [--mxfp8] [--kv8]\n");
+            fprintf(stderr,
+                    "usage: kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench SHAPE [--batches LIST] "
+                    "[--spread N]] "
+                    "[--no-prompt] [--mxfp8] [--kv8]\n");
             return 2;
         }
         *to = value;
         i++;
     }
-    if ((image && !row) || (batches && !bench)) {
-        fprintf(stderr, "--image wants a --row, --batches a --bench\n");
+    if ((image && !row) || ((batches || spread) && !bench)) {
+        fprintf(stderr, "--image wants a --row, --batches and --spread a --bench\n");
         return 2;
     }
     static struct rig rig;
@@ -90,7 +93,7 @@ int main(int argc, char **argv)
         rig.dense = bench && mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
         rig.kv = bench && kv8 ? NIB_KV_FP8 : NIB_KV_BF16;
         if (bench)
-            rig_bench(&rig, bench, prompt, batches);
+            rig_bench(&rig, bench, prompt, batches, spread ? strtod(spread, NULL) : 0);
         else
             failures += test_row(&rig, only);
         rig_unload(&rig);

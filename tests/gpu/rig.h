@@ -105,7 +105,7 @@ int rig_test_codes(struct rig *rig);
 int rig_test_kv8(struct rig *rig);
 /* Each kernel in both forms, once or twice, on buffers of their own: small enough for a sanitizer. */
 int rig_test_each(struct rig *rig);
-/* batches: of these numbers of decode rows alone, such as "1,64,256"; NULL: everything. */
-void rig_bench(struct rig *rig, const char *shape, bool prompt, const char *batches);
+/* batches: of these numbers of decode rows alone, such as "1,64,256"; NULL: everything. spread: how unevenly rows choose experts. */
+void rig_bench(struct rig *rig, const char *shape, bool prompt, const char *batches, double spread);
 
 #endif
