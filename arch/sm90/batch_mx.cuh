@@ -273,10 +273,16 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
                                          const Done &done)
 {
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
+    __shared__ struct batch_mx_costs costs[CU_BATCH_MX_ROWS / 8];
     __shared__ uint32_t bounds[2];
     static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
     batch_mx_ring<Form> ring;
     ring.open(batch_mx_dynamic);
+    if constexpr (!Form::SHORT) {
+        if (threadIdx.x < CU_BATCH_MX_ROWS / 8)
+            costs[threadIdx.x].open(threadIdx.x);
+        __syncthreads();
+    }
     if (!EARLY)
         overlap_wait();
     overlap_next();
@@ -287,14 +293,17 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
         const uint32_t *from = (const uint32_t *)(route->group + threadIdx.x);
         const struct cu_group group = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
         groups[threadIdx.x] = group;
-        count = threadIdx.x < lists ? group.count : 0;
+        count = threadIdx.x < lists ? min(group.count, Form::ROWS) : 0;
     }
-    batch_mx_walk<Form>::deal(count, cu_tiles(n), lists, bounds);
+    if constexpr (Form::SHORT)
+        batch_mx_walk<Form>::deal(count, cu_tiles(n), lists, bounds);
+    else
+        batch_mx_search(groups, count, cu_tiles(n), lists, costs, bounds);
     __syncthreads();
-    batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[0], bounds[1]};
+    batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[1] - bounds[0]};
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        batch_mx_bring<Form, EARLY>(ring, walk, at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
+        batch_mx_bring<Form, EARLY>(ring, walk, bounds[0], at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
     } else {
         if (Form::SHORT)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
@@ -303,7 +312,7 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
         if (EARLY)
             overlap_wait();
         const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
-        batch_mx_item<Form> item;
+        batch_mx_item<Form> item = walk.first(bounds[0]);
         while (walk.next(item)) {
             if (item.count <= 8)
                 batch_mx_one<Form, 8>(ring, item, warp, spans, done);

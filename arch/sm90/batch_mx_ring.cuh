@@ -6,7 +6,7 @@
  * An mbarrier `full` a stage counts the copies' bytes and the warp that brings it; `empty` the warps that have read it. */
 #pragma once
 #include "arch/cuda/base.cuh"
-#include "arch/sm90/batch_mx.h"
+#include "arch/sm90/batch_mx_cuts.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
 /* 16 bytes. */
@@ -16,9 +16,9 @@ __device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
 }
 
 /* Two forms of the kernel: for lists of any length, and for short ones alone. ROWS: of a list at most; HALF: up to which a multiplying warp has two tiles;
- * CUT: blocks' shares of a list begin and end at multiples of so many tiles; SHORT: which of the two. */
+ * SHORT: which of the two; CUT: of the short one, blocks' shares of a list begin and end at multiples of so many tiles. */
 struct batch_mx_any {
-    static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF, CUT = 1;
+    static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF;
     static constexpr bool SHORT = false;
 };
 
@@ -92,30 +92,25 @@ template <class Form> struct batch_mx_item {
     }
 };
 
-/* What a tile takes for a list of `count` rows. */
+/* The short form: what a tile takes for a list of `count` rows. */
 __device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
 {
-    constexpr uint32_t costs[CU_BATCH_MX_ROWS / 8] = CU_BATCH_MX_COSTS;
-    uint32_t cost = costs[0];
-#pragma unroll
-    for (uint32_t i = 1; i < CU_BATCH_MX_ROWS / 8; i++)
-        cost = count > i * 8 ? costs[i] : cost;
-    return cost;
+    return count > 8 ? CU_MX_SHORT_COST_MORE : CU_MX_SHORT_COST;
 }
 
-/* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into items of like
- * size; in the short form into whole ones and a rest, if that is of a tile a warp at most. */
+/* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into whole items and a rest; in the
+ * short form, where the rest would be of more than a tile a warp, into items of like size. */
 template <class Form> struct batch_mx_walk {
     const struct cu_group *groups; /* in shared memory */
-    uint32_t tiles, at, last;      /* of a matrix; the next tile, counted through all lists, and the end */
+    uint32_t tiles, left;          /* of a matrix; of the share, behind the item */
 
-    /* Where the shares of this block and of the next one begin, counted through all lists, to bounds[2]. All threads call it, a thread a list, which has
-     * `count` rows, 0: there is none. */
+    /* The short form: where the shares of this block and of the next one begin, counted through all lists, to bounds[2]. All threads call it, a thread a
+     * list, which has `count` rows, 0: there is none. */
     __device__ __forceinline__ static void deal(uint32_t count, uint32_t tiles, uint32_t lists, uint32_t *bounds)
     {
         __shared__ uint32_t sums[CU_BATCH_MX_THREADS / 32];
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const uint32_t cost = batch_mx_cost(count), mine = count ? CU_BATCH_MX_COST_LIST + cost * tiles : 0;
+        const uint32_t cost = batch_mx_cost(count), mine = count ? CU_MX_SHORT_COST_LIST + cost * tiles : 0;
         uint32_t sum = mine, before = 0, total = 0;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
@@ -135,29 +130,42 @@ template <class Form> struct batch_mx_walk {
         for (uint32_t i = 0; i < 2; i++) {
             const uint32_t want = (uint32_t)((uint64_t)total * (blockIdx.x + i) / gridDim.x);
             if (want >= before && want < before + mine) {
-                const uint32_t into = want - before, exact = (into - min(into, (uint32_t)CU_BATCH_MX_COST_LIST)) / cost;
+                const uint32_t into = want - before, exact = (into - min(into, (uint32_t)CU_MX_SHORT_COST_LIST)) / cost;
                 const uint32_t tile = (exact + Form::CUT / 2) / Form::CUT * Form::CUT;
-                bounds[i] = threadIdx.x * tiles + (tile < CU_BATCH_MX_SNAP ? 0 : tile + CU_BATCH_MX_SNAP > tiles ? tiles : tile);
+                bounds[i] = threadIdx.x * tiles + (tile < CU_MX_SHORT_SNAP ? 0 : tile + CU_MX_SHORT_SNAP > tiles ? tiles : tile);
             }
             if (threadIdx.x == 0 && want >= total)
                 bounds[i] = lists * tiles;
         }
     }
 
+    /* Nothing, before tile `begin`, counted through all lists. */
+    __device__ __forceinline__ batch_mx_item<Form> first(uint32_t begin) const
+    {
+        const uint32_t list = begin / tiles;
+        return {list, 0, 0, 0, begin - list * tiles, 0};
+    }
+
     __device__ __forceinline__ bool next(batch_mx_item<Form> &item)
     {
-        if (at >= last)
+        if (left == 0)
             return false;
-        item.list = at / tiles;
-        item.tile0 = at - item.list * tiles;
+        item.tile0 += item.tiles;
+        if (item.tile0 == tiles) {
+            item.tile0 = 0;
+            item.list++;
+        }
         item.expert = groups[item.list].expert;
         item.place = groups[item.list].place;
         item.count = min(groups[item.list].count, Form::ROWS);
-        const uint32_t most = item.count <= Form::HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS;
-        const uint32_t left = min(last - at, tiles - item.tile0), items = CU_DIV_UP(left, most), rest = left - (items - 1) * most;
-        const uint32_t even = CU_DIV_UP(CU_DIV_UP(left, items), 4) * 4;
-        item.tiles = min(left, Form::SHORT && rest <= CU_BATCH_MX_READERS ? most : even); /* a rest of a tile a warp is cheaper than even items */
-        at += item.tiles;
+        const uint32_t most = item.count <= Form::HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS, here = min(left, tiles - item.tile0);
+        item.tiles = min(here, most);
+        if (Form::SHORT) {
+            const uint32_t items = CU_DIV_UP(here, most), rest = here - (items - 1) * most;
+            if (rest > CU_BATCH_MX_READERS)
+                item.tiles = min(here, CU_DIV_UP(CU_DIV_UP(here, items), 4) * 4);
+        }
+        left -= item.tiles;
         return true;
     }
 };
@@ -276,12 +284,12 @@ __device__ __forceinline__ void batch_mx_fill(uint32_t weights, uint32_t tiles, 
 /* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
  * still be writing the rows. */
 template <class Form, bool EARLY, class From>
-__device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_walk<Form> walk, const uint8_t *all, uint64_t bytes, uint32_t k,
+__device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_walk<Form> walk, uint32_t begin, const uint8_t *all, uint64_t bytes, uint32_t k,
                                                const uint8_t *rows, From from)
 {
     const uint64_t policy = stream_policy();
     const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
-    batch_mx_item<Form> item;
+    batch_mx_item<Form> item = walk.first(begin);
     batch_mx_acts<Form> acts;
     acts.list = ~0u;
     ring.slot = threadIdx.x / 32;
