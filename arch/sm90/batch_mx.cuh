@@ -106,6 +106,37 @@ __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, flo
         batch_mx_add(acc[TILES - 1], block[half], scale[half]);
 }
 
+/* The same with half of a unit's products under way at a time: of more than CU_BATCH_MX_UNIT rows two tiles have no registers for more. */
+template <int N, int TILES>
+__device__ __forceinline__ void batch_mx_stage_halves(uint32_t tile, uint64_t acts, float (&acc)[TILES][N / 2])
+{
+    constexpr int LINES = N <= CU_BATCH_MX_HALF ? CU_BATCH_MX_HALF : CU_BATCH_MX_ROWS, HALVES = CU_MX_SPAN * TILES * 2;
+    uint4 codes[TILES];
+    uint32_t scales[TILES], a[2][2][4];
+    float block[N / 2], scale[2];
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+        batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE, codes[t], scales[t]);
+#pragma unroll
+    for (int i = 0; i < HALVES; i++) {
+        const int half = i % 2, t = i / 2 % TILES, u = i / 2 / TILES;
+        mx_fragment(half ? codes[t].z : codes[t].x, a[half][0]);
+        mx_fragment(half ? codes[t].w : codes[t].y, a[half][1]);
+        if (i > 0) {
+            wgmma_wait<0>();
+            batch_mx_add(acc[(i - 1) / 2 % TILES], block, scale);
+        }
+        wgmma_fence();
+        batch_mx_products(block, a[half], acts + u * (LINES * 128 >> 4) + half * 4);
+        wgmma_commit();
+        mx_scales(scales[t], half, scale);
+        if (half && u + 1 < CU_MX_SPAN)
+            batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + (u + 1) * CU_MX_BYTES, codes[t], scales[t]);
+    }
+    wgmma_wait<0>();
+    batch_mx_add(acc[TILES - 1], block, scale);
+}
+
 /* The same of up to CU_BATCH_MX_FEW rows, by mma.sync: a warp waits for no other. Lane l reads column l / 4 of each eight; chunks of odd rows lie with those of
  * the two blocks exchanged (batch_mx_acts::ask). */
 template <class Form, int N, int TILES>
@@ -225,6 +256,8 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
             const uint32_t stage = ring.stage(), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
             if constexpr (N <= CU_BATCH_MX_FEW)
                 batch_mx_stage_few<Form, N, TILES>(tile, stage, acc);
+            else if constexpr (N > CU_BATCH_MX_UNIT && TILES > 1)
+                batch_mx_stage_halves<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
             else
                 batch_mx_stage<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
             ring.leave();
@@ -319,10 +352,10 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
             else if constexpr (!Form::SHORT) {
                 if (item.count <= 24)
                     batch_mx_one<Form, 24>(ring, item, warp, spans, done);
+                else if (item.count <= 32)
+                    batch_mx_one<Form, 32>(ring, item, warp, spans, done);
                 else if (item.count <= CU_BATCH_MX_HALF)
                     batch_mx_one<Form, CU_BATCH_MX_HALF>(ring, item, warp, spans, done);
-                else if (item.count <= 40)
-                    batch_mx_one<Form, 40>(ring, item, warp, spans, done);
                 else
                     batch_mx_one<Form, CU_BATCH_MX_ROWS>(ring, item, warp, spans, done);
             }
