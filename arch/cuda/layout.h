@@ -76,7 +76,7 @@
 #if NIB_SM >= 90
 #define CU_GEMV_ROWS 16
 #define CU_LIST_ROWS                                                                                                   \
-    48 /* decode rows of an expert's list; more than CU_GEMV_ROWS only where the batch kernels take them */
+    64 /* decode rows of an expert's list; more than CU_GEMV_ROWS only where the batch kernels take them */
 #define CU_LIST_MEAN                                                                                                   \
     8 /* rows of a list on average, were all experts chosen: up to here no list has more than CU_GEMV_ROWS */
 #ifndef CU_DENSE_RING

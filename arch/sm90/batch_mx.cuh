@@ -17,6 +17,8 @@ extern __shared__ uint4 batch_mx_dynamic[];
 #define BATCH_MX_T16 BATCH_MX_T12 ", %12, %13, %14, %15"
 #define BATCH_MX_T20 BATCH_MX_T16 ", %16, %17, %18, %19"
 #define BATCH_MX_T24 BATCH_MX_T20 ", %20, %21, %22, %23"
+#define BATCH_MX_T28 BATCH_MX_T24 ", %24, %25, %26, %27"
+#define BATCH_MX_T32 BATCH_MX_T28 ", %28, %29, %30, %31"
 #define BATCH_MX_D4(o) "=f"(d[o]), "=f"(d[o + 1]), "=f"(d[o + 2]), "=f"(d[o + 3])
 #define BATCH_MX_D8(o) BATCH_MX_D4(o), BATCH_MX_D4(o + 4)
 #define BATCH_MX_WGMMA(n, d_text, a0_text, a1_text, ...)                                                            \
@@ -47,6 +49,18 @@ __device__ __forceinline__ void batch_mx_products(float (&d)[24], const uint32_t
 {
     BATCH_MX_WGMMA(48, BATCH_MX_T24, "{%24, %25, %26, %27}, %28", "{%29, %30, %31, %32}, %33", BATCH_MX_D8(0), BATCH_MX_D8(8),
                    BATCH_MX_D8(16));
+}
+
+__device__ __forceinline__ void batch_mx_products(float (&d)[28], const uint32_t a[2][4], uint64_t b)
+{
+    BATCH_MX_WGMMA(56, BATCH_MX_T28, "{%28, %29, %30, %31}, %32", "{%33, %34, %35, %36}, %37", BATCH_MX_D8(0), BATCH_MX_D8(8), BATCH_MX_D8(16),
+                   BATCH_MX_D4(24));
+}
+
+__device__ __forceinline__ void batch_mx_products(float (&d)[32], const uint32_t a[2][4], uint64_t b)
+{
+    BATCH_MX_WGMMA(64, BATCH_MX_T32, "{%32, %33, %34, %35}, %36", "{%37, %38, %39, %40}, %41", BATCH_MX_D8(0), BATCH_MX_D8(8), BATCH_MX_D8(16),
+                   BATCH_MX_D8(24));
 }
 
 /* acc += scale block */
@@ -106,7 +120,7 @@ __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, flo
         batch_mx_add(acc[TILES - 1], block[half], scale[half]);
 }
 
-/* The same with half of a unit's products under way at a time: of more than CU_BATCH_MX_UNIT rows two tiles have no registers for more. */
+/* The same with half of a unit's products under way at a time: for more than CU_BATCH_MX_UNIT or CU_BATCH_MX_ONE rows there are no registers for more. */
 template <int N, int TILES>
 __device__ __forceinline__ void batch_mx_stage_halves(uint32_t tile, uint64_t acts, float (&acc)[TILES][N / 2])
 {
@@ -256,7 +270,7 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
             const uint32_t stage = ring.stage(), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
             if constexpr (N <= CU_BATCH_MX_FEW)
                 batch_mx_stage_few<Form, N, TILES>(tile, stage, acc);
-            else if constexpr (N > CU_BATCH_MX_UNIT && TILES > 1)
+            else if constexpr (N > (TILES > 1 ? CU_BATCH_MX_UNIT : CU_BATCH_MX_ONE))
                 batch_mx_stage_halves<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
             else
                 batch_mx_stage<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
@@ -356,6 +370,10 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
                     batch_mx_one<Form, 32>(ring, item, warp, spans, done);
                 else if (item.count <= CU_BATCH_MX_HALF)
                     batch_mx_one<Form, CU_BATCH_MX_HALF>(ring, item, warp, spans, done);
+                else if (item.count <= 48)
+                    batch_mx_one<Form, 48>(ring, item, warp, spans, done);
+                else if (item.count <= 56)
+                    batch_mx_one<Form, 56>(ring, item, warp, spans, done);
                 else
                     batch_mx_one<Form, CU_BATCH_MX_ROWS>(ring, item, warp, spans, done);
             }

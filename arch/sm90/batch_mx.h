@@ -10,7 +10,8 @@
      1) /* decode rows of a bucket; no list of one with fewer is longer than arch/sm90/few_mx.cuh takes */
 #define CU_BATCH_MX_ROWS    CU_LIST_ROWS
 #define CU_BATCH_MX_HALF    40 /* rows up to which a multiplying warp has two weight tiles of an item */
-#define CU_BATCH_MX_UNIT    32 /* and up to which a whole unit's products of these are under way at a time */
+#define CU_BATCH_MX_UNIT    32 /* rows up to which a whole unit's products of two tiles are under way at a time; */
+#define CU_BATCH_MX_ONE     48 /* of one tile */
 #define CU_BATCH_MX_FEW     16 /* rows up to which a warp multiplies by itself, by mma.sync */
 #define CU_BATCH_MX_READERS 12 /* multiplying warps */
 #define CU_BATCH_MX_STAGES  4  /* and as many warps that bring, each the stages of its place in the ring */
@@ -21,7 +22,7 @@
  * tiles would, where a warp has two tiles of a whole one or one. Measured, of up and down alike. */
 #define CU_BATCH_MX_WHOLE                                                                                              \
     {                                                                                                                  \
-        3100, 3900, 4600, 5360, 6150, 3880                                                                             \
+        3100, 3900, 4600, 5360, 6150, 3880, 4300, 4700                                                                 \
     }
 #define CU_BATCH_MX_PART_TWO 0.22f
 #define CU_BATCH_MX_PART_ONE 0.34f
@@ -32,7 +33,7 @@
 #define CU_MX_SHORT_COST_LIST 480
 #define CU_MX_SHORT_SNAP      4 /* tiles: a block's share does not begin or end so close to the border of two lists */
 
-/* A stage is CU_MX_SPAN units of an item: for each unit a line of 128 bytes a row, 40 or 48 of them; then the weights of 24 or 12 tiles. */
+/* A stage is CU_MX_SPAN units of an item: for each unit a line of 128 bytes a row, 40 or 64 of them; then the weights of 24 or 12 tiles. */
 #define CU_BATCH_MX_ACTS(rows) (CU_MX_SPAN * (rows)*CU_MX_UNIT * 2)
 #define CU_BATCH_MX_STAGE_BYTES                                                                                        \
     ((CU_BATCH_MX_ACTS(CU_BATCH_MX_HALF) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)

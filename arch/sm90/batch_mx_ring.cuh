@@ -28,6 +28,8 @@ struct batch_mx_short {
     static constexpr bool SHORT = true;
 };
 
+static_assert(CU_BATCH_MX_ACTS(CU_BATCH_MX_ROWS) + CU_BATCH_MX_READERS * CU_MX_STAGE <= CU_BATCH_MX_STAGE_BYTES, "a stage of one tile a warp fits, too");
+
 template <class Form> struct batch_mx_ring {
     uint32_t stages; /* shared address; behind them the mbarriers: no register more */
     uint32_t slot, parity;
