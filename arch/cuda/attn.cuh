@@ -190,11 +190,10 @@ struct attn_span {
         }
     }
 
-    /* Keys key0 .. key0 + 31, all on one page. */
-    __device__ __forceinline__ void ask(uint32_t key0, attn_keys &to, uint4 *v) const
+    /* Keys key0 .. key0 + 31, all on one page, at k. */
+    __device__ __forceinline__ void ask(const uint8_t *k, uint32_t key0, attn_keys &to, uint4 *v) const
     {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-        const uint8_t *k = at_key(key0);
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -204,13 +203,17 @@ struct attn_span {
         copy_commit();
     }
 
+    __device__ __forceinline__ void ask(uint32_t key0, attn_keys &to, uint4 *v) const
+    {
+        ask(at_key(key0), key0, to, v);
+    }
+
     /* The last position again, if it is among them: it is written by the op before this one. */
-    __device__ __forceinline__ void ask_last(uint32_t key0, attn_keys &to, uint4 *v) const
+    __device__ __forceinline__ void ask_last(const uint8_t *k, uint32_t key0, attn_keys &to, uint4 *v) const
     {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token = end - 1 - key0;
         if (end - 1 < key0 || token >= 32)
             return;
-        const uint8_t *k = at_key(key0);
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -236,16 +239,15 @@ struct attn_span8 {
         return 0;
     }
 
-    __device__ __forceinline__ const uint8_t *page(uint32_t key0) const
+    __device__ __forceinline__ const uint8_t *at_key(uint32_t key0) const /* the page */
     {
         return at<const uint8_t>(kv, page_at(m, layer, slot, key0 / NIB_KV_PAGE_TOKENS, NIB_GPU_ATTN_FP8));
     }
 
     /* Keys and values of all 32 tokens, or of token `last` alone. */
-    __device__ __forceinline__ void ask_tokens(uint32_t key0, uint32_t last, attn_keys8 &to) const
+    __device__ __forceinline__ void ask_tokens(const uint8_t *from, uint32_t key0, uint32_t last, attn_keys8 &to) const
     {
         const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, token0 = key0 % NIB_KV_PAGE_TOKENS;
-        const uint8_t *from = page(key0);
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
@@ -258,15 +260,20 @@ struct attn_span8 {
                 to.value[i].ask(from, m->kv_heads, m->kv_heads + blockIdx.x, token0 + i * 4 + lane / 8, lane % 8);
     }
 
-    __device__ __forceinline__ void ask(uint32_t key0, attn_keys8 &to, uint4 *) const
+    __device__ __forceinline__ void ask(const uint8_t *k, uint32_t key0, attn_keys8 &to, uint4 *) const
     {
-        ask_tokens(key0, 32, to);
+        ask_tokens(k, key0, 32, to);
     }
 
-    __device__ __forceinline__ void ask_last(uint32_t key0, attn_keys8 &to, uint4 *) const
+    __device__ __forceinline__ void ask(uint32_t key0, attn_keys8 &to, uint4 *v) const
+    {
+        ask(at_key(key0), key0, to, v);
+    }
+
+    __device__ __forceinline__ void ask_last(const uint8_t *k, uint32_t key0, attn_keys8 &to, uint4 *) const
     {
         if (end - 1 >= key0 && end - 1 - key0 < 32)
-            ask_tokens(key0, end - 1 - key0, to);
+            ask_tokens(k, key0, end - 1 - key0, to);
     }
 
     __device__ __forceinline__ attn_keys widen(const attn_keys8 &keys, uint32_t key0, uint4 *v) const
@@ -425,20 +432,23 @@ __device__ __forceinline__ void attn_put(uint8_t *acts, uint8_t *batch, uint32_t
 #endif
 }
 
-/* Where the results of a row's KV head go. Found before a barrier or a fence, which empties the first-level cache: behind it each would be a trip
- * to memory more. */
+/* Where the results of a row's KV head go: found before the op before has ended and kept in shared memory, as a fence empties the first-level cache and each
+ * would be a trip to memory behind it. */
 struct attn_to {
     uint8_t *acts, *batch;
-    float *parts;    /* of the first head */
-    uint32_t stride; /* floats of a head's partials */
+    float *parts;      /* of the first head */
+    uint32_t *arrived; /* blocks, of splits */
+    uint32_t stride;   /* floats of a head's partials */
 
-    __device__ __forceinline__ attn_to(const struct nib_gpu_machine *m, uint32_t row, uint32_t kv_head)
-        : acts(acts_row(m, row)), batch(NULL), parts(attn_part(m, row, kv_head * NIB_GQA_GROUP, 0)), stride(m->splits_max * CU_ATTN_PART)
+    __device__ __forceinline__ void find(const struct nib_gpu_machine *m, uint32_t row, uint32_t kv_head)
     {
+        acts = acts_row(m, row);
 #if NIB_SM >= 90
         batch = batch_acts(m);
-        asm volatile("" : "+l"(acts), "+l"(batch), "+l"(parts), "+r"(stride));
 #endif
+        parts = attn_part(m, row, kv_head * NIB_GQA_GROUP, 0);
+        arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
+        stride = m->splits_max * CU_ATTN_PART;
     }
 };
 
@@ -451,6 +461,7 @@ struct attn_to {
 template <class Span>
 __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32_t layer, attn_shared &sh)
 {
+    __shared__ attn_to to;
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t kv_head = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32;
     float sinks[ATTN_OUTPUTS]; /* of the thread's outputs */
@@ -472,11 +483,14 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     const Span span = {m, m->layer[layer].kv + Span::head_at(kv_head), layer, r.slot, begin, end};
     typename Span::asked ahead;
     uint32_t base = windowed ? begin & ~31u : blockIdx.z * keys, key0 = attn_first_key(base);
-    if (mine && key0 < end)
-        span.ask(key0, ahead, sh.v[warp]);
-    const nib_gpu_ptr queries = read_now(m->q);
-    touch(&m->acts); /* what attn_to reads */
-    touch(&m->scratch);
+    const uint8_t *keys_at = NULL;
+    if (mine && key0 < end) {
+        keys_at = span.at_key(key0);
+        span.ask(keys_at, key0, ahead, sh.v[warp]);
+    }
+    if (threadIdx.x == CU_ATTN_THREADS - 1)
+        to.find(m, row, kv_head);
+    const nib_gpu_ptr queries = *(const volatile nib_gpu_ptr *)&m->q; /* here; by read_now nothing of the block would be a constant */
     if (layer > 0)
         overlap_wait();
     if (!mine)
@@ -484,8 +498,8 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     uint4 q[2][2];
     attn_query(at<const __nv_bfloat16>(queries) + ((uint64_t)row * m->heads + kv_head * NIB_GQA_GROUP) * NIB_HEAD_DIM, NULL, q);
     if (key0 < end)
-        span.ask_last(key0, ahead, sh.v[warp]);
-    auto put = [&](const attn_to &to, uint32_t i, float value) { attn_put(to.acts, to.batch, row, kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i, value); };
+        span.ask_last(keys_at, key0, ahead, sh.v[warp]);
+    auto put = [&](uint32_t i, float value) { attn_put(to.acts, to.batch, row, kv_head * NIB_GQA_GROUP * NIB_HEAD_DIM + i, value); };
     for (uint32_t split = blockIdx.z; split < splits; split += gridDim.z) {
         attn_state st;
         attn_clear(st, -1e30f, -1e30f);
@@ -500,7 +514,6 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
             attn_step(span, q, key0, span.widen(ahead, key0, sh.v[warp]), sh.v[warp], st);
         }
         attn_put_state(sh, st);
-        const attn_to to(m, row, kv_head);
         __syncthreads();
 #pragma unroll
         for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
@@ -508,7 +521,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
             float most, all, o;
             attn_merge_warps(sh, h, d, &most, &all, &o);
             if (splits == 1) {
-                put(to, i, attn_alone(most, all, o, sinks[k]));
+                put(i, attn_alone(most, all, o, sinks[k]));
                 continue;
             }
             float *part = to.parts + h * to.stride + split * CU_ATTN_PART;
@@ -522,24 +535,18 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
     }
     if (splits == 1)
         return;
-    uint32_t *arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
-    const attn_to to(m, row, kv_head);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        sh.last = atomicAdd(arrived, 1u) + 1 == min(splits, gridDim.z);
-        __threadfence();
-    }
+    if (threadIdx.x == 0)
+        sh.last = counted(to.arrived) == min(splits, gridDim.z);
     __syncthreads();
     if (!sh.last)
         return;
 #pragma unroll
     for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {
         const uint32_t i = threadIdx.x + k * CU_ATTN_THREADS;
-        put(to, i, attn_finish(to.parts + i / NIB_HEAD_DIM * to.stride, i % NIB_HEAD_DIM, splits, sinks[k]));
+        put(i, attn_finish(to.parts + i / NIB_HEAD_DIM * to.stride, i % NIB_HEAD_DIM, splits, sinks[k]));
     }
     if (threadIdx.x == 0)
-        *arrived = 0;
+        *to.arrived = 0;
 }
 
 KERNEL(attn, CU_ATTN_THREADS, 2)

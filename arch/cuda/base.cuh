@@ -256,7 +256,8 @@ __device__ __forceinline__ uint32_t dynamic_shared_bytes()
 }
 
 /* A field of the machine block, read here and not where it is used, behind a wait, whither the compiler would move it. From the first-level cache: a
- * volatile read goes to the second level for each warp. */
+ * volatile read goes to the second level for each warp. But an address that asm is given may be anybody's for the compiler: whatever else such a kernel reads
+ * of the block it reads again behind each wait and barrier. */
 __device__ __forceinline__ uint64_t read_now(const uint64_t &field)
 {
     uint64_t v;
@@ -422,6 +423,15 @@ __device__ __forceinline__ void prefetch(nib_gpu_ptr p, uint32_t bytes)
 {
     for (uint32_t i = threadIdx.x * 128; i < bytes; i += blockDim.x * 128)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(p + i));
+}
+
+/* Adds n and returns the sum. What the thread wrote before, and its block before a barrier, is seen by who adds later, and by whom that one then meets at a
+ * barrier: one fence, of the weaker kind, where an atomic between two __threadfence has two of the stronger. */
+__device__ __forceinline__ uint32_t counted(uint32_t *sum, uint32_t n = 1)
+{
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(sum), "r"(n) : "memory");
+    return before + n;
 }
 
 /* Parts of `route`. */
