@@ -68,18 +68,23 @@ struct done_qkv {
 
 /* x += y + b. Of each tile ask() comes first, as early as may be. */
 struct done_out {
-    const struct nib_gpu_machine *m;
-    uint32_t layer;
+    float *all; /* rows of x */
+    const __nv_bfloat16 *biases;
+    uint32_t hidden;
     float bias[2], x[4]; /* x as sums have it */
+
+    __device__ __forceinline__ done_out(const struct nib_gpu_machine *m, uint32_t layer)
+        : all(at<float>(m->x)), biases(at<const __nv_bfloat16>(m->layer[layer].out_bias)), hidden(m->hidden)
+    {
+    }
 
     __device__ __forceinline__ void ask(uint32_t tile, uint32_t row, uint32_t end)
     {
-        const uint32_t hidden = m->hidden;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4 + h * 8;
-            const float *from = at<const float>(m->x) + n;
-            bias[h] = n < hidden ? bf16_at(m->layer[layer].out_bias, n) : 0;
+            const float *from = all + n;
+            bias[h] = n < hidden ? __bfloat162float(biases[n]) : 0;
             x[2 * h] = n < hidden && row < end ? from[(uint64_t)row * hidden] : 0;
             x[2 * h + 1] = n < hidden && row + 1 < end ? from[(uint64_t)(row + 1) * hidden] : 0;
         }
@@ -87,11 +92,10 @@ struct done_out {
 
     __device__ __forceinline__ void operator()(uint32_t tile, uint32_t row, uint32_t end, const float c[4]) const
     {
-        const uint32_t hidden = m->hidden;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t n = tile * CU_TILE + threadIdx.x % 32 / 4 + h * 8;
-            float *to = at<float>(m->x) + n;
+            float *to = all + n;
             if (n < hidden && row < end)
                 to[(uint64_t)row * hidden] = x[2 * h] + (c[2 * h] + bias[h]);
             if (n < hidden && row + 1 < end)

@@ -9,8 +9,9 @@ struct acts_rows {
     uint32_t stride;
 
     __device__ __forceinline__ explicit acts_rows(const struct nib_gpu_machine *m)
-        : first(at<const uint8_t>(read_now(m->acts))), stride(acts_stride16(m) * 16)
+        : first(at<const uint8_t>(m->acts)), stride(acts_stride16(m) * 16)
     {
+        asm volatile("" : "+l"(first), "+r"(stride));
     }
 
     __device__ __forceinline__ const uint8_t *row(uint32_t r) const
@@ -48,7 +49,7 @@ template <int RING, class Form> __device__ __forceinline__ void qkv_rows(const s
 template <int RING, class Form> __device__ __forceinline__ void out_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const struct nib_gpu_step *step = step_of(m);
-    const struct done_out done = {m, layer, {}, {}};
+    const done_out done(m, layer);
     const acts_rows acts(m);
     dense_gemv<CU_OUT_WARPS, RING, Form>(
         {gridDim.x}, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, layer > 0, [&] { return step->decode_count; },
@@ -71,12 +72,12 @@ template <class Form> __device__ __forceinline__ void head_rows(const struct nib
 }
 
 /* The launch says by its shared memory which rings a block has. Deep ones are functions of their own, so that they take no registers from the others. */
-template <class Form> __device__ __noinline__ void qkv_deep(const struct nib_gpu_machine *m, uint32_t layer)
+template <class Form> __device__ __noinline__ void qkv_deep(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
 {
     qkv_rows<CU_DEEP_QKV / (Form::span * Form::unit_bytes), Form>(m, layer);
 }
 
-template <class Form> __device__ __noinline__ void out_deep(const struct nib_gpu_machine *m, uint32_t layer)
+template <class Form> __device__ __noinline__ void out_deep(const struct nib_gpu_machine *__restrict__ m, uint32_t layer)
 {
     out_rows<CU_DEEP_OUT / (Form::span * Form::unit_bytes), Form>(m, layer);
 }

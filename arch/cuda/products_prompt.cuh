@@ -45,7 +45,7 @@ template <class Form> __device__ __forceinline__ void out_tiles(const struct nib
         return;
     const uint32_t k = m->heads * NIB_HEAD_DIM;
     const Form w = {at<const uint8_t>(m->layer[layer].out), cu_tiles(m->hidden), k / CU_DENSE_UNIT};
-    struct done_out done = {m, layer, {}, {}};
+    done_out done(m, layer);
     const uint32_t stride = acts_stride16(m);
     gemm_block(w, place, k, at<const uint8_t>(m->acts), [&](uint32_t i) { return (row + i) * stride; },
                [&](uint32_t tile, uint32_t i, uint32_t end, const float c[4]) {
