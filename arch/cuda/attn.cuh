@@ -432,8 +432,7 @@ __device__ __forceinline__ void attn_put(uint8_t *acts, uint8_t *batch, uint32_t
 #endif
 }
 
-/* Where the results of a row's KV head go: found before the op before has ended and kept in shared memory, as a fence empties the first-level cache and each
- * would be a trip to memory behind it. */
+/* Where the results of a row's KV head go. Found before a fence, which empties the first-level cache: behind it each would be a trip to memory. */
 struct attn_to {
     uint8_t *acts, *batch;
     float *parts;      /* of the first head */
@@ -449,6 +448,7 @@ struct attn_to {
         parts = attn_part(m, row, kv_head * NIB_GQA_GROUP, 0);
         arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
         stride = m->splits_max * CU_ATTN_PART;
+        asm volatile("" : "+l"(acts), "+l"(batch), "+l"(parts), "+l"(arrived), "+r"(stride)); /* here, and so not behind the next barrier */
     }
 };
 
@@ -461,7 +461,7 @@ struct attn_to {
 template <class Span>
 __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32_t layer, attn_shared &sh)
 {
-    __shared__ attn_to to;
+    attn_to to = {};
     const struct nib_gpu_step *step = step_of(m);
     const uint32_t kv_head = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32;
     float sinks[ATTN_OUTPUTS]; /* of the thread's outputs */
@@ -488,8 +488,6 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
         keys_at = span.at_key(key0);
         span.ask(keys_at, key0, ahead, sh.v[warp]);
     }
-    if (threadIdx.x == CU_ATTN_THREADS - 1)
-        to.find(m, row, kv_head);
     const nib_gpu_ptr queries = *(const volatile nib_gpu_ptr *)&m->q; /* here; by read_now nothing of the block would be a constant */
     if (layer > 0)
         overlap_wait();
@@ -514,6 +512,7 @@ __device__ __forceinline__ void attn_row(const struct nib_gpu_machine *m, uint32
             attn_step(span, q, key0, span.widen(ahead, key0, sh.v[warp]), sh.v[warp], st);
         }
         attn_put_state(sh, st);
+        to.find(m, row, kv_head);
         __syncthreads();
 #pragma unroll
         for (uint32_t k = 0; k < ATTN_OUTPUTS; k++) {

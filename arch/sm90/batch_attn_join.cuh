@@ -99,9 +99,7 @@ __device__ __forceinline__ bool batch_attn_arrived(const struct nib_gpu_machine 
     batch_attn_join_sync();
     if (threadIdx.x == 0) {
         uint32_t *arrived = &at<struct cu_scratch>(m->scratch)->attn[row * m->kv_heads + kv_head];
-        __threadfence();
-        sh.last = atomicAdd(arrived, mine) + mine == splits;
-        __threadfence();
+        sh.last = counted(arrived, mine) == splits;
         if (sh.last)
             *arrived = 0;
     }
