@@ -35,19 +35,27 @@ __device__ __forceinline__ draw_row draw_begin(const struct nib_gpu_machine *m, 
     return d;
 }
 
-/* The row itself; false: the step has no such. */
+/* Whether any step has room for such a row: what of it is read before it is known that it is there. */
+__device__ __forceinline__ bool draw_may(const struct nib_gpu_machine *m, uint32_t index)
+{
+    return index < min(read_now(m->slots), read_now(m->step_rows_max));
+}
+
+/* The row itself; false: the step has no such. Its number, how many there are and the row that it is where all rows want one are read at once, and no bound is
+ * looked at before all three are there: the compiler would read them one after the other. */
 __device__ __forceinline__ bool draw_open(draw_row &d, const struct nib_gpu_step *step)
 {
-    const uint32_t row = read_now(step->want[d.index]); /* together with their number, not after it */
-    if (d.index >= step->want_count)
+    const uint32_t row = step->want[d.index], count = step->want_count;
+    struct nib_row r = step->rows[d.index];
+    if ((d.index >= count) | (row >= NIB_MAX_STEP_ROWS) | (r.slot >= NIB_MAX_SLOTS))
         return false;
-    const struct nib_row r = step->rows[row];
+    if (row != d.index)
+        r = step->rows[row];
     d.sampling += r.slot;
     d.seen += (uint64_t)r.slot * d.vocab;
     d.slot = r.slot;
     d.pos = r.pos;
-    d.penalties = d.sampling->repetition_penalty != 1.0f || d.sampling->frequency_penalty != 0.0f ||
-                  d.sampling->presence_penalty != 0.0f;
+    d.penalties = (d.sampling->repetition_penalty != 1.0f) | (d.sampling->frequency_penalty != 0.0f) | (d.sampling->presence_penalty != 0.0f);
     return true;
 }
 
@@ -135,29 +143,41 @@ __device__ __forceinline__ bool draw_is_plain(const draw_row &d)
     return !d.penalties && d.vocab % 4 == 0;
 }
 
-/* As draw_walk, where rows are whole fours, without a branch a four: take(id, z, the largest of them). Here -0 may be among them. */
-template <class Take> __device__ __forceinline__ void draw_walk_plain(const draw_row &d, uint32_t first, uint32_t end, Take take)
-{
-    const uint32_t last = end / 4;
-    float4 v[AHEAD];
+/* The thread's next fours of a slice, where rows are whole fours, on their way. */
+struct draw_ahead {
+    float4 z[AHEAD];
     uint32_t banned[AHEAD];
-    const auto ask = [&](uint32_t i, uint32_t u) {
-        v[u] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+
+    /* Four i of the row as number u; below `last`. */
+    __device__ __forceinline__ void ask(const draw_row &d, uint32_t i, uint32_t last, uint32_t u)
+    {
+        z[u] = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
         banned[u] = 0;
         if (i < last) {
-            v[u] = __ldcg((const float4 *)d.logits + i);
+            z[u] = __ldcg((const float4 *)d.logits + i);
             banned[u] = d.banned[i / 8] >> i % 8 * 4;
         }
-    };
+    }
+
+    /* The first ones of ids [first, end). */
+    __device__ __forceinline__ void begin(const draw_row &d, uint32_t first, uint32_t end)
+    {
 #pragma unroll
-    for (uint32_t u = 0; u < AHEAD; u++)
-        ask(first / 4 + threadIdx.x + u * THREADS, u);
-    for (uint32_t i = first / 4 + threadIdx.x; i < last; i += AHEAD * THREADS) {
+        for (uint32_t u = 0; u < AHEAD; u++)
+            ask(d, first / 4 + threadIdx.x + u * THREADS, end / 4, u);
+    }
+};
+
+/* As draw_walk, where rows are whole fours, without a branch a four: take(id, z, the largest of them). Here -0 may be among them. `v`: begun. */
+template <class Take>
+__device__ __forceinline__ void draw_walk_plain(const draw_row &d, uint32_t first, uint32_t end, draw_ahead &v, Take take)
+{
+    for (uint32_t i = first / 4 + threadIdx.x; i < end / 4; i += AHEAD * THREADS) {
 #pragma unroll
         for (uint32_t u = 0; u < AHEAD; u++) {
-            const float4 z = make_float4(banned[u] & 1 ? -INFINITY : v[u].x, banned[u] & 2 ? -INFINITY : v[u].y,
-                                         banned[u] & 4 ? -INFINITY : v[u].z, banned[u] & 8 ? -INFINITY : v[u].w);
-            ask(i + (AHEAD + u) * THREADS, u);
+            const float4 z = make_float4(v.banned[u] & 1 ? -INFINITY : v.z[u].x, v.banned[u] & 2 ? -INFINITY : v.z[u].y,
+                                         v.banned[u] & 4 ? -INFINITY : v.z[u].z, v.banned[u] & 8 ? -INFINITY : v.z[u].w);
+            v.ask(d, i + (AHEAD + u) * THREADS, end / 4, u);
             take((i + u * THREADS) * 4, z, fmaxf(fmaxf(z.x, z.y), fmaxf(z.z, z.w)));
         }
     }
@@ -246,6 +266,24 @@ __device__ __noinline__ double draw_score(float d, uint32_t word)
 {
     const double v = __dmul_rn(__dadd_rn((double)word, 0.5), 0x1p-32);
     return __dsub_rn((double)d, log(-log1p(-v)));
+}
+
+/* The word of one id. */
+__device__ __forceinline__ uint32_t draw_word(const draw_row &d, uint32_t id)
+{
+    uint32_t word[4];
+    draw_noise(d.sampling->seed, d.pos, id / 4, word);
+    return id % 4 == 0 ? word[0] : id % 4 == 1 ? word[1] : id % 4 == 2 ? word[2] : word[3];
+}
+
+/* draw_score by floats, no further from it than DRAW_ABOUT for d above -64: v and 1 - v have all their bits, -log(1 - v) is wrong by 6e-6 of it at most (below 1/16 a
+ * series, above it a logarithm that is wrong by 4e-7), the outer logarithm by as much, and what is rounded is below 128. */
+#define DRAW_ABOUT 1e-4f
+__device__ __forceinline__ float draw_about(float d, uint32_t word)
+{
+    const float v = ((float)word + 0.5f) * 0x1p-32f, rest = ((float)~word + 0.5f) * 0x1p-32f;
+    const float u = v < 0.0625f ? v * (1 + v * (0.5f + v * (1.0f / 3 + v * (0.25f + v * 0.2f)))) : -__logf(rest);
+    return d - __logf(u);
 }
 
 /* Words below this may still beat `score` at distance d; rounded up, so that nothing that could win is left out. */

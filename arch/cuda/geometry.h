@@ -310,10 +310,10 @@ static void rows_geometry(enum nib_gpu_op op, const struct nib_gpu_machine *m, u
 static void want_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t want,
                           struct nib_gpu_geometry *ret)
 {
-    if (op == NIB_GPU_SAMPLE)
+    if (op == NIB_GPU_SAMPLE) /* a multiprocessor holds one block, of SCAN two */
         *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want ? want : 1, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (op == NIB_GPU_SCAN && want)
-        *ret = (struct nib_gpu_geometry){{cu_slices(want, m->sms), want, 1}, CU_SAMPLE_THREADS, 0, 0};
+        *ret = (struct nib_gpu_geometry){{cu_slices(want, 2 * m->sms), want, 1}, CU_SAMPLE_THREADS, 0, 0};
     else if (want && decode_form(NIB_GPU_HEAD, m, want) == NIB_GPU_HEAD)
         gemv_launch(m, CU_GEMV_WARPS, cu_tiles(m->vocab), mxfp8 ? CU_MXFP8_RING_BYTES : CU_BF13_RING * CU_BF13_BYTES,
                     want, m->hidden, CU_DENSE_BLOCKS, ret);

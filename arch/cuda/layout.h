@@ -299,10 +299,10 @@ NIB_BOTH uint32_t cu_route_bytes(uint32_t ring, uint32_t rows, uint32_t hidden)
     return CU_ROUTE_THREADS / 32 * (ring * CU_DENSE_BYTES + 2 * 512) + rows * cu_row_stride(hidden);
 }
 
-/* Slices of the vocabulary of each of `want` rows: two blocks a multiprocessor in all. */
-NIB_BOTH uint32_t cu_slices(uint32_t want, uint32_t sms)
+/* Slices of the vocabulary of each of `want` rows, of about so many blocks in all. */
+NIB_BOTH uint32_t cu_slices(uint32_t want, uint32_t blocks)
 {
-    const uint32_t each = want ? 2 * sms / want : 1;
+    const uint32_t each = want ? blocks / want : 1;
     return each < 1 ? 1 : each < CU_SLICES ? each : CU_SLICES;
 }
 

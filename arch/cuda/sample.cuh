@@ -73,12 +73,12 @@ __device__ __forceinline__ struct cu_part scan_any(const draw_row &d, uint32_t f
 }
 
 /* The same without penalties. */
-__device__ __forceinline__ struct cu_part scan_plain(const draw_row &d, uint32_t first, uint32_t end)
+__device__ __forceinline__ struct cu_part scan_plain(const draw_row &d, uint32_t first, uint32_t end, draw_ahead &v)
 {
     uint32_t at = ~0u;
     float best = -INFINITY;
     bool nan = false;
-    draw_walk_plain(d, first, end, [&](uint32_t id, const float4 &z, float most) {
+    draw_walk_plain(d, first, end, v, [&](uint32_t id, const float4 &z, float most) {
         nan |= (z.x != z.x) | (z.y != z.y) | (z.z != z.z) | (z.w != z.w);
         uint32_t lowest = z.z == most ? id + 2 : id + 3; /* each a choice of its own: no branches */
         lowest = z.y == most ? id + 1 : lowest;
@@ -99,18 +99,23 @@ KERNEL(scan, THREADS, 2)
     draw_row d = draw_begin(m, blockIdx.y);
     struct cu_part *const to = at<struct cu_scratch>(read_now(m->scratch))->part[d.index];
     const struct nib_gpu_step *const step = at<const struct nib_gpu_step>(read_now(m->step));
-    overlap_wait();
-    if (!draw_open(d, step))
-        return;
     uint32_t first, end;
     slice_of(d.vocab, &first, &end);
+    if (!draw_may(m, d.index))
+        return;
+    overlap_wait();
+    draw_ahead ahead; /* of the index's logits, before it is known whose they are */
+    ahead.begin(d, first, end);
+    if (!draw_open(d, step))
+        return;
     if (d.sampling->bias_count) {
         scan_bias(d, first, end);
         __threadfence();
         __syncthreads();
+        ahead.begin(d, first, end);
     }
     const struct cu_part none = {-INFINITY, -INFINITY, ~0u, 0};
-    struct cu_part p = draw_is_plain(d) ? scan_plain(d, first, end) : scan_any(d, first, end);
+    struct cu_part p = draw_is_plain(d) ? scan_plain(d, first, end, ahead) : scan_any(d, first, end);
     p = part_reduce(p);
     const uint32_t lane = threadIdx.x % 32;
     if (lane == 0)
@@ -162,19 +167,20 @@ __device__ __forceinline__ draw_best draw_range(const draw_row &d, const draw_cu
     return best;
 }
 
-/* The same of all ids, where draw_walk_plain goes. What cannot win is left out by floats, with a margin. */
-__device__ __forceinline__ draw_best draw_range_plain(const draw_row &row, uint32_t first, uint32_t end, draw_best start)
+/* The same of all ids, where draw_walk_plain goes, without a score to begin with but that the likeliest id has: -inf where no id reaches it. By floats: what cannot win
+ * is left out, and scores of doubles, which take a warp as long as all else, are found of those that win by less than a float can tell. */
+__device__ __forceinline__ draw_best draw_range_plain(const draw_row &row, uint32_t first, uint32_t end, uint32_t likeliest, draw_ahead &v)
 {
-    __shared__ float reached; /* as in draw_range, rounded down */
+    __shared__ uint32_t reached; /* as in draw_range, rounded down; as draw_key has it */
     const draw_row d = row;
     const uint64_t seed = d.sampling->seed;
-    draw_best best = start;
-    volatile float *bar = &reached;
+    draw_best best = {-INFINITY, ~0u};
+    const volatile uint32_t *bar = &reached;
     if (threadIdx.x == 0)
-        *bar = __double2float_rd(start.score);
+        reached = draw_key(draw_about(0.0f, draw_word(d, likeliest)) - DRAW_ABOUT);
     __syncthreads();
-    draw_walk_plain(d, first, end, [&](uint32_t id0, const float4 &four, float most) {
-        const float limit = __expf(fminf(draw_d(d, most) - *bar, 0.0f)) * 4294967296.0f * 1.001f + 0.5f;
+    draw_walk_plain(d, first, end, v, [&](uint32_t id0, const float4 &four, float most) {
+        const float begin = draw_value(*bar), limit = __expf(fminf(draw_d(d, most) - begin, 0.0f)) * 4294967296.0f * 1.001f + 0.5f;
         if (!(limit >= 1.0f))
             return;
         const uint32_t last = __float2uint_rz(limit);
@@ -183,12 +189,18 @@ __device__ __forceinline__ draw_best draw_range_plain(const draw_row &row, uint3
         if (min(min(word[0], word[1]), min(word[2], word[3])) > last)
             return;
         const float z[4] = {four.x, four.y, four.z, four.w};
+        float about[4], sure = -INFINITY;
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            about[i] = word[i] <= last && z[i] != -INFINITY ? draw_about(draw_d(d, __fadd_rn(z[i], 0.0f)), word[i]) : -INFINITY;
+            sure = fmaxf(sure, about[i] - DRAW_ABOUT);
+        }
+        if (sure > begin)
+            atomicMax(&reached, draw_key(sure));
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++)
-            if (word[i] <= last && z[i] != -INFINITY)
+            if (about[i] + DRAW_ABOUT >= draw_value(*bar))
                 draw_better(best, draw_score(draw_d(d, __fadd_rn(z[i], 0.0f)), word[i]), id0 + i);
-        if (best.score > *bar)
-            *bar = __double2float_rd(best.score);
     });
     return best;
 }
@@ -196,14 +208,20 @@ __device__ __forceinline__ draw_best draw_range_plain(const draw_row &row, uint3
 /* Score of the likeliest id, to begin with a high bound. */
 __device__ __forceinline__ draw_best draw_start(const draw_row &d, uint32_t id)
 {
-    uint32_t word[4];
-    draw_noise(d.sampling->seed, d.pos, id / 4, word);
-    const uint32_t w = id % 4 == 0 ? word[0] : id % 4 == 1 ? word[1] : id % 4 == 2 ? word[2] : word[3];
-    return {draw_score(0.0f, w), id};
+    return {draw_score(0.0f, draw_word(d, id)), id};
 }
 
+/* What thread 0 needs when a row is drawn, found before: behind a fence each would be a trip to memory. In shared memory. */
+struct sample_end {
+    struct nib_gpu_result *out;
+    uint64_t *next_serial, serial;
+    uint32_t *last;    /* tokens of the slots */
+    uint32_t *sampled; /* rows so far */
+    uint32_t rows, fault;
+};
+
 /* Step 2: the alternatives and log(sum exp z), of z before the penalties. The block's threads; thread 0 writes. */
-__device__ __noinline__ double draw_report(draw_row d, float max_z, uint32_t want, struct nib_sampled *out)
+__device__ __noinline__ double draw_report(draw_row d, float max_z, uint32_t want, const sample_end &end)
 {
     __shared__ unsigned long long top[THREADS / 32];
     d.penalties = false;
@@ -241,33 +259,30 @@ __device__ __noinline__ double draw_report(draw_row d, float max_z, uint32_t wan
             break;
         bound = best;
         if (threadIdx.x == 0) {
+            struct nib_sampled *const out = &end.out->sampled[d.index];
             out->top[count].token = 0xffffffffu - (uint32_t)best;
             out->top[count].logprob = (float)((double)draw_value((uint32_t)(best >> 32)) - log_sum);
         }
     }
     if (threadIdx.x == 0)
-        out->top_count = count;
+        end.out->sampled[d.index].top_count = count;
     return log_sum;
 }
 
 /* The step is done: what the host polls for. Whatever the rows' threads wrote for the host before they were counted is seen before
- * the serial is: the fence hands on what the counting handed over. */
-__device__ __forceinline__ void sample_hand_over(const struct nib_gpu_machine *m, struct nib_gpu_result *out)
+ * the serial is: what releases it hands on what the counting handed over. */
+__device__ __forceinline__ void sample_hand_over(const sample_end &end)
 {
-    const struct nib_gpu_step *step = step_of(m);
-    const uint64_t serial = step->serial;
-    out->count = step->want_count;
-    out->fault = *(const volatile uint32_t *)&step->fault;
-    __threadfence_system();
-    *(volatile uint64_t *)&out->serial = serial;
-    *at<uint64_t>(m->next_serial) = serial + 1;
+    end.out->count = end.rows;
+    end.out->fault = end.fault;
+    asm volatile("st.release.sys.global.b64 [%0], %1;" ::"l"(&end.out->serial), "l"(end.serial) : "memory");
+    *end.next_serial = end.serial + 1;
 }
 
 /* One thread: the row's result and the slot's memory of it; the last row ends the step. */
-__device__ __forceinline__ void sample_finish(const struct nib_gpu_machine *m, const draw_row &d, struct nib_gpu_result *out,
-                                              bool failed, uint32_t token, float logprob, bool reported)
+__device__ __forceinline__ void sample_finish(const sample_end &end, const draw_row &d, bool failed, uint32_t token, float logprob, bool reported)
 {
-    struct nib_sampled *to = &out->sampled[d.index];
+    struct nib_sampled *to = &end.out->sampled[d.index];
     token = failed ? 0 : token;
     to->token = token;
     to->slot = (uint16_t)d.slot;
@@ -275,33 +290,28 @@ __device__ __forceinline__ void sample_finish(const struct nib_gpu_machine *m, c
     to->logprob = failed ? 0 : logprob;
     if (failed || !reported)
         to->top_count = 0;
-    const uint32_t rows = step_of(m)->want_count;
-    bool last = rows == 1;
+    bool last = end.rows == 1;
     if (!last) {
-        uint32_t *const sampled = &at<struct cu_scratch>(m->scratch)->sampled;
-        __threadfence();
-        last = atomicAdd(sampled, 1u) + 1 == rows;
-        __threadfence();
+        last = counted(end.sampled) == end.rows;
         if (last)
-            *sampled = 0;
+            *end.sampled = 0;
     }
     if (last)
-        sample_hand_over(m, out);
+        sample_hand_over(end);
     /* only later steps read these: they need not be there for the host */
-    at<uint32_t>(m->last)[d.slot] = token;
+    end.last[d.slot] = token;
     if (!failed)
-        atomicAdd(at<uint32_t>(m->seen) + (uint64_t)d.slot * d.vocab + token, 1u);
+        atomicAdd((uint32_t *)d.seen + token, 1u);
 }
 
 /* A row by one block: greedy, truncated, or with log-probabilities. */
-__device__ __forceinline__ void sample_alone(const struct nib_gpu_machine *m, const draw_row &d, const struct cu_part &p,
-                                             struct nib_gpu_result *out)
+__device__ __forceinline__ void sample_alone(const sample_end &end, const draw_row &d, const struct cu_part &p)
 {
     const struct nib_sampling *s = d.sampling;
     const bool report = s->logprobs || s->top_logprobs > 0;
     double log_sum = 0;
     if (report)
-        log_sum = draw_report(d, p.max, min(s->top_logprobs, (uint32_t)NIB_MAX_TOP_LOGPROBS), &out->sampled[d.index]);
+        log_sum = draw_report(d, p.max, min(s->top_logprobs, (uint32_t)NIB_MAX_TOP_LOGPROBS), end);
     uint32_t token = p.id;
     if (s->temperature >= GREEDY_BELOW) {
         const draw_cut cut = draw_truncate(d);
@@ -309,53 +319,62 @@ __device__ __forceinline__ void sample_alone(const struct nib_gpu_machine *m, co
     }
     __syncthreads();
     if (threadIdx.x == 0)
-        sample_finish(m, d, out, false, token, report ? (float)((double)draw_z(d, token) - log_sum) : 0, report);
+        sample_finish(end, d, false, token, report ? (float)((double)draw_z(d, token) - log_sum) : 0, report);
 }
 
 KERNEL(sample, THREADS, 1)
 {
     __shared__ bool last;
+    __shared__ sample_end end;
     overlap_next();
     draw_row d = draw_begin(m, blockIdx.y);
     struct cu_scratch *const scratch = at<struct cu_scratch>(read_now(m->scratch));
     const struct nib_gpu_step *const step = at<const struct nib_gpu_step>(read_now(m->step));
-    struct nib_gpu_result *out = at<struct nib_gpu_result>(read_now(m->outbox));
+    struct nib_gpu_result *const out = at<struct nib_gpu_result>(read_now(m->outbox));
+    if (threadIdx.x == 0)
+        end = {out, at<uint64_t>(m->next_serial), 0, at<uint32_t>(m->last), &scratch->sampled, 0, 0};
+    uint32_t first, stop;
+    slice_of(d.vocab, &first, &stop);
+    if (!draw_may(m, d.index))
+        return;
     overlap_wait();
+    draw_ahead ahead;
+    ahead.begin(d, first, stop);
+    if (threadIdx.x == 0) {
+        end.serial = step->serial;
+        end.rows = step->want_count;
+        end.fault = step->fault;
+        end.out += end.serial % NIB_GPU_MAILBOX;
+    }
     const struct cu_part part = scratch->part[d.index][threadIdx.x % 32]; /* of a slice; of no use when there is no such row */
-    out += step->serial % NIB_GPU_MAILBOX;
     if (!draw_open(d, step)) {
-        if (step->want_count == 0 && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0)
-            sample_hand_over(m, out);
+        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && end.rows == 0)
+            sample_hand_over(end);
         return;
     }
     const struct cu_part p = part_reduce(part); /* each warp does it, a lane a slice */
     const struct nib_sampling *s = d.sampling;
     const bool failed = p.bad || p.id >= d.vocab;
-    const bool alone = failed || s->temperature < GREEDY_BELOW || s->logprobs || s->top_logprobs > 0 ||
-                       (s->top_k != 0 && s->top_k < d.vocab) || s->top_p < 1.0f || s->min_p > 0.0f;
+    const bool alone = failed | (s->temperature < GREEDY_BELOW) | (s->logprobs != 0) | (s->top_logprobs > 0) |
+                       ((s->top_k != 0) & (s->top_k < d.vocab)) | (s->top_p < 1.0f) | (s->min_p > 0.0f);
     if (alone && blockIdx.x > 0)
         return;
     if (failed) {
         if (threadIdx.x == 0)
-            sample_finish(m, d, out, true, 0, 0, false);
+            sample_finish(end, d, true, 0, 0, false);
         return;
     }
     d.max = p.best;
     d.inv_t = s->temperature < GREEDY_BELOW ? 1.0f : __fdiv_rn(1.0f, s->temperature);
     if (alone) {
-        sample_alone(m, d, p, out);
+        sample_alone(end, d, p);
         return;
     }
-    uint32_t first, end;
-    slice_of(d.vocab, &first, &end);
-    const draw_best start = draw_start(d, p.id);
-    draw_best best =
-        draw_reduce(draw_is_plain(d) ? draw_range_plain(d, first, end, start) : draw_range(d, NULL, first, end, start));
+    draw_best best = draw_reduce(draw_is_plain(d) ? draw_range_plain(d, first, stop, p.id, ahead)
+                                                  : draw_range(d, NULL, first, stop, draw_start(d, p.id)));
     if (threadIdx.x == 0) {
         scratch->draw[d.index][blockIdx.x] = {best.score, best.id, 0};
-        __threadfence();
-        last = atomicAdd(&scratch->drawn[d.index], 1u) + 1 == gridDim.x;
-        __threadfence();
+        last = counted(&scratch->drawn[d.index]) == gridDim.x;
     }
     __syncthreads();
     if (!last)
@@ -367,6 +386,6 @@ KERNEL(sample, THREADS, 1)
     best = draw_reduce(best);
     if (threadIdx.x == 0) {
         scratch->drawn[d.index] = 0;
-        sample_finish(m, d, out, false, best.id, 0, false);
+        sample_finish(end, d, false, best.id, 0, false);
     }
 }
