@@ -21,13 +21,11 @@
 #define CU_TOKEN_AHEAD_QKV   3
 #define CU_TOKEN_AHEAD_OUT   2
 #define CU_TOKEN_AHEAD_FIRST 5           /* of the best expert, as soon as it is known: nothing is handed over then */
-#define CU_TOKEN_AHEAD       0x33334444u /* experts, a digit a phase, the first in the lowest */
-#define CU_TOKEN_SOON        4           /* of so many experts' up products two stages are asked for at a time */
+#define CU_TOKEN_AHEAD       0x44445557u /* experts, a digit a phase, the first in the lowest; two stages are asked for at a time */
 /* The same when dense stages have half the bytes. */
 #define CU_TOKEN_MXFP8_QKV  4
 #define CU_TOKEN_MXFP8_OUT  4
-#define CU_TOKEN_MXFP8      0x22333444u
-#define CU_TOKEN_MXFP8_SOON 3
+#define CU_TOKEN_MXFP8      0x44444444u
 /* Of the head, by each block, to the second-level cache. */
 #define CU_TOKEN_HEAD_ASKS  15
 #define CU_TOKEN_HEAD_BYTES 8192

@@ -87,7 +87,7 @@ __device__ __noinline__ uint32_t token_feed_early()
 
 /* Asks for everything; `early` stages of the first matrix were asked for. The whole warp. A step without work: waits only until these
  * have come. */
-template <class Form> __device__ __noinline__ void token_feeder(bool works, uint32_t early)
+__device__ __noinline__ void token_feeder(bool works, uint32_t early)
 {
     const uint32_t dense = feed_dense(), qkv = room().listed[CU_TOKEN_QKV], asks = room().asks,
                    held = early; /* so many of QKV does the ring hold */
@@ -113,9 +113,7 @@ template <class Form> __device__ __noinline__ void token_feeder(bool works, uint
             room().m.experts <= 32 ? feed_choose<1>(layer, base) : feed_choose<NIB_MAX_EXPERTS / 32>(layer, base);
         const uint64_t from = matrices.from + (uint64_t)__shfl_sync(~0u, chosen, matrices.choice) * matrices.each;
         feed_chosen();
-        const uint32_t soon = dense + room().chosen[0][Form::soon]; /* nobody waits for what is handed over meanwhile */
-        good = feed_stages(from, base, room().asked - base, soon, 0, 2, 0) &&
-               feed_stages(from, base, soon, asks, 0, 1, base + dense);
+        good = feed_stages(from, base, room().asked - base, asks, 0, 2, base + dense);
     }
     token_feed().close();
 }

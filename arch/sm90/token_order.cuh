@@ -10,7 +10,7 @@ struct token_kind {
     uint32_t matrix, ahead;
 };
 static_assert(CU_TOKEN_UP + CU_TOKEN_PHASES <= TOKEN_ASK_LOW + 1, "a matrix fits");
-static_assert(((CU_TOKEN_AHEAD - 0x2222) & 0x8888) == 0 && CU_TOKEN_SOON == 4 && ((CU_TOKEN_MXFP8 - 0x222) & 0x888) == 0 && CU_TOKEN_MXFP8_SOON == 3,
+static_assert(((CU_TOKEN_AHEAD - 0x22222222u) & 0x88888888u) == 0 && ((CU_TOKEN_MXFP8 - 0x22222222u) & 0x88888888u) == 0,
               "of two stages asked for at a time the first is not waited for before the second");
 static_assert(CU_TOKEN_AHEAD_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_OUT <= TOKEN_ASK_LOW, "a number fits");
 

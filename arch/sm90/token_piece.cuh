@@ -22,7 +22,7 @@ __device__ __forceinline__ void piece_keep(uint32_t sums, float2 rows)
 /* What a lane needs of a dense unit at shared address `stage`, in bf16. */
 struct token_bf16 {
     static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1;
-    static constexpr uint32_t ahead_qkv = CU_TOKEN_AHEAD_QKV, ahead_out = CU_TOKEN_AHEAD_OUT, ahead = CU_TOKEN_AHEAD, soon = CU_TOKEN_SOON;
+    static constexpr uint32_t ahead_qkv = CU_TOKEN_AHEAD_QKV, ahead_out = CU_TOKEN_AHEAD_OUT, ahead = CU_TOKEN_AHEAD;
     static constexpr bool holds = true; /* warps hold stages (dense_hold) */
     static constexpr uint32_t x_takers = 256, attn_takers = 192; /* threads that take vectors in; warps behind them hold */
     uint4 w0, w1;
@@ -42,7 +42,7 @@ struct token_bf16 {
 /* The same in MXFP8. */
 struct token_mxfp8 {
     static constexpr uint32_t unit_bytes = CU_MXFP8_BYTES, span = CU_MXFP8_SPAN;
-    static constexpr uint32_t ahead_qkv = CU_TOKEN_MXFP8_QKV, ahead_out = CU_TOKEN_MXFP8_OUT, ahead = CU_TOKEN_MXFP8, soon = CU_TOKEN_MXFP8_SOON;
+    static constexpr uint32_t ahead_qkv = CU_TOKEN_MXFP8_QKV, ahead_out = CU_TOKEN_MXFP8_OUT, ahead = CU_TOKEN_MXFP8;
     static constexpr bool holds = false; /* all of QKV fits the ring */
     static constexpr uint32_t x_takers = 384, attn_takers = CU_TOKEN_WARPS * 32;
     uint4 codes;
