@@ -276,6 +276,36 @@ __device__ __forceinline__ void down_done(const token_at &b, uint32_t item)
     }
 }
 
+/* Of a choice's activations those that a piece of down multiplies, as soon as all of them are made: a lane every 32nd word of 128 bits. Other warps
+ * of the block may bring the same. When a word is there, all blocks have chosen, and this one needs no more what else lies here. */
+__device__ __forceinline__ void gated_take(const token_piece &p, uint32_t epoch)
+{
+    enum { WORDS = CU_DIV_UP(2 * CU_DIV_UP(CU_TOKEN_INNER / CU_MX_UNIT, CU_MX_SPLIT) * (CU_MX_UNIT / 8), 32) };
+    const uint32_t lane = threadIdx.x % 32, at = (p.acts - smem_at(room().gated)) / 16, n = (p.first + p.last) * (CU_MX_UNIT / 8);
+    const uint32_t end = p.choice * cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8) + room().m.intermediate / 8; /* behind it zeros */
+    const uint32_t made = min(n, end - at), *from = room().packets->gated[epoch & 1] + (at + lane) * 4;
+    uint4 v[WORDS];
+    for (uint32_t turn = 0;; turn++) {
+        bool there = true;
+#pragma unroll
+        for (uint32_t i = 0; i < WORDS; i++) {
+            v[i] = make_uint4(0, 0, 0, 0);
+            if (lane + 32 * i < made)
+                v[i] = eight_ask(from + i * 128);
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < WORDS; i++)
+            there &= v[i].x || lane + 32 * i >= made;
+        if (there || token_late(turn))
+            break;
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < WORDS; i++)
+        if (lane + 32 * i < n)
+            sts16(p.acts + (lane + 32 * i) * 16, v[i]);
+    __syncwarp();
+}
+
 /* The experts' products, dealt to the warps in turns in the order in which they are asked for. The loop is in the program once: what all warps run
  * should be little. Tiles of up are ended by the courier, those of down by the last warps, which have no piece of the last ones. */
 __device__ __noinline__ void token_experts()
@@ -291,7 +321,7 @@ __device__ __noinline__ void token_experts()
         if (i < pieces)
             next = lds8(list + i * 8);
         if (p.down)
-            (void)bar_wait(&room().gated_bar[p.choice], b.layer & 1);
+            gated_take(p, b.epoch);
         stage_wait(number);
         const float2 rows = mx_piece(p.weights, p.first, p.last, p.acts);
         stage_free<1>(number);

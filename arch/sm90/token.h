@@ -11,7 +11,7 @@
 #include "arch/cuda/layout.h"
 
 #define CU_TOKEN_WARPS   14                      /* that multiply */
-#define CU_TOKEN_COURIER (CU_TOKEN_WARPS * 32)   /* first thread of the warp that takes the experts' activations in */
+#define CU_TOKEN_COURIER (CU_TOKEN_WARPS * 32)   /* first thread of the warp that makes the experts' activations */
 #define CU_TOKEN_FEEDER  (CU_TOKEN_COURIER + 32) /* first thread of the warp that asks for weights */
 #define CU_TOKEN_THREADS (CU_TOKEN_FEEDER + 32)
 #define CU_TOKEN_SLOTS   32            /* stages asked for and not yet read, at most */
@@ -273,7 +273,7 @@ struct cu_token {
     uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */
     uint32_t attn[2][CU_TOKEN_Q / 2];                             /* two bf16 */
     uint32_t x_out[2][CU_TOKEN_HIDDEN];                           /* fp32: x behind the attention */
-    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16, in words of 128 bits; by choice */
+    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16, in words of 128 bits; by choice, whole units */
     uint32_t x_down[2][CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
     uint32_t qkv[2][CU_TOKEN_QKV_DIM / 2]; /* two bf16, in words of 128 bits; q and k rotated, v */
     uint32_t part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS][NIB_HEAD_DIM / 2]

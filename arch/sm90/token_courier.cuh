@@ -1,6 +1,6 @@
 /* arch/sm90/token_courier.cuh: the warp that does for the block, while others multiply, what these would have to wait for: it makes the experts' activations of
- * their sums, takes those of all blocks in, biases and the block before's sums of a cut tile, too, and fetches the keys and values that attention reads
- * first to the second-level cache. */
+ * their sums, takes biases and the block before's sums of a cut tile in, and fetches the keys and values that attention reads first to the
+ * second-level cache. */
 #pragma once
 #include "arch/cuda/done.cuh"
 #include "arch/sm90/token_attn.cuh"
@@ -100,37 +100,6 @@ __device__ __forceinline__ void courier_head()
     __syncwarp();
 }
 
-#define COURIER_WORDS CU_DIV_UP(CU_TOKEN_INNER / 8, 32) /* by fours: a lane's */
-
-/* How a lane takes in its words of a choice, of 16 bytes: they are copied to where they belong, and again until all are there. */
-struct courier {
-    uint32_t lane, all, own; /* words of a choice; those of the lane */
-
-    __device__ __forceinline__ courier()
-        : lane(threadIdx.x % 32), all(room().m.intermediate / 8), own(lane < all ? (all - lane - 1) / 32 + 1 : 0)
-    {
-    }
-
-    __device__ __forceinline__ void ask(uint32_t to, const uint32_t *from, bool asks) const
-    {
-#pragma unroll
-        for (uint32_t i = 0; i < COURIER_WORDS; i++)
-            if (asks && i < own)
-                copy16(to + i * 512, from + i * 128, true);
-        copy_commit();
-    }
-
-    __device__ __forceinline__ bool there(uint32_t to) const
-    {
-        bool good = true;
-#pragma unroll
-        for (uint32_t i = 0; i < COURIER_WORDS; i++)
-            if (i < own)
-                good &= lds4(to + i * 512) != 0;
-        return good;
-    }
-};
-
 /* As done_up, of the block's `item`th tile, as soon as its sums are there. */
 __device__ __forceinline__ void courier_up(uint32_t layer, uint32_t item, uint32_t choice)
 {
@@ -143,52 +112,20 @@ __device__ __forceinline__ void courier_up(uint32_t layer, uint32_t item, uint32
     const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
     const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
     if (lane == 0)
-        eight_fp16_put(room().packets->gated, (choice * room().m.intermediate + (room().tile[choice] + item) * 8) / 2, eight,
+        eight_fp16_put(room().packets->gated, (choice * cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8) + room().tile[choice] + item) * 4, eight,
                   room().epoch + layer);
 }
 
-#define COURIER_BEHIND 2 /* choices whose tiles of up are ended before the first one's activations are taken in */
-
-/* The activations of the experts, choice by choice, which lie in whole units: those of the block's own tiles are handed over, those of all blocks
- * taken in some choices later, when they are there. A lane first looks for its last word of the first choice: when that is
- * there, the block needs no more what else lies here. Those of a choice are asked for before the choice before is looked at, and again
- * by the lanes that miss some: what has long been there takes no trip to memory of its own. */
+/* The activations of the block's tiles of up, choice by choice. */
 __device__ __forceinline__ void courier_gated(uint32_t layer)
 {
-    const courier c;
-    const uint32_t row = cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8); /* in 16 bytes */
-    const uint32_t *from = room().packets->gated[room().epoch + layer & 1] + c.lane * 4;
-    uint32_t to = smem_at(room().gated) + c.lane * 16, item = 0;
+    uint32_t item = 0;
     (void)bar_wait(&room().bias_bar[1], layer & 1);
 #pragma unroll 1
-    for (uint32_t i = 0; i < NIB_MAX_EXPERTS_USED + COURIER_BEHIND; i++) {
-        if (i < NIB_MAX_EXPERTS_USED)
+    for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++)
 #pragma unroll 1
-            for (; item < room().chosen[0][i + 1] / 2; item++)
-                courier_up(layer, item, i);
-        if (i < COURIER_BEHIND)
-            continue;
-        if (i == COURIER_BEHIND) {
-            for (uint32_t turn = 0; c.own && !word_ask(from + (c.own - 1) * 128) && !token_late(turn); turn++)
-                ;
-            __syncwarp();
-            c.ask(to, from, true);
-        }
-        c.ask(to + row * 16, from + c.all * 4, i + 1 < NIB_MAX_EXPERTS_USED + COURIER_BEHIND);
-        copy_wait<1>();
-        for (uint32_t turn = 0;; turn++) {
-            const bool good = c.there(to);
-            if (__all_sync(~0u, good || token_late(turn)))
-                break;
-            c.ask(to, from, !good);
-            copy_wait<0>();
-        }
-        if (row > c.all && c.lane < row - c.all)
-            sts16(to + c.all * 16, make_uint4(0, 0, 0, 0));
-        bulk_arrive(smem_at(&room().gated_bar[i - COURIER_BEHIND]));
-        from += c.all * 4;
-        to += row * 16;
-    }
+        for (; item < room().chosen[0][choice + 1] / 2; item++)
+            courier_up(layer, item, choice);
 }
 
 /* What the block before has of a tile that this one ends. Whoever ends it may not have to wait for memory. */

@@ -72,13 +72,6 @@ __device__ __forceinline__ uint4 eight_ask(const uint32_t *from)
     return v;
 }
 
-__device__ __forceinline__ uint32_t word_ask(const uint32_t *from)
-{
-    uint32_t v;
-    asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-
 __device__ __forceinline__ uint4 words_ask(const uint32_t *from, bool asks)
 {
     uint4 v = make_uint4(1, 1, 1, 1);

@@ -38,8 +38,6 @@ __device__ __forceinline__ void bars_open()
         bulk_init<1>(smem_at(&room().full[i]));
         bulk_init<2>(smem_at(&room().empty[i]));
     }
-    for (int c = 0; c < NIB_MAX_EXPERTS_USED; c++)
-        bulk_init<1>(smem_at(&room().gated_bar[c]));
     for (int i = 0; i < CUTS; i++)
         bulk_init<32>(smem_at(&room().cut_bar[i]));
     bulk_init<1>(smem_at(&room().best_bar));

@@ -124,7 +124,6 @@ struct token_room : token_plan {
     uint32_t count[CU_TOKEN_DENSE]; /* stages of a dense tile that have left their sums */
     /* the sums of a tile of up, of a choice of a tile of down are there */
     uint64_t up_bar[CU_TOKEN_UP_SUMS / CU_MX_SPLIT], down_bar[CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED][NIB_MAX_EXPERTS_USED];
-    uint64_t gated_bar[NIB_MAX_EXPERTS_USED];                 /* a choice's activations are there */
     uint64_t full[CU_TOKEN_SLOTS], empty[CU_TOKEN_SLOTS]; /* of the ring */
     uint64_t cut_bar[CUTS];                               /* `cut` is there */
     float cut[2 * CU_TILE];                               /* what the block before has handed over: of QKV, OUT, down in turn */
