@@ -529,7 +529,7 @@ template <class Form> __device__ __forceinline__ void token_step(const struct ni
     }
     if (feeds) {
         const uint32_t early = token_feed_early();
-        token_feeder(token_works(), early);
+        token_feeder<Form>(token_works(), early);
     } else if (!token_begin()) {
         return;
     } else if (threadIdx.x >= CU_TOKEN_COURIER) {

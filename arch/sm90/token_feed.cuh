@@ -87,7 +87,7 @@ __device__ __noinline__ uint32_t token_feed_early()
 
 /* Asks for everything; `early` stages of the first matrix were asked for. The whole warp. A step without work: waits only until these
  * have come. */
-__device__ __noinline__ void token_feeder(bool works, uint32_t early)
+template <class Form> __device__ __noinline__ void token_feeder(bool works, uint32_t early)
 {
     const uint32_t dense = feed_dense(), qkv = room().listed[CU_TOKEN_QKV], asks = room().asks,
                    held = early; /* so many of QKV does the ring hold */
@@ -101,7 +101,7 @@ __device__ __noinline__ void token_feeder(bool works, uint32_t early)
 #pragma unroll 1
     for (uint32_t layer = 0; layer < room().m.layers; layer++, base += asks, early = 0) {
         const feed_matrices matrices(layer);
-        good = good && feed_stages(matrices.from, base, early, held, 0, 1, 0) &&
+        good = good && feed_stages(matrices.from, base, early, held, 0, Form::step_qkv, 0) &&
                feed_stages(matrices.from, base, held, qkv, qkv - held, 1, 0) && /* needed at once */
                feed_stages(matrices.from, base, qkv, dense, 0, 1,
                            base + dense); /* read before the router's sums can be there */
