@@ -216,11 +216,11 @@ template <class Shape> struct batch_stages {
     }
 };
 
-/* Stages that a block of a cluster, whose tiles are known, asks for before it knows of any row. They come, and must be waited for. */
+/* Stages that a block whose first tiles are known asks for before it knows of any row. They come, and must be waited for. */
 template <class Shape> __device__ __forceinline__ uint32_t batch_early(uint32_t units)
 {
     uint32_t all = 0, u, have;
-    if (Shape::parts == 1)
+    if (Shape::parts == 1 && !Shape::once)
         return 0;
     batch_stages<Shape> stages;
     stages.open(units);

@@ -282,6 +282,7 @@ template <class Block> __device__ __forceinline__ void head_run(const struct nib
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     block.open();
     overlap_next();
+    overlap_wait();
     if (warp >= 4) {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
         block.take();
@@ -300,13 +301,12 @@ template <class Shape> __device__ __forceinline__ void head_batch_run(const stru
     const struct nib_gpu_step *step = step_of(m);
     const batch_head_done<typename Shape::Form> done = {m};
     batch_run<Shape>(
-        m, m->lm_head, m->vocab, m->hidden, false, [&] { return step->want_count; }, done);
+        m, m->lm_head, m->vocab, m->hidden, true, [&] { return step->want_count; }, done);
 }
 
-/* How many rows there are says how a block's registers are used. */
+/* How many rows there are says how a block's registers are used; the step block is there since the first layer. */
 template <class Form> __device__ __forceinline__ void head_batch_rows(const struct nib_gpu_machine *m)
 {
-    overlap_wait();
     const uint32_t count = min(step_of(m)->want_count, (uint32_t)NIB_MAX_SLOTS);
     const bool whole = m->hidden == CU_GEMV_WARPS * HEAD_UNITS * CU_DENSE_UNIT;
     if (count <= CU_BATCH_HEAD_FEW)
