@@ -201,31 +201,37 @@ struct batch_mx_up_done : done_up {
         return make_uint2(i < inner ? __ldg(biases + (uint64_t)expert * inner + i) : 0, 0);
     }
 
-    /* Eight places from `place` on, of which `left` are the list's. */
-    __device__ __forceinline__ void eight(uint32_t tile, uint32_t place, uint32_t left, const float *c, uint2 early) const
+    /* 2 M places from `place` on, of which `left` are the list's. */
+    template <int M> __device__ __forceinline__ void some(uint32_t tile, uint32_t place, uint32_t left, const float *c, uint2 early) const
     {
         const float2 b = make_float2(__uint_as_float(early.x << 16), __uint_as_float(early.x & 0xffff0000u));
-        float gate[2], up[2], below[2], a[2];
+        float gate[M / 2], up[M / 2], below[M / 2], a[M / 2];
         bool plain = true;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            gate[i] = min_nan(mx_finish(c[i]) + b.x, NIB_SWIGLU_LIMIT);
-            up[i] = max_nan(min_nan(mx_finish(c[i + 2]) + b.y, NIB_SWIGLU_LIMIT), -NIB_SWIGLU_LIMIT);
+        for (int i = 0; i < M / 2; i++) {
+            const int at = i / 2 * 4 + i % 2;
+            gate[i] = min_nan(mx_finish(c[at]) + b.x, NIB_SWIGLU_LIMIT);
+            up[i] = max_nan(min_nan(mx_finish(c[at + 2]) + b.y, NIB_SWIGLU_LIMIT), -NIB_SWIGLU_LIMIT);
             below[i] = 1.0f + expf(-NIB_SWIGLU_ALPHA * gate[i]);
             a[i] = divide_plain(gate[i], below[i]);
             plain &= fabsf(gate[i]) > 0x1p-40f && below[i] < 0x1p40f;
         }
         if (!plain)
 #pragma unroll
-            for (int i = 0; i < 2; i++)
+            for (int i = 0; i < M / 2; i++)
                 a[i] = gate[i] / below[i];
         /* transposed, a lane has two elements of place lane / 4 of eight */
         const uint32_t row = threadIdx.x % 32 / 4, element = tile * 8 + threadIdx.x % 4 * 2;
-        uint32_t v = pack_fp16(a[0] * (up[0] + 1.0f), a[1] * (up[1] + 1.0f));
+        __half *to = gated + (uint64_t)(place + row) * inner + element;
         __syncwarp();
-        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(v));
-        if (row < left && element < inner)
-            *(uint32_t *)(gated + (uint64_t)(place + row) * inner + element) = v;
+#pragma unroll
+        for (int n = 0; n < M / 4; n++) {
+            uint32_t v = pack_fp16(a[2 * n] * (up[2 * n] + 1.0f), a[2 * n + 1] * (up[2 * n + 1] + 1.0f));
+            asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(v));
+            if (row + n * 8 < left && element < inner)
+                *(uint32_t *)to = v;
+            to += 8 * inner;
+        }
     }
 };
 
@@ -237,9 +243,12 @@ struct batch_mx_down_done : done_down {
         return bias(expert, tile);
     }
 
-    __device__ __forceinline__ void eight(uint32_t tile, uint32_t place, uint32_t left, const float *c, float2 b) const
+    template <int M> __device__ __forceinline__ void some(uint32_t tile, uint32_t place, uint32_t left, const float *c, float2 b) const
     {
-        (*this)(tile, place + threadIdx.x % 4 * 2, place + left, c, b);
+        const uint32_t first = place + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < M / 4; n++)
+            (*this)(tile, first + n * 8, place + left, c + 4 * n, b);
     }
 };
 
@@ -280,17 +289,18 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
         for (int i = 0; i < TILES * N / 2; i++)
             sum[i / (N / 2)][i % (N / 2)] += acc[i / (N / 2)][i % (N / 2)];
     }
-    /* A small loop, for which the sums move up: a long program that runs once an item would wait for its instructions. */
+    /* A small loop, for which the sums move up: a long program that runs once an item would wait for its instructions. The short form's is not long. */
+    constexpr int STEP = Form::SHORT ? N / 2 : 4;
 #pragma unroll 1
-    for (uint32_t first = 0; first < N; first += 8) {
+    for (uint32_t first = 0; first < N; first += 2 * STEP) {
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             const uint32_t mine = warp + t * CU_BATCH_MX_READERS;
             if (mine < item.tiles)
-                done.eight(item.tile0 + mine, item.place + first, item.count - min(first, item.count), sum[t], bias[t]);
+                done.template some<STEP>(item.tile0 + mine, item.place + first, item.count - min(first, item.count), sum[t], bias[t]);
 #pragma unroll
-            for (int i = 0; i + 4 < N / 2; i++)
-                sum[t][i] = sum[t][i + 4];
+            for (int i = 0; i + STEP < N / 2; i++)
+                sum[t][i] = sum[t][i + STEP];
         }
     }
 }

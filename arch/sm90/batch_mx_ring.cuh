@@ -100,8 +100,8 @@ __device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
     return count > 8 ? CU_MX_SHORT_COST_MORE : CU_MX_SHORT_COST;
 }
 
-/* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into whole items and a rest; in the
- * short form, where the rest would be of more than a tile a warp, into items of like size. */
+/* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into whole items and a rest. In the
+ * short form the rest comes first, as little is asked for and soon there; where it would be of more than a tile a warp there are items of like size. */
 template <class Form> struct batch_mx_walk {
     const struct cu_group *groups; /* in shared memory */
     uint32_t tiles, left;          /* of a matrix; of the share, behind the item */
@@ -162,10 +162,9 @@ template <class Form> struct batch_mx_walk {
         item.count = min(groups[item.list].count, Form::ROWS);
         const uint32_t most = item.count <= Form::HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS, here = min(left, tiles - item.tile0);
         item.tiles = min(here, most);
-        if (Form::SHORT) {
-            const uint32_t items = CU_DIV_UP(here, most), rest = here - (items - 1) * most;
-            if (rest > CU_BATCH_MX_READERS)
-                item.tiles = min(here, CU_DIV_UP(CU_DIV_UP(here, items), 4) * 4);
+        if (Form::SHORT && here > most && here % most > 0) {
+            const uint32_t rest = here % most;
+            item.tiles = rest <= CU_BATCH_MX_READERS ? rest : (most + rest + 7) / 8 * 4;
         }
         left -= item.tiles;
         return true;
