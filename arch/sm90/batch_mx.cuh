@@ -266,7 +266,8 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
 #pragma unroll
     for (int i = 0; i < TILES * N / 2; i++)
         sum[i / (N / 2)][i % (N / 2)] = 0;
-    uint32_t span = 0;
+    constexpr bool SEVERAL = Form::SHORT && TILES == 1;
+    uint32_t span = 0, now = 0; /* the latter of a stage's */
 #pragma unroll 1
     for (uint32_t part = 1; part <= CU_MX_SPLIT; part++) {
         float acc[TILES][N / 2];
@@ -275,15 +276,19 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
             acc[i / (N / 2)][i % (N / 2)] = 0;
 #pragma unroll 1
         for (; span < spans * part / CU_MX_SPLIT; span++) {
-            ring.wait_full();
-            const uint32_t stage = ring.stage(), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
+            if (!SEVERAL || now == 0)
+                ring.wait_full();
+            const uint32_t stage = ring.stage() + (SEVERAL ? now * item.part() : 0), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
             if constexpr (N <= CU_BATCH_MX_FEW)
                 batch_mx_stage_few<Form, N, TILES>(tile, stage, acc);
             else if constexpr (N > (TILES > 1 ? CU_BATCH_MX_UNIT : CU_BATCH_MX_ONE))
                 batch_mx_stage_halves<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
             else
                 batch_mx_stage<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
-            ring.leave();
+            if (!SEVERAL || ++now == item.together() || span + 1 == spans) {
+                ring.leave();
+                now = 0;
+            }
         }
 #pragma unroll
         for (int i = 0; i < TILES * N / 2; i++)
@@ -315,22 +320,27 @@ __device__ __forceinline__ void batch_mx_one(batch_mx_ring<Form> &ring, const ba
     } else if (first < item.tiles) {
         batch_mx_multiply<Form, N, 1>(ring, item, warp, spans, done);
     } else {
-        for (uint32_t span = 0; span < spans; span++) {
+        for (uint32_t stage = item.stages(spans); stage > 0; stage--) {
             ring.wait_full();
             ring.leave();
         }
     }
 }
 
-/* EARLY: as in arch/sm90/few_mx.cuh; from() reads nothing. */
+/* EARLY, from(place, row): as in arch/sm90/few_mx.cuh. */
 template <class Form, bool EARLY, class From, class Done>
-__device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *rows, From from,
+__device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *acts, From from,
                                          const Done &done)
 {
+    __shared__ uint32_t rows[EARLY ? 1 : CU_BATCH_MX_THREADS]; /* of the first places */
     __shared__ struct cu_group groups[CU_GROUPS_MAX];
     __shared__ struct batch_mx_costs costs[CU_BATCH_MX_ROWS / 8];
     __shared__ uint32_t bounds[2];
     static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
+    const nib_gpu_ptr routing = read_now(m->route);
+    const struct cu_route *route = at<const struct cu_route>(routing);
+    const uint32_t most = EARLY ? 0 : read_now(m->step_rows_max), experts = EARLY ? 0 : read_now(m->experts), used = EARLY ? 0 : read_now(m->experts_used);
+    const uint32_t *rows_of = at<const uint32_t>(routing, cu_route_expert_at(most, experts) + 3 * cu_route_array(most));
     batch_mx_ring<Form> ring;
     ring.open(batch_mx_dynamic);
     if constexpr (!Form::SHORT) {
@@ -341,7 +351,8 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     if (!EARLY)
         overlap_wait();
     overlap_next();
-    const struct cu_route *route = route_head(m);
+    if (!EARLY && threadIdx.x < most * used)
+        rows[threadIdx.x] = __ldcg(rows_of + threadIdx.x);
     const uint32_t lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
     uint32_t count = 0;
     if (threadIdx.x < CU_GROUPS_MAX) { /* lists that are not there, too: no load waits */
@@ -358,7 +369,8 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[1] - bounds[0]};
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        batch_mx_bring<Form, EARLY>(ring, walk, bounds[0], at<const uint8_t>(all), cu_mx_bytes(n, k), k, rows, from);
+        batch_mx_bring<Form, EARLY>(ring, walk, bounds[0], at<const uint8_t>(all), cu_mx_bytes(n, k), k, acts,
+                                      [&](uint32_t place) { return from(place, EARLY ? 0 : place < CU_BATCH_MX_THREADS ? rows[place] : __ldcg(rows_of + place)); });
     } else {
         if (Form::SHORT)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
@@ -393,17 +405,17 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
 
 template <class Form> __device__ __forceinline__ void batch_mx_up(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    const uint32_t *rows = route_array(m, 3), stride = acts_stride16(m);
+    const uint32_t stride = acts_stride16(m);
     batch_mx<Form, false>(
         m, m->layer[layer].up, 2 * m->intermediate, m->hidden, at<const uint8_t>(m->acts),
-        [&](uint32_t place) { return __ldcg(rows + place) * stride; }, batch_mx_up_done(m, layer));
+        [&](uint32_t, uint32_t row) { return row * stride; }, batch_mx_up_done(m, layer));
 }
 
 template <class Form> __device__ __forceinline__ void batch_mx_down(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t inner = m->intermediate;
     batch_mx<Form, true>(
-        m, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place) { return place * (inner / 8); },
+        m, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place, uint32_t) { return place * (inner / 8); },
         batch_mx_down_done(m, layer));
 }
 

@@ -30,7 +30,7 @@
 /* The short form: what a tile takes for a list of up to 8 rows and of more, and what a list's beginning takes beside; measured, in 25 cycles. */
 #define CU_MX_SHORT_COST      63
 #define CU_MX_SHORT_COST_MORE 80
-#define CU_MX_SHORT_COST_LIST 480
+#define CU_MX_SHORT_COST_LIST 240
 #define CU_MX_SHORT_SNAP      4 /* tiles: a block's share does not begin or end so close to the border of two lists */
 
 /* A stage is CU_MX_SPAN units of an item: for each unit a line of 128 bytes a row, 40 or 64 of them; then the weights of 24 or 12 tiles. */

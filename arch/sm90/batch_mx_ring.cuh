@@ -26,6 +26,7 @@ struct batch_mx_short {
     static constexpr uint32_t STAGE_BYTES = CU_MX_SHORT_STAGE_BYTES, ROWS = CU_BATCH_MX_FEW, HALF = CU_BATCH_MX_FEW;
     static constexpr uint32_t CUT = 4; /* a tile more for each scheduler */
     static constexpr bool SHORT = true;
+    static_assert(CU_BATCH_MX_ACTS(HALF) + 4 * CU_MX_STAGE <= STAGE_BYTES / 3 && CU_BATCH_MX_ACTS(HALF) + 8 * CU_MX_STAGE <= STAGE_BYTES / 2, "spans of few tiles");
 };
 
 static_assert(CU_BATCH_MX_ACTS(CU_BATCH_MX_ROWS) + CU_BATCH_MX_READERS * CU_MX_STAGE <= CU_BATCH_MX_STAGE_BYTES, "a stage of one tile a warp fits, too");
@@ -91,6 +92,22 @@ template <class Form> struct batch_mx_item {
     __device__ __forceinline__ uint32_t lines() const
     {
         return count <= Form::HALF ? Form::HALF : Form::ROWS;
+    }
+
+    /* Of a few tiles a stage has several spans, so that enough is on its way, in parts of so many bytes. */
+    __device__ __forceinline__ uint32_t together() const
+    {
+        return !Form::SHORT || tiles > 8 ? 1 : tiles > 4 ? 2 : 3;
+    }
+
+    __device__ __forceinline__ uint32_t part() const
+    {
+        return !Form::SHORT || tiles > 8 ? Form::STAGE_BYTES : tiles > 4 ? Form::STAGE_BYTES / 2 : Form::STAGE_BYTES / 3;
+    }
+
+    __device__ __forceinline__ uint32_t stages(uint32_t spans) const
+    {
+        return !Form::SHORT || tiles > 8 ? spans : tiles > 4 ? CU_DIV_UP(spans, 2) : CU_DIV_UP(spans, 3);
     }
 };
 
@@ -247,11 +264,9 @@ template <class Form> struct batch_mx_acts {
         }
     }
 
-    /* When it returns, all of a stage's are there. */
-    template <uint32_t LINES>
-    __device__ __forceinline__ void bring(uint32_t stage, const batch_mx_item<Form> &item, uint32_t span, const uint8_t *acts, uint32_t k) const
+    /* When it returns, all that were asked for are there. */
+    template <uint32_t LINES> __device__ __forceinline__ static void bring(uint32_t stage, const batch_mx_item<Form> &item)
     {
-        ask<LINES>(stage, item, span, acts, k);
         copy_commit();
         copy_wait<0>();
         if (LINES > CU_BATCH_MX_FEW && item.count > CU_BATCH_MX_FEW)
@@ -296,30 +311,40 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
     ring.slot = threadIdx.x / 32;
     const uint32_t stage = ring.stage(), full = ring.full(ring.slot);
     bool waits = EARLY;
-    for (uint32_t span = ring.slot; walk.next(item); span -= spans) {
+    for (uint32_t next = ring.slot; walk.next(item);) { /* stages behind the item's beginning */
         acts.open(item, from);
-        const uint32_t stride = units * CU_MX_BYTES, weights = stage + CU_BATCH_MX_ACTS(item.lines());
+        const uint32_t stride = units * CU_MX_BYTES, together = item.together(), part = item.part(), stages = item.stages(spans);
         const uint8_t *matrix = all + item.expert * bytes + (uint64_t)item.tile0 * stride;
 #pragma unroll 1
-        for (; span < spans; span += CU_BATCH_MX_STAGES) {
-            const uint32_t size = min(units - span * CU_MX_SPAN, (uint32_t)CU_MX_SPAN) * CU_MX_BYTES;
+        for (; next < stages; next += CU_BATCH_MX_STAGES) {
+            const uint32_t first = next * together, end = min(first + together, spans);
             ring.wait_empty();
-            __syncwarp();
-            if (elect_one())
-                batch_mx_ask(weights, matrix + span * CU_MX_STAGE, item.tiles, stride, size, full, policy);
-            __syncwarp();
+#pragma unroll 1
+            for (uint32_t span = first, to = stage + CU_BATCH_MX_ACTS(item.lines()); span < end; span++, to += part) {
+                const uint32_t size = min(units - span * CU_MX_SPAN, (uint32_t)CU_MX_SPAN) * CU_MX_BYTES;
+                __syncwarp();
+                if (elect_one())
+                    batch_mx_ask(to, matrix + span * CU_MX_STAGE, item.tiles, stride, size, full, policy);
+                __syncwarp();
+                if (size < CU_MX_STAGE)
+                    batch_mx_fill(to, item.tiles, size);
+            }
             if (waits)
                 overlap_wait();
             waits = false;
-            if (size < CU_MX_STAGE)
-                batch_mx_fill(weights, item.tiles, size);
-            if (item.count <= Form::HALF)
-                acts.template bring<Form::HALF>(stage, item, span, rows, k);
-            else if constexpr (Form::HALF < Form::ROWS)
-                acts.template bring<Form::ROWS>(stage, item, span, rows, k);
+            if (item.count <= Form::HALF) {
+#pragma unroll 1
+                for (uint32_t span = first, to = stage; span < end; span++, to += part)
+                    acts.template ask<Form::HALF>(to, item, span, rows, k);
+                acts.template bring<Form::HALF>(stage, item);
+            } else if constexpr (Form::HALF < Form::ROWS) {
+                acts.template ask<Form::ROWS>(stage, item, first, rows, k);
+                acts.template bring<Form::ROWS>(stage, item);
+            }
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
             bulk_arrive(full);
             ring.parity ^= 1;
         }
+        next -= stages;
     }
 }
