@@ -1,4 +1,4 @@
-/* gpu/graph.c: owns one captured graph a bucket, all made at boot.
+/* gpu/graph.c: owns one captured graph a bucket, all made at boot; buckets whose layers are one kernel have none.
  *
  * Buckets are bounds on decode rows, on prompt rows, or on both, in powers of two, so that a step's graph launches at most
  * twice the blocks that the step needs. Steps with a draft have buckets of their own: attention begins before the op before it
@@ -88,11 +88,17 @@ static enum nib_err launch_range(struct nib_gpu_engine *e, const struct nib_gpu_
     return err;
 }
 
+/* Whether one kernel does all layers. */
+static bool fused(const struct nib_gpu_engine *e, const struct nib_gpu_bucket *b)
+{
+    return !b->draft && geometry(e, nib_gpu_op_in(NIB_GPU_TOKEN, e->plan->dense), b).grid[0];
+}
+
 /* The layers of a step: by one kernel where the row has one for such a bucket, or op by op. */
 static enum nib_err launch_layers(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
 {
     const uint32_t layers = e->base.shape->layers;
-    if (!b->draft && geometry(e, nib_gpu_op_in(NIB_GPU_TOKEN, e->plan->dense), b).grid[0])
+    if (fused(e, b))
         return launch_range(e, b, NIB_GPU_TOKEN, NIB_GPU_TOKEN, 0, msg);
     enum nib_err err = launch_range(e, b, NIB_GPU_EMBED, NIB_GPU_EMBED, 0, msg);
     for (uint32_t l = 0; l < layers && !err; l++)
@@ -142,6 +148,12 @@ static enum nib_err make(struct nib_gpu_engine *e, struct nib_gpu_bucket *b, str
     return err ? err : NIB_CU(e->cuda, msg, cuGraphUpload, b->exec, e->stream);
 }
 
+/* The few kernels of a fused step are launched one by one: the next step's begin while this one's end, which a graph behind a graph does not. */
+enum nib_err nib_gpu_graph_launch(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b, struct nib_msg *msg)
+{
+    return b->exec ? NIB_CU(e->cuda, msg, cuGraphLaunch, b->exec, e->stream) : launch_step(e, b, msg);
+}
+
 enum nib_err nib_gpu_graphs_make(struct nib_gpu_engine *e, struct nib_msg *msg)
 {
     enum nib_err err = NIB_OK;
@@ -151,6 +163,8 @@ enum nib_err nib_gpu_graphs_make(struct nib_gpu_engine *e, struct nib_msg *msg)
     for (uint32_t i = 0; i < e->buckets_count && !err; i++) {
         struct nib_gpu_bucket *b = &e->buckets[i];
         struct nib_msg why;
+        if (fused(e, b))
+            continue;
         err = make(e, b, &why);
         if (err)
             err = nib_fail(msg, err, "the graph for %u answers and %u prompt tokens cannot be made: %s", b->decode,

@@ -11,8 +11,8 @@
 /* Upper bounds of the steps a graph can run. */
 struct nib_gpu_bucket {
     uint32_t decode, prompt, want;
-    bool draft; /* decode rows may be of one sequence */
-    struct CUgraphExec_st *exec;
+    bool draft;                  /* decode rows may be of one sequence */
+    struct CUgraphExec_st *exec; /* NULL: its kernels are launched one by one */
 };
 
 /* A step that was submitted and not yet collected. */
@@ -81,6 +81,8 @@ enum nib_err nib_gpu_upload(struct nib_gpu_engine *e, const struct nib_gpu_engin
 
 /* graph.c: a graph a bucket. */
 enum nib_err nib_gpu_graphs_make(struct nib_gpu_engine *e, struct nib_msg *msg) NIB_CHECKED;
+enum nib_err nib_gpu_graph_launch(struct nib_gpu_engine *e, const struct nib_gpu_bucket *b,
+                                  struct nib_msg *msg) NIB_CHECKED;
 void nib_gpu_graphs_free(struct nib_gpu_engine *e);
 /* The smallest bucket for such a step. There always is one, but for drafts when the plan has none. */
 const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt,

@@ -139,7 +139,7 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
     for (uint32_t i = 0; i < step->loads_count && !err; i++)
         err = copy_window(e, &step->loads[i], true, why);
     if (!err)
-        err = NIB_CU(e->cuda, why, cuGraphLaunch, b->exec, e->stream);
+        err = nib_gpu_graph_launch(e, b, why);
     for (uint32_t i = 0; i < step->saves_count && !err; i++)
         err = copy_window(e, &step->saves[i], false, why);
     if (!err && flight->logits && flight->want_count)

@@ -19,12 +19,35 @@ __device__ __forceinline__ bool row_good(const struct nib_gpu_machine *m, struct
 #define BEGIN_AHEAD 32 /* words: of 19 rows */
 #define BEGIN_WANTS_AHEAD 5
 
+/* A thread's part of the words that come before the counts are known. Where the step before has not ended yet its own and the next one's are read,
+ * before it is known which is wanted: what the host has launched this kernel for it wrote before. */
+struct begin_words {
+    uint64_t word, want;
+
+    __device__ __forceinline__ explicit begin_words(const struct nib_gpu_step *in)
+    {
+        const volatile uint64_t *from = (const volatile uint64_t *)in;
+        const uint32_t i = threadIdx.x, w = CU_BEGIN_THREADS - 1 - i;
+        want = i < BEGIN_WANTS_AHEAD ? from[BEGIN_WORDS + i] : 0;
+        word = w < BEGIN_AHEAD ? from[w] : 0;
+    }
+};
+
 struct begin_step {
     uint64_t words[BEGIN_WORDS], want[BEGIN_WANTS]; /* as they lie in struct nib_gpu_step, the front of it */
 
     __device__ __forceinline__ struct nib_row row(uint32_t i) const
     {
         return ((const struct nib_gpu_step *)words)->rows[i];
+    }
+
+    __device__ __forceinline__ void take(const begin_words &ahead)
+    {
+        const uint32_t i = threadIdx.x, w = CU_BEGIN_THREADS - 1 - i;
+        if (i < BEGIN_WANTS_AHEAD)
+            want[i] = ahead.want;
+        if (w < BEGIN_AHEAD)
+            words[w] = ahead.word;
     }
 
     /* Words first .. end - 1, and those of the wants. All threads, then a barrier. */
@@ -103,10 +126,14 @@ KERNEL(begin, CU_BEGIN_THREADS, 1)
     __shared__ begin_step in;
     __shared__ uint32_t fresh[NIB_MAX_SLOTS], fresh_count;
     overlap_next();
+    const struct nib_gpu_step *const mailbox = at<const struct nib_gpu_step>(m->mailbox);
+    const volatile uint64_t *const next = at<const volatile uint64_t>(m->next_serial);
+    const uint64_t early = *next;
+    const begin_words ended = begin_words(mailbox + early % NIB_GPU_MAILBOX), ends = begin_words(mailbox + (early + 1) % NIB_GPU_MAILBOX);
     overlap_wait();
-    const uint64_t serial = *at<const uint64_t>(m->next_serial);
-    const struct nib_gpu_step *from = at<const struct nib_gpu_step>(m->mailbox) + serial % NIB_GPU_MAILBOX;
-    in.read(from, 0, BEGIN_AHEAD, 0, BEGIN_WANTS_AHEAD);
+    const uint64_t serial = *next;
+    const struct nib_gpu_step *from = mailbox + serial % NIB_GPU_MAILBOX;
+    in.take(serial == early ? ended : serial == early + 1 ? ends : begin_words(from));
     if (threadIdx.x == 0)
         fresh_count = 0;
     __syncthreads();

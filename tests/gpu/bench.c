@@ -276,7 +276,10 @@ static double time_steps(struct rig *rig, struct rig_bucket b, uint32_t pos, uin
     for (uint64_t i = 0; i < count + 2; i++) {
         if (i < count) {
             send(rig, b, pos + (b.prompt ? 0 : (uint32_t)i % 64), first + i);
-            RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
+            if (rig_fused(rig, b)) /* as the engine does */
+                rig_step(rig, b);
+            else
+                RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
         }
         if (i < 2)
             continue;

@@ -22,7 +22,7 @@ struct counts {
     uint64_t device_allocs, device_bytes; /* taken and not given back */
     uint64_t pinned_allocs, pinned_bytes;
     uint64_t calls;    /* of any counted entry, while armed: nothing may be taken or given back then */
-    uint64_t launches; /* of graphs, while armed */
+    uint64_t launches; /* of graphs, and of kernels one by one, while armed */
     uint64_t looks;    /* at the free memory, while armed */
     uint64_t free_min, free_max;
     uint64_t free_first, total; /* what the first cuMemGetInfo of the program said */
@@ -45,6 +45,7 @@ struct counts {
     X(cuGraphInstantiateWithFlags)                                                                                     \
     X(cuGraphUpload)                                                                                                   \
     X(cuGraphLaunch)                                                                                                   \
+    X(cuLaunchKernelEx)                                                                                                \
     X(cuGraphExecDestroy)                                                                                              \
     X(cuGraphDestroy)
 
@@ -240,11 +241,23 @@ static void look(void)
     counts->looks++;
 }
 
-static int count_cuGraphLaunch(struct CUgraphExec_st *exec, struct CUstream_st *stream)
+static void launched(void)
 {
     if (__atomic_load_n(&counts->armed, __ATOMIC_ACQUIRE) && counts->launches++ % LOOK_EVERY == 0)
         look();
+}
+
+static int count_cuGraphLaunch(struct CUgraphExec_st *exec, struct CUstream_st *stream)
+{
+    launched();
     return real.cuGraphLaunch(exec, stream);
+}
+
+static int count_cuLaunchKernelEx(const struct nib_cu_launch_config *config, struct CUfunc_st *function,
+                                  void **arguments, void **extra)
+{
+    launched();
+    return real.cuLaunchKernelEx(config, function, arguments, extra);
 }
 
 EXPORT int cuDriverGetVersion(int *version);

@@ -318,11 +318,20 @@ bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct r
     return true;
 }
 
+bool rig_fused(const struct rig *rig, struct rig_bucket bucket)
+{
+    struct nib_gpu_geometry g;
+    rig->k->geometry(nib_gpu_op_in(NIB_GPU_TOKEN, rig->dense), &rig->m, bucket.decode, bucket.prompt, bucket.want, &g);
+    return !rig->apart && g.grid[0] != 0;
+}
+
 void rig_step(struct rig *rig, struct rig_bucket bucket)
 {
+    const bool fused = rig_fused(rig, bucket);
     (void)rig_launch(rig, NIB_GPU_BEGIN, 0, bucket);
-    const bool fused = !rig->apart && rig_launch(rig, NIB_GPU_TOKEN, 0, bucket);
-    if (!fused)
+    if (fused)
+        (void)rig_launch(rig, NIB_GPU_TOKEN, 0, bucket);
+    else
         (void)rig_launch(rig, NIB_GPU_EMBED, 0, bucket);
     for (uint32_t layer = 0; layer < rig->m.layers && !fused; layer++)
         for (int op = NIB_GPU_QKV; op <= NIB_GPU_COMBINE; op++)

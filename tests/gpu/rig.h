@@ -76,6 +76,8 @@ struct rig_bucket {
 bool rig_launch(struct rig *rig, enum nib_gpu_op plain, uint32_t layer, struct rig_bucket bucket);
 /* A whole step's launches: BEGIN to SAMPLE. */
 void rig_step(struct rig *rig, struct rig_bucket bucket);
+/* Whether one kernel does all its layers. */
+bool rig_fused(const struct rig *rig, struct rig_bucket bucket);
 
 double rig_now(void);
 void rig_die(const char *what) __attribute__((noreturn));
