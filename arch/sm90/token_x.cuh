@@ -59,18 +59,24 @@ __device__ __forceinline__ float square_sum()
 
 enum norm_for { FOR_QKV, FOR_EXPERTS, FOR_HEAD };
 
-/* acts = norm(x), with the sum of squares as norm_row has it; thread i holds x[4 (i + TAKERS p) ..] in v[p], or anything where there is no such. In bf16; for the
- * experts in fp16, and in bf16 for the router; for the head acts and x of the step. Ends with a barrier. */
-template <uint32_t TAKERS>
-__device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v, const uint2 *w)
+/* The warp's sums of squares of x: thread i holds x[4 (i + TAKERS p) ..] in v[p], or anything where there is no such. */
+template <uint32_t TAKERS> __device__ __forceinline__ void x_squares(const float4 *v, float *sum)
 {
     constexpr int PARTS = norm_parts<TAKERS>();
-    const uint32_t hidden = room().m.hidden, first = room().x_first, tid = threadIdx.x, mine = taker_share<TAKERS>(hidden / 4);
-    float sum[PARTS];
+    const uint32_t mine = taker_share<TAKERS>(room().m.hidden / 4);
 #pragma unroll
     for (int p = 0; p < PARTS; p++)
         sum[p] = p < mine ? __fadd_rn(0.0f, square4(v[p])) : 0;
     warp_sums<PARTS>(sum);
+}
+
+/* acts = norm(x), with the sum of squares as norm_row has it, of v and sum as x_squares has them. In bf16; for the
+ * experts in fp16, and in bf16 for the router; for the head acts and x of the step. Ends with a barrier. */
+template <uint32_t TAKERS>
+__device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v, const float *sum, const uint2 *w)
+{
+    constexpr int PARTS = norm_parts<TAKERS>();
+    const uint32_t hidden = room().m.hidden, first = room().x_first, tid = threadIdx.x, mine = taker_share<TAKERS>(hidden / 4);
     if (tid < TAKERS && tid % 32 == 0)
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
@@ -137,7 +143,9 @@ template <uint32_t TAKERS> __device__ __forceinline__ void x_begin(const uint2 *
 #pragma unroll
     for (int p = 0; p < norm_parts<TAKERS>(); p++)
         v[p] = p < mine ? bf16_four(embedding[threadIdx.x + p * TAKERS]) : make_float4(0, 0, 0, 0);
-    x_norm<TAKERS>(FOR_QKV, false, v, w);
+    float sum[norm_parts<TAKERS>()];
+    x_squares<TAKERS>(v, sum);
+    x_norm<TAKERS>(FOR_QKV, false, v, sum, w);
 }
 
 /* x as the layer's attention has left it, for its experts, or the layer's experts for the next one's QKV or the head; normed. */
@@ -149,13 +157,24 @@ template <uint32_t TAKERS> __device__ __noinline__ void x_take(norm_for what)
     float4 v[norm_parts<TAKERS>()];
     uint2 w[norm_parts<TAKERS>()];
     x_weights<TAKERS>(what == FOR_EXPERTS ? m.layer[layer].mlp_norm : what == FOR_QKV ? m.layer[layer + 1].attn_norm : m.final_norm, w);
-    uint4 got[norm_parts<TAKERS>()];
-    /* who has less takes the last ones in, too */
-    words_get<norm_parts<TAKERS>()>(norm_parts<TAKERS>(), got, [&](uint32_t i) { return from + min(threadIdx.x + i * TAKERS, fours - 1) * 4; });
+    float sum[norm_parts<TAKERS>()];
+    /* Squares are summed in each turn, whether all is there or not: what follows the last turn would be instructions that lie in no cache. */
+    for (uint32_t turn = 0;; turn++) {
+        uint4 got[norm_parts<TAKERS>()];
+        bool all = true;
 #pragma unroll
-    for (int p = 0; p < norm_parts<TAKERS>(); p++)
-        v[p] = float_four(got[p]);
-    x_norm<TAKERS>(what, true, v, w);
+        for (int p = 0; p < norm_parts<TAKERS>(); p++) /* who has less takes the last ones in, too */
+            got[p] = words_ask(from + min(threadIdx.x + p * TAKERS, fours - 1) * 4, true);
+#pragma unroll
+        for (int p = 0; p < norm_parts<TAKERS>(); p++) {
+            all &= words_there(got[p]);
+            v[p] = float_four(words_value(got[p]));
+        }
+        x_squares<TAKERS>(v, sum);
+        if (__all_sync(~0u, all || token_late(turn)))
+            break;
+    }
+    x_norm<TAKERS>(what, true, v, sum, w);
 }
 
 /* The attention's output to acts. */
