@@ -306,13 +306,22 @@ __device__ __forceinline__ void gated_take(const token_piece &p, uint32_t epoch)
     __syncwarp();
 }
 
+/* The warp's place in the order in which pieces are dealt. Last come those that share a scheduler with the courier or the warp that asks for weights, 2 and 3:
+ * where pieces do not come out even these two have less beside them. */
+__device__ __forceinline__ uint32_t piece_rank()
+{
+    static_assert(CU_TOKEN_WARPS == 14 && CU_TOKEN_COURIER / 32 % 4 == 2 && CU_TOKEN_FEEDER / 32 % 4 == 3, "two schedulers have four warps that multiply, two three");
+    const uint32_t row = threadIdx.x / 32 / 4, scheduler = threadIdx.x / 32 % 4;
+    return scheduler < 2 ? row * 2 + scheduler : 2 + 3 * scheduler + row;
+}
+
 /* The experts' products, dealt to the warps in turns in the order in which they are asked for. The loop is in the program once: what all warps run
  * should be little. Tiles of up are ended by the courier, those of down by the last warps, which have no piece of the last ones. */
 __device__ __noinline__ void token_experts()
 {
     const token_at b(CU_TOKEN_UP);
-    const uint32_t pieces = room().pieces, list = smem_at(room().piece);
-    uint32_t i = threadIdx.x / 32;
+    const uint32_t pieces = room().pieces, list = smem_at(room().piece), rank = piece_rank();
+    uint32_t i = rank;
     uint2 next = i < pieces ? lds8(list + i * 8) : make_uint2(0, 0);
     while (i < pieces) {
         const token_piece p(next);
@@ -328,7 +337,7 @@ __device__ __noinline__ void token_experts()
         mx_keep(p.leaves, rows);
         bulk_arrive(p.bar);
     }
-    const uint32_t item = threadIdx.x / 32 + room().down_tiles - CU_TOKEN_WARPS; /* by the last warp the tile that the next block goes on with */
+    const uint32_t item = rank + room().down_tiles - CU_TOKEN_WARPS; /* by the last warp the tile that the next block goes on with */
     if (item < room().down_tiles)
         down_done(b, item);
 }
