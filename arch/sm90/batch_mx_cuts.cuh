@@ -54,15 +54,13 @@ struct batch_mx_run {
     uint32_t list[2], quad[2], cost[2]; /* of all that lies before */
 };
 
-/* This block's run, of blocks first[0] .. first[1] - 1. All threads call it, a thread a list, which has `count` rows, 0: there is none. */
-__device__ __forceinline__ void batch_mx_find_run(uint32_t count, float quads, uint32_t lists, const struct batch_mx_costs *table, const uint32_t first[2],
-                                                  struct batch_mx_run &run)
+/* The sum of what the threads before this one have, and of what all have. All threads call it. */
+__device__ __forceinline__ void batch_mx_sums(uint32_t mine, uint32_t &before, uint32_t &total)
 {
     __shared__ uint32_t sums[CU_BATCH_MX_THREADS / 32];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const struct batch_mx_costs costs = table[(max(count, 1u) - 1) / 8];
-    const uint32_t mine = count ? (uint32_t)costs.of(quads) : 0;
-    uint32_t sum = mine, before = 0, total = 0;
+    uint32_t sum = mine;
+    before = total = 0;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
         const uint32_t other = __shfl_up_sync(~0u, sum, d);
@@ -77,6 +75,16 @@ __device__ __forceinline__ void batch_mx_find_run(uint32_t count, float quads, u
         total += sums[w];
     }
     before += sum - mine;
+}
+
+/* This block's run, of blocks first[0] .. first[1] - 1. All threads call it, a thread a list, which has `count` rows, 0: there is none. */
+__device__ __forceinline__ void batch_mx_find_run(uint32_t count, float quads, uint32_t lists, const struct batch_mx_costs *table, const uint32_t first[2],
+                                                  struct batch_mx_run &run)
+{
+    const struct batch_mx_costs costs = table[(max(count, 1u) - 1) / 8];
+    const uint32_t mine = count ? (uint32_t)costs.of(quads) : 0;
+    uint32_t before, total;
+    batch_mx_sums(mine, before, total);
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
         const uint32_t want = (uint32_t)((float)total / (float)gridDim.x * (float)first[i]);

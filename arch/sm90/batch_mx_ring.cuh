@@ -127,24 +127,9 @@ template <class Form> struct batch_mx_walk {
      * list, which has `count` rows, 0: there is none. */
     __device__ __forceinline__ static void deal(uint32_t count, uint32_t tiles, uint32_t lists, uint32_t *bounds)
     {
-        __shared__ uint32_t sums[CU_BATCH_MX_THREADS / 32];
-        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const uint32_t cost = batch_mx_cost(count), mine = count ? CU_MX_SHORT_COST_LIST + cost * tiles : 0;
-        uint32_t sum = mine, before = 0, total = 0;
-#pragma unroll
-        for (int d = 1; d < 32; d *= 2) {
-            const uint32_t other = __shfl_up_sync(~0u, sum, d);
-            sum += (int)lane >= d ? other : 0;
-        }
-        if (lane == 31)
-            sums[warp] = sum;
-        __syncthreads();
-#pragma unroll
-        for (uint32_t w = 0; w < CU_BATCH_MX_THREADS / 32; w++) {
-            before += w < warp ? sums[w] : 0;
-            total += sums[w];
-        }
-        before += sum - mine;
+        uint32_t before, total;
+        batch_mx_sums(mine, before, total);
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
             const uint32_t want = (uint32_t)((uint64_t)total * (blockIdx.x + i) / gridDim.x);
