@@ -21,7 +21,7 @@
 #define CU_TOKEN_AHEAD_QKV   3
 #define CU_TOKEN_AHEAD_OUT   2
 #define CU_TOKEN_AHEAD_FIRST 5           /* of the best expert, as soon as it is known: nothing is handed over then */
-#define CU_TOKEN_AHEAD       0x44445557u /* experts, a digit a phase, the first in the lowest; two stages are asked for at a time */
+#define CU_TOKEN_AHEAD       0x44445557u /* experts, two asked for at a time: a digit a phase, the first in the lowest */
 /* The same when dense stages have half the bytes. */
 #define CU_TOKEN_MXFP8_QKV  4
 #define CU_TOKEN_MXFP8_OUT  4
@@ -274,7 +274,7 @@ struct cu_token {
     uint32_t epoch, reserved[31];                                 /* of the last layer of the last step */
     uint32_t attn[2][CU_TOKEN_Q / 2];                             /* two bf16 */
     uint32_t x_out[2][CU_TOKEN_HIDDEN];                           /* fp32: x behind the attention */
-    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* two fp16, in words of 128 bits; by choice, whole units */
+    uint32_t gated[2][NIB_MAX_EXPERTS_USED * CU_TOKEN_INNER / 2]; /* fp16 by eights; by choice, whole units */
     uint32_t x_down[2][CU_TOKEN_HIDDEN];                          /* fp32: x behind the experts */
     uint32_t qkv[2][CU_TOKEN_QKV_DIM / 2]; /* two bf16, in words of 128 bits; q and k rotated, v */
     uint32_t part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS][NIB_HEAD_DIM / 2]
