@@ -98,6 +98,11 @@ template <int ARRIVALS> __device__ __forceinline__ void bulk_init(uint32_t bar)
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "n"(ARRIVALS) : "memory");
 }
 
+__device__ __forceinline__ void bulk_init(uint32_t bar, uint32_t arrivals)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(arrivals) : "memory");
+}
+
 /* Behind the last bulk_init, by the same thread, before a barrier of the block: copies and the cluster's other blocks see them, too. */
 __device__ __forceinline__ void bulk_inited()
 {
@@ -272,13 +277,6 @@ __device__ __forceinline__ uint32_t read_now(const uint32_t &field)
     return v;
 }
 
-__device__ __forceinline__ uint16_t read_now(const uint16_t &field)
-{
-    uint16_t v;
-    asm volatile("ld.global.b16 %0, [%1];" : "=h"(v) : "l"(&field));
-    return v;
-}
-
 __device__ __forceinline__ float bf16_at(nib_gpu_ptr p, uint64_t i)
 {
     return __bfloat162float(at<const __nv_bfloat16>(p)[i]);
@@ -410,12 +408,6 @@ __device__ __forceinline__ uint32_t acts_stride16(const struct nib_gpu_machine *
 __device__ __forceinline__ uint8_t *acts_row(const struct nib_gpu_machine *m, uint32_t row)
 {
     return at<uint8_t>(m->acts, (uint64_t)row * acts_stride16(m) * 16);
-}
-
-/* Brings what is read at the end to the first-level cache. */
-__device__ __forceinline__ void touch(const void *p)
-{
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
 }
 
 /* Brings constants that are read after overlap_wait into the cache before it; a thread a line of 128 bytes. */

@@ -299,6 +299,12 @@ template <uint32_t THREADS> struct gemv_row {
     }
 };
 
+/* Brings what is read at the end to the first-level cache. */
+__device__ __forceinline__ void touch(const void *p)
+{
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
 /* y = x W^T of `rows` rows, RING stages a warp; from(row) is a row of activations, from(0) one that may be read whatever count() is; done.ask(tile, row, end), then done(tile, row,
  * end, c) gets the sums of the lane's rows row and row + 1 below end, as in arch/cuda/done.cuh. `dealing`: of the first pass's tiles. `early`: the step block may be read before
  * the op before this one has ended. before(rows) is called as soon as it may. Every block of the grid, WARPS warps, calls it once. */

@@ -249,8 +249,8 @@ template <class Form> struct batch_mx_acts {
         }
     }
 
-    /* When it returns, all that were asked for are there. */
-    template <uint32_t LINES> __device__ __forceinline__ static void bring(uint32_t stage, const batch_mx_item<Form> &item)
+    /* When it returns, all that were asked for are there and in order. */
+    template <uint32_t LINES> __device__ __forceinline__ static void take(uint32_t stage, const batch_mx_item<Form> &item)
     {
         copy_commit();
         copy_wait<0>();
@@ -321,10 +321,10 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
 #pragma unroll 1
                 for (uint32_t span = first, to = stage; span < end; span++, to += part)
                     acts.template ask<Form::HALF>(to, item, span, rows, k);
-                acts.template bring<Form::HALF>(stage, item);
+                acts.template take<Form::HALF>(stage, item);
             } else if constexpr (Form::HALF < Form::ROWS) {
                 acts.template ask<Form::ROWS>(stage, item, first, rows, k);
-                acts.template bring<Form::ROWS>(stage, item);
+                acts.template take<Form::ROWS>(stage, item);
             }
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
             bulk_arrive(full);

@@ -501,9 +501,9 @@ __device__ __forceinline__ void prepare_bars()
     const uint32_t tid = threadIdx.x, per = 2 * NIB_MAX_EXPERTS_USED, first = share.lo / per * per + 2 * tid;
     const uint32_t lo = max(first, share.lo), hi = min(first + 2, share.hi);
     if (tid < CU_TOKEN_UP_SUMS / CU_MX_SPLIT)
-        bar_open(&room().up_bar[tid], 2 * CU_TOKEN_PIECES);
+        bulk_init<2 * CU_TOKEN_PIECES>(smem_at(&room().up_bar[tid]));
     if (lo < hi) /* stages of the choice */
-        bar_open(&room().down_bar[tid / NIB_MAX_EXPERTS_USED][tid % NIB_MAX_EXPERTS_USED], (hi - lo) * CU_TOKEN_PIECES);
+        bulk_init(smem_at(&room().down_bar[tid / NIB_MAX_EXPERTS_USED][tid % NIB_MAX_EXPERTS_USED]), (hi - lo) * CU_TOKEN_PIECES);
 }
 
 /* The step begins; false: it has no decode row. */

@@ -113,7 +113,7 @@ __device__ __forceinline__ void courier_up(uint32_t layer, uint32_t item, uint32
     const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
     if (lane == 0)
         eight_fp16_put(room().packets->gated, (choice * cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8) + room().tile[choice] + item) * 4, eight,
-                  room().epoch + layer);
+                       room().epoch + layer);
 }
 
 /* The activations of the block's tiles of up, choice by choice. */

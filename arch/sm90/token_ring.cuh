@@ -26,11 +26,6 @@ __device__ __forceinline__ bool bar_wait(uint64_t *bar, uint32_t parity)
     return true;
 }
 
-__device__ __forceinline__ void bar_open(uint64_t *bar, uint32_t arrivals)
-{
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_at(bar)), "r"(arrivals) : "memory");
-}
-
 /* One thread of the block. */
 __device__ __forceinline__ void bars_open()
 {
