@@ -11,6 +11,40 @@
 #define ROUTE_SIDE   4 /* rows whose experts a warp picks side by side */
 #define ROUTE_FEW    3 /* parts of today's models' rows: of them several rows are on their way at once */
 
+/* A row's logits are sums of integers: whoever has a tile of x, CU_TILE inputs, adds its part whenever it likes, and the bits stay. A part is what mma
+ * gives of one unit whose other tile is zeros, from zero on, in steps of 1 / ROUTE_STEPS, and none is larger than ROUTE_MOST. Inputs are x w in bf16: the norm's scale, which all of
+ * x must be known for, multiplies the sum. */
+#define ROUTE_MOST  8388608.0f  /* 2^23 */
+#define ROUTE_STEPS 16777216.0f /* 2^24 */
+static_assert(NIB_MAX_HIDDEN / CU_TILE < 1 << 16, "sums of parts of 2^47 steps fit in 63 bits");
+
+/* Two of the router's inputs. */
+__device__ __forceinline__ uint32_t route_inputs(float x0, float x1, float w0, float w1)
+{
+    return pack_bf16(__fmul_rn(x0, w0), __fmul_rn(x1, w1));
+}
+
+/* A part in steps. A NaN is one of the ends: the norm's scale is one then, too. */
+__device__ __forceinline__ int64_t route_fixed(float part)
+{
+    return __float2ll_rn(fminf(fmaxf(part, -ROUTE_MOST), ROUTE_MOST) * ROUTE_STEPS);
+}
+
+__device__ __forceinline__ float route_logit(int64_t sum, float scale, float bias)
+{
+    return __fmaf_rn(__ll2float_rn(sum), __fmul_rn(scale, 1 / ROUTE_STEPS), bias);
+}
+
+/* Adds the parts of tile `half` of a unit, 0 or 1: weights as they lie, inputs 16 bytes, those of the other tile's lanes of no matter. */
+__device__ __forceinline__ void route_add(int64_t sum[4], uint4 w0, uint4 w1, uint4 b, uint32_t half)
+{
+    float c[4] = {};
+    mma_unit(c, w0, w1, threadIdx.x % 4 / 2 == half ? b : make_uint4(0, 0, 0, 0));
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        sum[i] += route_fixed(c[i]);
+}
+
 /* This thread's norm weights: read before the op before this one ends. */
 __device__ __forceinline__ void route_weights(const struct nib_gpu_machine *m, uint32_t layer, uint2 w[ROUTE_PARTS])
 {
