@@ -1,4 +1,4 @@
-/* arch/cuda/route.cuh: the router. A block norms up to 8 rows (fp16 for the experts, bf16 for itself), computes their logits for a
+/* arch/cuda/route.cuh: the router. A block norms up to 8 rows for the experts (fp16), computes their logits for a
  * tile of 16 experts, or for all; the last block to finish picks each row's experts where the others have not, and groups all
  * assignments by expert, rows in order, so that an expert's decode rows come first. */
 #pragma once
@@ -12,8 +12,8 @@
 #define ROUTE_FEW    3 /* parts of today's models' rows: of them several rows are on their way at once */
 
 /* A row's logits are sums of integers: whoever has a tile of x, CU_TILE inputs, adds its part whenever it likes, and the bits stay. A part is what mma
- * gives of one unit whose other tile is zeros, from zero on, in steps of 1 / ROUTE_STEPS, and none is larger than ROUTE_MOST. Inputs are x w in bf16: the norm's scale, which all of
- * x must be known for, multiplies the sum. */
+ * gives of one unit whose other tile is zeros, from zero on, in steps of 1 / ROUTE_STEPS. Inputs are x w in bf16: the norm's scale, which all of x must be known for,
+ * multiplies the sum. A part beyond ROUTE_MOST counts as that: x w of a million, weights of a half. */
 #define ROUTE_MOST  8388608.0f  /* 2^23 */
 #define ROUTE_STEPS 16777216.0f /* 2^24 */
 static_assert(NIB_MAX_HIDDEN / CU_TILE < 1 << 16, "sums of parts of 2^47 steps fit in 63 bits");
@@ -56,11 +56,11 @@ __device__ __forceinline__ void route_weights(const struct nib_gpu_machine *m, u
     }
 }
 
-/* Norms rows first .. first + count - 1, ROWS of them at a time, whose PARTS parts hold all of a row; bf16 to shared memory, fp16 to
- * acts by the block that `writes`. The sum of squares has the order of norm_row (arch/cuda/rows.cuh). */
+/* The router's inputs of rows first .. first + count - 1, ROWS of them at a time, whose PARTS parts hold all of a row, to shared memory; norms' scales to
+ * scales; normed in fp16 to acts by the block that `writes`. The sum of squares has the order of norm_row (arch/cuda/rows.cuh). */
 template <uint32_t PARTS, uint32_t ROWS>
 __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint32_t first, uint32_t count, bool writes,
-                                           const uint2 w[ROUTE_PARTS], const gemv_shared &sh)
+                                           const uint2 w[ROUTE_PARTS], const gemv_shared &sh, float scales[CU_ROUTE_ROWS])
 {
     __shared__ float sums[CU_ROUTE_ROWS][CU_ROW_THREADS / 32];
     const uint32_t hidden = m->hidden, lane = threadIdx.x % 32;
@@ -98,15 +98,18 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
             uint2 *acts = (uint2 *)acts_row(m, first + r0 + r);
             const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sums[r0 + r][lane] : 0);
             const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+            if (threadIdx.x == 0)
+                scales[r0 + r] = scale;
 #pragma unroll
             for (uint32_t p = 0; p < PARTS; p++) {
                 const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
                 if (i >= hidden / 4)
                     continue;
-                const float4 y = normed(v[r][p], scale, bf16_four(w[p]));
+                const float4 x = v[r][p], g = bf16_four(w[p]);
                 asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(sh.acts + (r0 + r) * sh.stride + i * 8),
-                             "r"(pack_bf16(y.x, y.y)), "r"(pack_bf16(y.z, y.w))
+                             "r"(route_inputs(x.x, x.y, g.x, g.y)), "r"(route_inputs(x.z, x.w, g.z, g.w))
                              : "memory");
+                const float4 y = normed(x, scale, g);
                 if (writes)
                     acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
             }
@@ -389,23 +392,37 @@ __device__ __forceinline__ void route_group_few(const struct nib_gpu_machine *m,
     }
 }
 
-/* Logits of `rows` rows from `first` on, to `route`. */
+/* Logits of `rows` rows from `first` on, to `route`; a warp has a share of a tile's units. */
 template <int RING>
 __device__ __forceinline__ void route_logits_of(const struct nib_gpu_machine *m, uint32_t layer, dense_stream<ROUTE_WARPS, RING> &s,
-                                                const gemv_shared &sh, uint32_t first, uint32_t rows)
+                                                const gemv_shared &sh, uint32_t first, uint32_t rows, const float scales[CU_ROUTE_ROWS])
 {
-    dense_pass<1, ROUTE_WARPS, RING>(
-        s, sh, m->hidden / CU_DENSE_UNIT, blockIdx.x, {gridDim.x}, cu_tiles(m->experts), rows, [](uint32_t, uint32_t) {},
-        [&](uint32_t tile, uint32_t, const float c[4]) {
-            const uint32_t lane = threadIdx.x % 32, row = lane % 4 * 2;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, experts = m->experts;
+    const uint32_t acts = sh.acts + g * sh.stride + unit_first<ROUTE_WARPS>(m->hidden / CU_DENSE_UNIT, warp) * 64 + lane % 4 * 16;
+    int64_t *sums = (int64_t *)sh.sums; /* [warp][expert][row] */
+    for (uint32_t tile = blockIdx.x; tile < cu_tiles(experts); tile += gridDim.x) {
+        int64_t sum[4] = {};
+        for (uint32_t u = 0; u < s.per; u++) {
+            uint4 w[1][2];
+            s.pop(w);
+            const uint4 b = g < rows ? lds16(acts + u * 64) : make_uint4(0, 0, 0, 0);
+            route_add(sum, w[0][0], w[0][1], b, 0);
+            route_add(sum, w[0][0], w[0][1], b, 1);
+        }
+        longlong2 *mine = (longlong2 *)(sums + warp * CU_TILE * CU_ROUTE_ROWS);
+        mine[lane] = make_longlong2(sum[0], sum[1]);
+        mine[lane + 32] = make_longlong2(sum[2], sum[3]);
+        __syncthreads();
+        const uint32_t e = tile * CU_TILE + threadIdx.x / CU_ROUTE_ROWS, row = threadIdx.x % CU_ROUTE_ROWS;
+        if (threadIdx.x < CU_TILE * CU_ROUTE_ROWS && e < experts && row < rows) {
+            int64_t all = 0;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint32_t e = tile * CU_TILE + lane / 4 + i / 2 * 8;
-                if (e < m->experts && row + i % 2 < rows)
-                    route_logits(m)[(uint64_t)(first + row + i % 2) * m->experts + e] =
-                        c[i] + bf16_at(m->layer[layer].router_bias, e);
-            }
-        });
+            for (uint32_t i = 0; i < ROUTE_WARPS; i++)
+                all += sums[i * CU_TILE * CU_ROUTE_ROWS + threadIdx.x];
+            route_logits(m)[(uint64_t)(first + row) * experts + e] = route_logit(all, scales[row], bf16_at(m->layer[layer].router_bias, e));
+        }
+        __syncthreads();
+    }
     copy_wait<0>();
 }
 
@@ -443,6 +460,7 @@ template <int RING> __device__ __forceinline__ void route_rows(const struct nib_
 {
     const bool alone = gridDim.x == 1; /* a block has all logits of its rows */
     __shared__ uint32_t ticket;
+    __shared__ float scales[CU_ROUTE_ROWS];
     const struct nib_gpu_step *step = step_of(m);
     gemv_shared sh = gemv_carve<ROUTE_WARPS>(m->hidden, RING * CU_DENSE_BYTES);
     dense_stream<ROUTE_WARPS, RING> s;
@@ -461,11 +479,11 @@ template <int RING> __device__ __forceinline__ void route_rows(const struct nib_
     const uint32_t rows = min(all - first, most);
     gemv_rows<ROUTE_WARPS>(sh, rows, RING * CU_DENSE_BYTES);
     if (m->hidden > ROUTE_FEW * CU_ROUTE_THREADS * 4)
-        route_norm<ROUTE_PARTS, 1>(m, first, rows, blockIdx.x == 0, w, sh);
+        route_norm<ROUTE_PARTS, 1>(m, first, rows, blockIdx.x == 0, w, sh, scales);
     else
-        route_norm<ROUTE_FEW, CU_ROUTE_ROWS / 2>(m, first, rows, blockIdx.x == 0, w, sh);
+        route_norm<ROUTE_FEW, CU_ROUTE_ROWS / 2>(m, first, rows, blockIdx.x == 0, w, sh, scales);
     __syncthreads();
-    route_logits_of<RING>(m, layer, s, sh, first, rows);
+    route_logits_of<RING>(m, layer, s, sh, first, rows, scales);
     if (alone && threadIdx.x / 32 < rows)
         route_pick<1>(
             m, first + threadIdx.x / 32, ROUTE_WARPS, first + rows,

@@ -1,7 +1,7 @@
 /* arch/sm90/route_cluster.cuh: the router of a step of up to NIB_MAX_SLOTS rows, by clusters of ROUTE_WARPS blocks, which hand over through each other's shared
- * memory: words that come to an mbarrier, so that none waits for more than it needs. Block i of a cluster norms its rows i (and i + 8) and, when the sums
- * are there, picks their experts; and it has share i of the inputs, for all the cluster's rows and all experts, a warp a tile. Sums, their order and results
- * are those of the other form (arch/cuda/route.cuh).
+ * memory: words that come to an mbarrier, so that none waits for more than it needs. Block i of a cluster has share i of the inputs, for all the cluster's rows
+ * and all experts, of which a warp takes one unit or two; its sums go to the blocks that have the rows. Block i norms its rows i (and i + 8) meanwhile and, when their
+ * sums are there, picks their experts. Results are those of the other form (arch/cuda/route.cuh).
  *
  * A single cluster's first block groups. Beside several there is one more cluster, whose first block does nothing else: each row's experts come to it as a
  * word in global memory that is not 0, which it waits for and sets back. It is of the last cluster, so that no block waits for one that has not begun. */
@@ -11,12 +11,12 @@
 
 struct route_cluster {
     float squares[CU_ROUTE_EACH][CU_ROW_THREADS / 32]; /* of this block's rows: sums of the threads of norm_row */
-    float scale[CU_ROUTE_EACH * ROUTE_WARPS];          /* of all rows of the cluster */
     uint32_t chosen[32];                               /* a single cluster's first block's: expert of an assignment */
-    uint64_t came[3];                                  /* mbarriers: scales, parts, the chosen */
+    uint64_t came[2];                                  /* mbarriers: shares' sums, the chosen */
 };
-enum { ROUTE_SCALES, ROUTE_PARTS_CAME, ROUTE_CHOSEN };
+enum { ROUTE_SUMS, ROUTE_CHOSEN };
 static_assert(CU_ROUTE_BLOCKS == ROUTE_WARPS && NIB_MAX_EXPERTS_USED == 4 && NIB_MAX_EXPERTS < 255, "a row's experts are a word");
+#define ROUTE_OWN CU_DIV_UP(CU_ROUTE_UNITS, ROUTE_WARPS) /* units of a warp: warp, warp + 8 of the share */
 
 /* Where results go. Known before the op before this one has ended: found when it is needed, each of these would be a trip more. */
 struct route_to {
@@ -40,40 +40,62 @@ struct route_to {
 struct route_job {
     uint32_t first, rows;   /* of the step, those of the cluster */
     uint32_t u0, units;     /* its share of the inputs */
-    uint32_t acts, weights; /* shared addresses; weights: of this warp's tile, from this lane on */
-    uint32_t parts;         /* of the logits of its rows: [row][share][tiles of experts] fp32 */
+    uint32_t weights, sums; /* shared addresses: weights [unit][tile]; sums of its rows [row][share][expert] int64 */
     uint32_t tiles;
 
     /* Of a block with `each` rows; `rows` is not known yet. */
     __device__ __forceinline__ route_job(const struct nib_gpu_machine *m, uint32_t each)
     {
-        const uint32_t rank = blockIdx.x, at_acts = smem_at(gemv_dynamic), at_weights = at_acts + each * ROUTE_WARPS * CU_ROUTE_STRIDE;
+        const uint32_t rank = blockIdx.x;
         tiles = cu_tiles(m->experts);
         u0 = unit_first<ROUTE_WARPS>(m->hidden / CU_DENSE_UNIT, rank);
         units = unit_first<ROUTE_WARPS>(m->hidden / CU_DENSE_UNIT, rank + 1) - u0;
-        acts = at_acts;
-        parts = at_weights + tiles * CU_ROUTE_UNITS * CU_DENSE_BYTES;
-        weights = at_weights + threadIdx.x / 32 * CU_ROUTE_UNITS * CU_DENSE_BYTES + threadIdx.x % 32 * 16;
+        weights = smem_at(gemv_dynamic);
+        sums = weights + cu_route_room(each) * tiles * CU_DENSE_BYTES;
         first = blockIdx.y * each * ROUTE_WARPS;
         rows = 0;
     }
 
-    __device__ __forceinline__ uint32_t part(uint32_t j, uint32_t share, uint32_t e) const
+    __device__ __forceinline__ uint32_t weights_at(uint32_t unit, uint32_t tile) const
     {
-        return parts + (((j * ROUTE_WARPS + share) * tiles * CU_TILE) + e) * 4;
+        return weights + (unit * tiles + tile) * CU_DENSE_BYTES;
+    }
+
+    /* Warp w's sum of an expert for row j * 8 + i, where its weights were. The order of experts is another in each pair of rows, so that lanes that write meet in no bank. */
+    __device__ __forceinline__ uint32_t part(uint32_t w, uint32_t j, uint32_t i, uint32_t e) const
+    {
+        return weights_at(j * ROUTE_WARPS + w, e / CU_TILE) + (i * CU_TILE + (e % CU_TILE ^ i / 2 * 4)) * 8;
+    }
+
+    __device__ __forceinline__ uint32_t sum(uint32_t j, uint32_t share, uint32_t e) const
+    {
+        return sums + ((j * ROUTE_WARPS + share) * tiles * CU_TILE + e) * 8;
     }
 };
 
-/* Writes a word at this block's address `ours` in the block of that rank; it comes to that block's mbarrier. */
+__device__ __forceinline__ int64_t lds_sum(uint32_t p)
+{
+    int64_t v;
+    asm volatile("ld.shared.b64 %0, [%1];" : "=l"(v) : "r"(p));
+    return v;
+}
+
+/* Writes a word, or two, at this block's address `ours` in the block of that rank; they come to that block's mbarrier. */
 __device__ __forceinline__ void route_give(struct route_cluster &sh, uint32_t came, uint32_t ours, uint32_t rank, uint32_t v)
 {
     const uint32_t there = cluster_at(ours, rank), bar = cluster_at(smem_at(&sh.came[came]), rank);
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(there), "r"(v), "r"(bar) : "memory");
 }
 
-/* The block's rows, of which thread i has parts i, i + CU_ROUTE_THREADS, ...: their scales to all blocks, then fp16 to acts. */
+__device__ __forceinline__ void route_give(struct route_cluster &sh, uint32_t came, uint32_t ours, uint32_t rank, int64_t v)
+{
+    const uint32_t there = cluster_at(ours, rank), bar = cluster_at(smem_at(&sh.came[came]), rank);
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(there), "l"(v), "r"(bar) : "memory");
+}
+
+/* The block's rows, of which thread i has parts i, i + CU_ROUTE_THREADS, ..., in fp16 to acts; returns the scale of the norm of row j in warp j. */
 template <uint32_t EACH>
-__device__ __forceinline__ void route_cluster_norm(uint32_t hidden, const route_to &to, const route_job &job, const uint2 w[ROUTE_FEW],
+__device__ __forceinline__ float route_cluster_norm(uint32_t hidden, const route_to &to, const route_job &job, const uint2 w[ROUTE_FEW],
                                                const float4 (&v)[EACH][ROUTE_FEW], struct route_cluster &sh)
 {
     static_assert(ROUTE_FEW == ROUTE_AS_ROW, "a part for each of the threads that this one stands for");
@@ -87,55 +109,63 @@ __device__ __forceinline__ void route_cluster_norm(uint32_t hidden, const route_
                 sh.squares[j][p * ROUTE_WARPS + threadIdx.x / 32] = sum;
         }
     __syncthreads();
-    float scale[EACH];
+    float ret = 0;
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++) {
         const uint32_t row = j * ROUTE_WARPS + rank;
-        scale[j] = 0;
         if (row >= job.rows)
             continue;
         const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sh.squares[j][lane] : 0);
-        scale[j] = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
-        if (threadIdx.x < ROUTE_WARPS)
-            route_give(sh, ROUTE_SCALES, smem_at(&sh.scale[row]), threadIdx.x, __float_as_uint(scale[j]));
-    }
+        const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+        ret = j == threadIdx.x / 32 ? scale : ret;
+        uint2 *acts = (uint2 *)(to.acts + (uint64_t)(job.first + row) * to.stride);
 #pragma unroll
-    for (uint32_t j = 0; j < EACH; j++) {
-        uint2 *acts = (uint2 *)(to.acts + (uint64_t)(job.first + j * ROUTE_WARPS + rank) * to.stride);
-#pragma unroll
-        for (uint32_t p = 0; p < ROUTE_FEW && j * ROUTE_WARPS + rank < job.rows; p++) {
+        for (uint32_t p = 0; p < ROUTE_FEW; p++) {
             const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
-            const float4 y = normed(v[j][p], scale[j], bf16_four(w[p]));
+            const float4 y = normed(v[j][p], scale, bf16_four(w[p]));
             if (i < hidden / 4)
                 acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
         }
     }
-    bulk_wait(smem_at(&sh.came[ROUTE_SCALES]), 0);
+    return ret;
 }
 
-/* One warp: products of a tile with this block's share of the inputs, to the blocks that have the rows. */
+/* This warp's units' part of all logits, and with it the block's share, a warp a row, to the blocks that have the rows. b: the router's inputs. All warps. */
 template <uint32_t EACH>
-__device__ __forceinline__ void route_cluster_tile(uint32_t experts, uint32_t tile, const route_job &job, struct route_cluster &sh)
+__device__ __forceinline__ void route_cluster_share(uint32_t experts, const route_job &job, const uint4 (&b)[ROUTE_OWN][EACH], struct route_cluster &sh)
 {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    float c[EACH][4] = {};
-#pragma unroll 4
-    for (uint32_t u = 0; u < job.units; u++) {
-        const uint4 w0 = lds16(job.weights + u * CU_DENSE_BYTES), w1 = lds16(job.weights + u * CU_DENSE_BYTES + 512);
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+#pragma unroll(2 / EACH)
+    for (uint32_t tile = 0; tile < job.tiles; tile++) {
+        int64_t sum[EACH][4] = {};
 #pragma unroll
-        for (uint32_t j = 0; j < EACH; j++) {
-            const uint32_t row = j * ROUTE_WARPS + g;
-            const uint4 b = row < job.rows ? lds16(job.acts + row * CU_ROUTE_STRIDE + u * 64 + t * 16) : make_uint4(0, 0, 0, 0);
-            mma_unit(c[j], w0, w1, b);
+        for (uint32_t i = 0; i < ROUTE_OWN; i++) {
+            const uint32_t u = i * ROUTE_WARPS + warp, from = job.weights_at(u, tile) + lane * 16;
+            if (u >= job.units)
+                break;
+            const uint4 w0 = lds16(from), w1 = lds16(from + 512);
+#pragma unroll
+            for (uint32_t j = 0; j < EACH; j++) {
+                route_add(sum[j], w0, w1, b[i][j], 0);
+                route_add(sum[j], w0, w1, b[i][j], 1);
+            }
         }
+        __syncwarp(); /* the tile's weights are read */
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++)
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++)
+                asm volatile("st.shared.b64 [%0], %1;" ::"r"(job.part(warp, j, t * 2 + i % 2, tile * CU_TILE + g + i / 2 * 8)), "l"(sum[j][i]) : "memory");
     }
+    __syncthreads();
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++)
+        for (uint32_t e = lane; e < experts && j * ROUTE_WARPS + warp < job.rows; e += 32) {
+            int64_t sum = 0;
 #pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            const uint32_t e = tile * CU_TILE + g + i / 2 * 8, rank = t * 2 + i % 2;
-            if (e < experts && j * ROUTE_WARPS + rank < job.rows)
-                route_give(sh, ROUTE_PARTS_CAME, job.part(j, blockIdx.x, e), rank, __float_as_uint(c[j][i]));
+            for (uint32_t w = 0; w < ROUTE_WARPS; w++)
+                sum += lds_sum(job.part(w, j, warp, e));
+            route_give(sh, ROUTE_SUMS, job.sum(j, blockIdx.x, e), warp, sum);
         }
 }
 
@@ -161,29 +191,25 @@ __device__ __forceinline__ uint32_t route_choose_few(uint32_t experts, uint32_t 
 }
 
 /* One warp: the logits, experts and weights of this block's row j. Or, when it is not `live`, nothing: the program is there sooner for those who
- * are. */
+ * are. bias: of experts lane, lane + 32, ... */
+template <uint32_t N>
 __device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t j, bool live, const route_job &job,
-                                               const float bias[NIB_MAX_EXPERTS / 32], struct route_cluster &sh)
+                                               const float (&bias)[N], float scale, struct route_cluster &sh)
 {
     const uint32_t lane = threadIdx.x % 32, experts = to.experts, used = to.used, row = job.first + j * ROUTE_WARPS + blockIdx.x;
-    float value[NIB_MAX_EXPERTS / 32], weight;
+    float value[NIB_MAX_EXPERTS / 32] = {}, weight;
 #pragma unroll
-    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++) {
+    for (uint32_t i = 0; i < N; i++) {
         const uint32_t e = lane + 32 * i;
-        value[i] = 0;
         if (i * 32 >= experts)
             continue;
-        float part[ROUTE_WARPS];
+        int64_t sum = 0;
 #pragma unroll
         for (uint32_t s = 0; s < ROUTE_WARPS; s++)
-            part[s] = __uint_as_float(lds4(job.part(j, s, min(e, experts - 1))));
-        float sum = part[0];
-#pragma unroll
-        for (uint32_t s = 1; s < ROUTE_WARPS; s++)
-            sum += part[s];
-        value[i] = e < experts ? sum + bias[i] : 0;
+            sum += lds_sum(job.sum(j, s, min(e, experts - 1)));
+        value[i] = e < experts ? route_logit(sum, scale, bias[i]) : 0;
     }
-    const uint32_t chosen = experts <= 32 ? route_choose_few(experts, used, value[0], &weight) : route_choose(experts, used, value, &weight);
+    const uint32_t chosen = N == 1 || experts <= 32 ? route_choose_few(experts, used, value[0], &weight) : route_choose(experts, used, value, &weight);
     const uint32_t known = min(chosen, experts - 1);
     if (lane < used && live) {
         if (gridDim.y == 1)
@@ -194,17 +220,17 @@ __device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t 
         to.weight[row * used + lane] = weight;
     }
 #pragma unroll
-    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+    for (uint32_t i = 0; i < N; i++)
         if (lane + 32 * i < experts && live)
             to.logits[(uint64_t)row * experts + lane + 32 * i] = value[i];
 }
 
-/* What the block that groups works with, where rows' shares and weights were. */
+/* What the block that groups works with, where weights were. */
 struct route_marks {
     uint32_t has[NIB_MAX_SLOTS / 32][NIB_MAX_EXPERTS];   /* which of 32 rows have chosen the expert */
     uint32_t place[NIB_MAX_SLOTS / 32][NIB_MAX_EXPERTS]; /* of the first of them */
 };
-static_assert(sizeof(struct route_marks) <= CU_ROUTE_BLOCKS * CU_ROUTE_STRIDE + CU_ROUTE_UNITS * CU_DENSE_BYTES &&
+static_assert(sizeof(struct route_marks) <= CU_ROUTE_UNITS * CU_DENSE_BYTES &&
                   NIB_MAX_SLOTS <= CU_ROUTE_THREADS && NIB_MAX_EXPERTS <= CU_ROUTE_THREADS,
               "there is room; a thread a row, a thread an expert");
 
@@ -275,46 +301,22 @@ __device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *
     }
 }
 
-/* This block's weights: on their way before the op before this one has ended. */
+/* This warp's weights: on their way before the op before this one has ended. */
 __device__ __forceinline__ void route_cluster_weights(const struct nib_gpu_machine *m, uint32_t layer, const route_job &job)
 {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (warp < job.tiles) {
-        const uint64_t policy = stream_policy(), all = m->hidden / CU_DENSE_UNIT;
-        const uint8_t *from = at<const uint8_t>(m->layer[layer].router, (warp * all + job.u0) * CU_DENSE_BYTES + lane * 16);
+    const uint64_t policy = stream_policy(), all = m->hidden / CU_DENSE_UNIT;
 #pragma unroll
-        for (uint32_t u = 0; u < CU_ROUTE_UNITS; u++) {
-            if (u >= job.units)
-                break;
-            copy16_stream(job.weights + u * CU_DENSE_BYTES, from + u * CU_DENSE_BYTES, policy);
-            copy16_stream(job.weights + u * CU_DENSE_BYTES + 512, from + u * CU_DENSE_BYTES + 512, policy);
+    for (uint32_t i = 0; i < ROUTE_OWN; i++) {
+        const uint32_t u = i * ROUTE_WARPS + warp;
+        for (uint32_t tile = 0; tile < job.tiles && u < job.units; tile++) {
+            const uint8_t *from = at<const uint8_t>(m->layer[layer].router, (tile * all + job.u0 + u) * CU_DENSE_BYTES + lane * 16);
+            const uint32_t to = job.weights_at(u, tile) + lane * 16;
+            copy16_stream(to, from, policy);
+            copy16_stream(to + 512, from + 512, policy);
         }
     }
     copy_commit();
-}
-
-/* This block's share of the inputs of all the cluster's rows, normed, to shared memory: a warp has rows `warp` (and `warp` + 8). Ends with a barrier. */
-template <uint32_t EACH>
-__device__ __forceinline__ void route_cluster_share(const route_job &job, const uint2 w[ROUTE_FEW], const float4 (&part)[EACH][ROUTE_FEW],
-                                                    const struct route_cluster &sh)
-{
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (uint32_t j = 0; j < EACH; j++) {
-        const uint32_t theirs = j * ROUTE_WARPS + warp;
-        const float scale = theirs < job.rows ? sh.scale[theirs] : 0;
-#pragma unroll
-        for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-            const uint32_t k = lane + p * 32;
-            const float4 y = normed(part[j][p], scale, bf16_four(w[p]));
-            if (theirs < job.rows && k < job.units * 8)
-                asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(job.acts + theirs * CU_ROUTE_STRIDE + k * 8), "r"(pack_bf16(y.x, y.y)),
-                             "r"(pack_bf16(y.z, y.w))
-                             : "memory");
-        }
-    }
-    copy_wait<0>();
-    __syncthreads();
 }
 
 /* The mbarriers are told how much comes; one thread. */
@@ -325,8 +327,7 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster_expect(co
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++)
         mine += j * ROUTE_WARPS + rank < job.rows;
-    bulk_expect(smem_at(&sh.came[ROUTE_SCALES]), job.rows * 4);
-    bulk_expect(smem_at(&sh.came[ROUTE_PARTS_CAME]), mine * ROUTE_WARPS * to.experts * 4);
+    bulk_expect(smem_at(&sh.came[ROUTE_SUMS]), mine * ROUTE_WARPS * to.experts * 8);
     bulk_expect(smem_at(&sh.came[ROUTE_CHOSEN]), gridDim.y == 1 && rank == 0 ? job.rows * to.used * 4 : 0);
 }
 
@@ -334,7 +335,7 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster_expect(co
 __device__ __forceinline__ void route_cluster_open(struct route_cluster &sh)
 {
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < 3; i++)
+        for (uint32_t i = 0; i < 2; i++)
             bulk_open(smem_at(&sh.came[i]));
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
@@ -353,37 +354,51 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
         return;
     }
     const struct nib_gpu_step *step = step_of(m);
-    const uint32_t rank = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, hidden = m->hidden, experts = m->experts;
+    const uint32_t rank = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4, hidden = m->hidden, experts = m->experts;
     route_job job(m, EACH);
     route_cluster_open(sh);
     route_cluster_weights(m, layer, job);
     const uint2 *norm = at<const uint2>(m->layer[layer].mlp_norm);
-    uint2 w[ROUTE_FEW], w_share[ROUTE_FEW];
-    float bias[NIB_MAX_EXPERTS / 32];
+    uint2 w[ROUTE_FEW];
+    uint4 w_own[ROUTE_OWN]; /* of this lane's 8 inputs of the warp's units */
+    float bias[EACH == 1 ? NIB_MAX_EXPERTS / 32 : 1]; /* cu_route_each: two rows a block are of up to 32 experts */
 #pragma unroll
     for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS, j = lane + p * 32;
+        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
         w[p] = i < hidden / 4 ? __ldg(norm + i) : make_uint2(0, 0);
-        w_share[p] = j < job.units * 8 ? __ldg(norm + job.u0 * 8 + j) : make_uint2(0, 0);
     }
 #pragma unroll
-    for (uint32_t i = 0; i < NIB_MAX_EXPERTS / 32; i++)
+    for (uint32_t i = 0; i < ROUTE_OWN; i++) {
+        const uint32_t u = i * ROUTE_WARPS + warp;
+        w_own[i] = u < job.units ? __ldg((const uint4 *)norm + (job.u0 + u) * 4 + t) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < sizeof bias / 4; i++)
         bias[i] = warp < EACH && lane + 32 * i < experts ? bf16_at(m->layer[layer].router_bias, lane + 32 * i) : 0;
     const route_to to(m);
     uint32_t all = layer ? step->rows_count : 0;
     overlap_wait();
     all = layer ? all : step->rows_count;
     job.rows = min(all - min(all, job.first), EACH * ROUTE_WARPS);
-    float4 v[EACH][ROUTE_FEW], part[EACH][ROUTE_FEW];
+    const float4 *x = at<const float4>(m->x) + (uint64_t)job.first * (hidden / 4);
+    float4 own[ROUTE_OWN][EACH][2], v[EACH][ROUTE_FEW];
+#pragma unroll
+    for (uint32_t i = 0; i < ROUTE_OWN; i++)
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++) {
+            const uint32_t u = i * ROUTE_WARPS + warp, row = j * ROUTE_WARPS + lane / 4;
+            const bool there = u < job.units && row < job.rows;
+            const float4 *from = x + row * (hidden / 4) + (job.u0 + u) * 8 + t * 2;
+            own[i][j][0] = there ? from[0] : make_float4(0, 0, 0, 0);
+            own[i][j][1] = there ? from[1] : make_float4(0, 0, 0, 0);
+        }
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++) {
-        const uint32_t mine = j * ROUTE_WARPS + rank, theirs = j * ROUTE_WARPS + warp; /* of the latter this warp takes a share */
+        const uint32_t row = j * ROUTE_WARPS + rank;
 #pragma unroll
         for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-            const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS, k = lane + p * 32;
-            const float4 *x = at<const float4>(m->x) + (uint64_t)job.first * (hidden / 4);
-            v[j][p] = mine < job.rows && i < hidden / 4 ? x[mine * (hidden / 4) + i] : make_float4(0, 0, 0, 0);
-            part[j][p] = theirs < job.rows && k < job.units * 8 ? x[theirs * (hidden / 4) + job.u0 * 8 + k] : make_float4(0, 0, 0, 0);
+            const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+            v[j][p] = row < job.rows && i < hidden / 4 ? x[row * (hidden / 4) + i] : make_float4(0, 0, 0, 0);
         }
     }
     cluster_begun();
@@ -395,15 +410,24 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
     }
     if (threadIdx.x == 0)
         route_cluster_expect<EACH>(job, to, sh);
-    route_cluster_norm<EACH>(hidden, to, job, w, v, sh);
-    route_cluster_share<EACH>(job, w_share, part, sh);
-    if (warp < job.tiles)
-        route_cluster_tile<EACH>(to.experts, warp, job, sh);
+    uint4 b[ROUTE_OWN][EACH];
+#pragma unroll
+    for (uint32_t i = 0; i < ROUTE_OWN; i++)
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++) {
+            const float4 lo = own[i][j][0], hi = own[i][j][1];
+            const float4 w_lo = bf16_four(make_uint2(w_own[i].x, w_own[i].y)), w_hi = bf16_four(make_uint2(w_own[i].z, w_own[i].w));
+            b[i][j] = make_uint4(route_inputs(lo.x, lo.y, w_lo.x, w_lo.y), route_inputs(lo.z, lo.w, w_lo.z, w_lo.w),
+                                 route_inputs(hi.x, hi.y, w_hi.x, w_hi.y), route_inputs(hi.z, hi.w, w_hi.z, w_hi.w));
+        }
+    copy_wait<0>(); /* a lane reads what it copied */
+    route_cluster_share<EACH>(experts, job, b, sh);
+    const float scale = route_cluster_norm<EACH>(hidden, to, job, w, v, sh);
     const bool live = warp < EACH && warp * ROUTE_WARPS + rank < job.rows;
-    if (live || (warp == ROUTE_WARPS - 1 && job.tiles < ROUTE_WARPS)) {
+    if (live || warp == ROUTE_WARPS - 1) {
         if (live)
-            bulk_wait(smem_at(&sh.came[ROUTE_PARTS_CAME]), 0);
-        route_cluster_pick(to, live ? warp : 0, live, job, bias, sh);
+            bulk_wait(smem_at(&sh.came[ROUTE_SUMS]), 0);
+        route_cluster_pick(to, live ? warp : 0, live, job, bias, scale, sh);
     }
     if (gridDim.y == 1 && rank == 0 && warp == 0) {
         bulk_wait(smem_at(&sh.came[ROUTE_CHOSEN]), 0);

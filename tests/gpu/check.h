@@ -6,7 +6,8 @@
  *   attention                         5e-3: the probabilities are rounded to bf16 too
  *   fp16 outputs (expert inputs)      4e-4, 5e-4: rounding to 11 bits is up to 2^-12 = 2.4e-4; SwiGLU's exp adds its own
  *   fp32 sums (out, down, logits)     2e-5: products are exact, up to 4096 terms are added in fp32
- *   router logits                     3e-4: a norm beside the edge of two bf16 numbers falls on either side
+ *   router logits                     3e-4: parts in steps of 2^-24 are multiplied by a scale of up to 316; the reference
+ *                                     has their inputs, bf16(x w)
  *   x after combine                   1e-6: five fp32 operations
  *   weights of experts                1e-6: expf and a division
  *   angles                            2e-7: one fp32 rounding

@@ -171,8 +171,8 @@ static int test_experts(struct rig *rig, const char *shape, bool scales)
 }
 
 /* Kinds of activations. */
-enum kind { ZERO, SUBNORMAL, TINY, LARGE, ONE_LARGE, KIND_COUNT };
-static const char *const kind_name[KIND_COUNT] = {"zeros", "subnormals", "tiny", "large", "one large"};
+enum kind { ZERO, SUBNORMAL, TINY, SMALL, LARGE, ONE_LARGE, KIND_COUNT };
+static const char *const kind_name[KIND_COUNT] = {"zeros", "subnormals", "tiny", "small", "large", "one large"};
 
 static float kind_of(enum kind kind, uint64_t i, uint64_t *seed)
 {
@@ -184,6 +184,8 @@ static float kind_of(enum kind kind, uint64_t i, uint64_t *seed)
         return v * 0x1p-130f;
     case TINY:
         return v * 1e-30f;
+    case SMALL:
+        return v * 1e-3f; /* the norm's scale is near its largest */
     case LARGE:
         return v * 1e15f; /* the sum of squares stays inside fp32 */
     default:
@@ -198,12 +200,13 @@ static int test_kind(struct rig *rig, struct model *model, enum kind kind, uint3
     const uint32_t rows = decode + prompt;
     struct check c = open_step(rig, model, kind_name[kind], decode, prompt);
     const uint64_t wide = check_acts_wide(&c), x_count = (uint64_t)rows * s->hidden, q_count = rows * nib_q_dim(s);
+    const float less = kind == LARGE ? 1e-9f : 1; /* the router's parts stay below ROUTE_MOST */
     float *x = malloc(x_count * 4);
     uint16_t *acts = malloc(rows * wide * 2), *q = malloc(q_count * 2);
     if (!x || !acts || !q)
         rig_die("out of host memory");
     for (uint64_t i = 0; i < x_count; i++)
-        x[i] = kind_of(kind, i, &model->seed);
+        x[i] = kind_of(kind, i, &model->seed) * less;
     for (uint64_t i = 0; i < rows * wide; i++)
         acts[i] = nib_bf16_encode(kind_of(kind, i, &model->seed));
     for (uint64_t i = 0; i < q_count; i++) /* one large: each head's scores are, and one key has all the weight */
