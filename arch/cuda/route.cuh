@@ -35,11 +35,18 @@ __device__ __forceinline__ float route_logit(int64_t sum, float scale, float bia
     return __fmaf_rn(__ll2float_rn(sum), __fmul_rn(scale, 1 / ROUTE_STEPS), bias);
 }
 
-/* Adds the parts of tile `half` of a unit, 0 or 1: weights as they lie, inputs 16 bytes, those of the other tile's lanes of no matter. */
+/* The parts of tile `half` of a unit, 0 or 1: weights as they lie, inputs 16 bytes, those of the other tile's lanes of no matter. */
+__device__ __forceinline__ void route_parts(float c[4], uint4 w0, uint4 w1, uint4 b, uint32_t half)
+{
+    c[0] = c[1] = c[2] = c[3] = 0;
+    mma_unit(c, w0, w1, threadIdx.x % 4 / 2 == half ? b : make_uint4(0, 0, 0, 0));
+}
+
+/* Adds them. */
 __device__ __forceinline__ void route_add(int64_t sum[4], uint4 w0, uint4 w1, uint4 b, uint32_t half)
 {
-    float c[4] = {};
-    mma_unit(c, w0, w1, threadIdx.x % 4 / 2 == half ? b : make_uint4(0, 0, 0, 0));
+    float c[4];
+    route_parts(c, w0, w1, b, half);
 #pragma unroll
     for (int i = 0; i < 4; i++)
         sum[i] += route_fixed(c[i]);

@@ -37,16 +37,10 @@ __device__ __forceinline__ float dense_total(const token_at &b, int which, const
     return sum;
 }
 
-__device__ __forceinline__ float wide16(uint32_t raw)
-{
-    return __uint_as_float(raw << 16);
-}
-
 /* Stages as hidden sizes around 2,880 give them; others take the slower loop. */
 template <class Form, enum cu_token_op OP>
 using dense_stage = dense_fixed<Form, OP == CU_TOKEN_QKV ? CU_DIV_UP(2880 / CU_DENSE_UNIT, CU_GEMV_WARPS)
-                                      : OP == CU_TOKEN_OUT ? CU_TOKEN_Q / CU_DENSE_UNIT / CU_OUT_WARPS
-                                                           : CU_DIV_UP(2880 / CU_DENSE_UNIT, CU_TOKEN_ROUTE_PARTS)>;
+                                                         : CU_TOKEN_Q / CU_DENSE_UNIT / CU_OUT_WARPS>;
 
 /* Until other warps have taken an op's inputs in. */
 template <enum cu_token_op OP> __device__ __forceinline__ void inputs_wait()
@@ -124,13 +118,13 @@ template <enum cu_token_op OP, uint32_t PARTS, class Done> __device__ __forceinl
         return;
     }
     (void)bar_wait(&room().bias_bar[0], b.layer & 1);
-    done(b, d.tile, sum, wide16(room().dense_bias[OP == CU_TOKEN_OUT][d.item][lane % CU_TILE]));
+    done(b, d, sum, wide16(room().dense_bias[OP == CU_TOKEN_OUT][d.item][lane % CU_TILE]));
 }
 
 /* Rows of QKV, sum and bias of lane % 16, to attention. */
-__device__ __forceinline__ void qkv_done(const token_at &b, uint32_t tile, float sum, float bias)
+__device__ __forceinline__ void qkv_done(const token_at &b, const token_dense &d, float sum, float bias)
 {
-    const uint32_t lane = threadIdx.x % 32, rotated = room().m.heads + room().m.kv_heads;
+    const uint32_t tile = d.tile, lane = threadIdx.x % 32, rotated = room().m.heads + room().m.kv_heads;
     const uint32_t at_dim = tile % 4 * 8 + lane % 8;
     const float own = sum + bias;
     float y = __shfl_sync(~0u, own, lane % 8), y32 = __shfl_sync(~0u, own, lane % 8 + 8);
@@ -161,6 +155,19 @@ template <class Form> __device__ __noinline__ void token_qkv()
     }
 }
 
+/* A row of x, sum and bias of lane % 16, to all blocks, and to the courier. */
+__device__ __forceinline__ void out_done(const token_at &b, const token_dense &d, float sum, float bias)
+{
+    const uint32_t n = d.tile * CU_TILE + threadIdx.x % CU_TILE;
+    float &own = room().x[n - room().x_first];
+    const float x = own + (sum + bias);
+    if (threadIdx.x % 32 < CU_TILE)
+        word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
+    __syncwarp(); /* all have read it */
+    own = x;
+    bulk_arrive(smem_at(&room().x_bar[d.item]));
+}
+
 /* The attention's output is taken in, or the warp's first stage held meanwhile; then as done_out. What the warp multiplies first is found
  * beforehand. */
 template <class Form> __device__ __noinline__ void token_out()
@@ -187,56 +194,43 @@ template <class Form> __device__ __noinline__ void token_out()
         }
         piece_keep(d.leaf, rows);
         if (tile_last(&room().count[d.item], d.of))
-            dense_done<CU_TOKEN_OUT, CU_OUT_WARPS>(b, d, CUT_OUT, [](const token_at &b, uint32_t tile, float sum, float bias) {
-                const uint32_t n = tile * CU_TILE + threadIdx.x % CU_TILE;
-                const float x = room().x[n - room().x_first] + (sum + bias);
-                if (threadIdx.x % 32 < CU_TILE)
-                    word_put(room().packets->x_out, n, __float_as_uint(x), b.epoch);
-            });
+            dense_done<CU_TOKEN_OUT, CU_OUT_WARPS>(b, d, CUT_OUT, out_done);
         i += CU_TOKEN_WARPS;
         packed = dense_packed(CU_TOKEN_OUT, i);
     }
 }
 
-/* A part of the router's sums. */
-__device__ __forceinline__ void route_put(const token_at &b, const token_dense &d, float2 sum)
+/* What a tile of x, the block's `item`th, adds to the router's sums of 32 experts, as soon as it is there. */
+__device__ __forceinline__ void route_tile(const token_at &b, uint32_t tile, uint32_t item, uint32_t group)
 {
-    const uint32_t lane = threadIdx.x % 32;
-    cu_packet *to = room().packets->logits[d.tile][d.first] + lane / 4;
-    if (lane % 4 == 0) {
-        packet_put(to, __float_as_uint(sum.x), b.epoch);
-        packet_put(to + 8, __float_as_uint(sum.y), b.epoch);
-    }
+    const uint32_t lane = threadIdx.x % 32, groups = CU_DIV_UP(room().m.experts, 32), e = group * 32 + lane / 4 + lane % 4 * 8;
+    const uint32_t weights = room().router + (item * groups + group) * CU_TOKEN_ROUTE_BYTES + (lane / 4 * 2 + lane % 2) * 16;
+    const uint4 norm = lds16(smem_at(room().route_norm[item]) + lane % 2 * 16); /* of the lane's eight rows */
+    const float4 w0 = bf16_four(make_uint2(norm.x, norm.y)), w1 = bf16_four(make_uint2(norm.z, norm.w));
+    (void)bar_wait(&room().x_bar[item], b.layer & 1);
+    const float *rows = room().x + tile * CU_TILE - room().x_first + lane % 2 * 8;
+    const float4 x0 = *(const float4 *)rows, x1 = *(const float4 *)(rows + 4);
+    const uint4 in = make_uint4(route_inputs(x0.x, x0.y, w0.x, w0.y), route_inputs(x0.z, x0.w, w0.z, w0.w),
+                                route_inputs(x1.x, x1.y, w1.x, w1.y), route_inputs(x1.z, x1.w, w1.z, w1.w));
+    float low[4], high[4]; /* all columns are alike: of each tile of experts a lane takes one row */
+    route_parts(low, lds16(weights), lds16(weights + 256), in, tile % 2);
+    route_parts(high, lds16(weights + 512), lds16(weights + 768), in, tile % 2);
+    const float even = lane & 2 ? high[0] : low[0], odd = lane & 2 ? high[2] : low[2];
+    if (e < room().m.experts)
+        sum_add(&room().packets->routed[b.epoch & 1][e], route_fixed(lane & 1 ? odd : even));
 }
 
-/* The block's first stage of the router is one that is multiplied by route_hold. */
-__device__ __forceinline__ bool route_holds()
+/* Instead of taking in x for the experts: what the tiles of x that the block ends add to the router's sums. */
+template <class Form> __device__ __noinline__ void token_route()
 {
-    return dense_stage<token_bf16, CU_TOKEN_ROUTER>::fits(dense_at(CU_TOKEN_ROUTER, 0).units);
-}
-
-/* Instead of taking in x for the experts: one of these warps has the block's first stage of the router. */
-template <class Form> __device__ __noinline__ void route_hold()
-{
-    const token_at b(CU_TOKEN_ROUTER);
-    if (threadIdx.x / 32 != Form::x_takers / 32 || room().listed[CU_TOKEN_ROUTER] == 0 || !route_holds()) {
-        inputs_wait<CU_TOKEN_ROUTER>();
-        return;
-    }
-    const token_dense d = dense_at(CU_TOKEN_ROUTER, 0);
-    route_put(b, d, dense_held<token_bf16, CU_TOKEN_ROUTER>(b.stage, d, smem_at(room().norm)));
-}
-
-/* This block's other parts of the router's sums. */
-__device__ __noinline__ void token_route()
-{
-    const token_at b(CU_TOKEN_ROUTER);
-    for (uint32_t i = threadIdx.x / 32 + (route_holds() ? 1 : 0); i < room().listed[CU_TOKEN_ROUTER]; i += CU_TOKEN_WARPS) {
-        const token_dense d = dense_at(CU_TOKEN_ROUTER, i);
-        stage_wait(b.stage + i);
-        route_put(b, d, dense_piece<token_bf16>(d.weights, d.units, smem_at(room().norm) + d.acts));
-        stage_free<2>(b.stage + i);
-    }
+    const token_at b(CU_TOKEN_OUT);
+    const struct cu_share share = room().share[CU_TOKEN_OUT];
+    const uint32_t first = share.lo / CU_OUT_WARPS, tiles = share.hi / CU_OUT_WARPS - first, groups = CU_DIV_UP(room().m.experts, 32);
+    (void)bar_wait(&room().route_bar, b.layer & 1);
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x / 32 - Form::x_takers / 32; i < tiles * groups; i += CU_TOKEN_WARPS - Form::x_takers / 32)
+        route_tile(b, first + i / groups, i / groups, i % groups);
+    inputs_wait<CU_TOKEN_QKV>();
 }
 
 /* As done_down, of the block's stages of the choices' halves of its `item`th tile; the block that has the last of them adds up the choices, as combine
@@ -355,8 +349,7 @@ template <class Form> __device__ __forceinline__ void token_layers()
         if (threadIdx.x < Form::x_takers)
             x_take<Form::x_takers>(FOR_EXPERTS);
         else
-            route_hold<Form>();
-        token_route();
+            token_route<Form>();
         token_experts();
         if (room().layer + 1 == room().m.layers)
             break;
@@ -473,6 +466,10 @@ template <class Form> __device__ __forceinline__ bool token_prepare(const struct
         room().ring_bytes = smem_at(token_dynamic) + CU_TOKEN_SHARED - sizeof(token_behind) - room().ring;
         const struct cu_share down = cu_token_share(CU_TOKEN_DOWN, m, gridDim.x, blockIdx.x);
         room().x_first = min(cu_token_share(CU_TOKEN_OUT, m, gridDim.x, blockIdx.x).lo / CU_OUT_WARPS, down.lo / down.per) * CU_TILE;
+        const uint32_t router = cu_token_route_bytes(m, gridDim.x, blockIdx.x);
+        if (router > sizeof(token_behind)) /* it takes of the ring */
+            room().ring_bytes -= router;
+        room().router = router > sizeof(token_behind) ? room().ring + room().ring_bytes : smem_at(&behind_ring());
         room().down_tiles = CU_DIV_UP(down.hi, down.per) - down.lo / down.per;
     }
     prepare_lists<Form>(m);
@@ -489,7 +486,6 @@ template <class Form> __device__ __noinline__ void plan_make()
     order_pieces();
     order_dense(CU_TOKEN_QKV, CU_GEMV_WARPS);
     order_dense(CU_TOKEN_OUT, CU_OUT_WARPS);
-    order_dense(CU_TOKEN_ROUTER, CU_TOKEN_ROUTE_PARTS);
     __syncwarp();
     plan_write<Form>(room().packets);
 }

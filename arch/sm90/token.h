@@ -52,8 +52,6 @@
 #define CU_TOKEN_HALF   (CU_MX_SPLIT / 2) /* shares of a stage */
 #define CU_TOKEN_PIECES (CU_TOKEN_HALF / 2)
 
-#define CU_TOKEN_ROUTE_PARTS (CU_ROUTE_THREADS / 32) /* its warps share the inputs */
-
 /* Stages [lo, hi) of an op are a block's; a tile has `per` of them. */
 struct cu_share {
     uint32_t lo, hi, per;
@@ -125,12 +123,9 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
     const int fits = m->hidden <= CU_TOKEN_HIDDEN && m->intermediate <= CU_TOKEN_INNER &&
                      m->heads * NIB_HEAD_DIM <= CU_TOKEN_Q && m->heads == m->kv_heads * NIB_GQA_GROUP &&
                      qkv * CU_TILE <= CU_TOKEN_QKV_DIM && m->window + 31 <= CU_ATTN_KEYS &&
-                     CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) <= CU_TOKEN_LIST &&
                      m->experts_used == NIB_MAX_EXPERTS_USED && most <= CU_TOKEN_LIST && experts <= CU_TOKEN_LIST &&
                      CU_DIV_UP(out * CU_OUT_WARPS, blocks) < CU_TOKEN_LIST &&
-                     most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) +
-                             CU_DIV_UP(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, blocks) + experts + stages + 3 <=
-                         CU_TOKEN_ASKS &&
+                     most + CU_DIV_UP(out * CU_OUT_WARPS, blocks) + experts + stages + 2 <= CU_TOKEN_ASKS &&
                      experts + stages <= CU_TOKEN_CHOSEN && CU_DIV_UP(qkv, blocks) + 2 <= CU_TOKEN_DENSE &&
                      CU_TOKEN_DENSE * CU_GEMV_WARPS <= CU_TOKEN_PARTS && CU_DIV_UP(out, blocks) + 2 <= CU_TOKEN_DENSE &&
                      CU_TOKEN_DENSE * CU_OUT_WARPS <= CU_TOKEN_PARTS && down <= CU_TOKEN_TILES / NIB_MAX_EXPERTS_USED &&
@@ -139,7 +134,7 @@ NIB_BOTH uint32_t cu_token_blocks(const struct nib_gpu_machine *m)
     return fits ? blocks : 0;
 }
 
-enum cu_token_op { CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER, CU_TOKEN_UP, CU_TOKEN_DOWN, CU_TOKEN_OPS };
+enum cu_token_op { CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_UP, CU_TOKEN_DOWN, CU_TOKEN_OPS };
 
 /* A stage of an op, the same in every layer. */
 struct cu_token_stage {
@@ -161,9 +156,16 @@ NIB_BOTH struct cu_share cu_token_share(enum cu_token_op op, const struct nib_gp
         return cu_share_of((m->heads + 2 * m->kv_heads) * (NIB_HEAD_DIM / CU_TILE), CU_GEMV_WARPS, blocks, block);
     if (op == CU_TOKEN_OUT)
         return cu_share_of(out, CU_OUT_WARPS, blocks, block);
-    if (op == CU_TOKEN_ROUTER)
-        return cu_share_of(cu_tiles(m->experts) * CU_TOKEN_ROUTE_PARTS, 1, blocks, block);
     return cu_share_down(out, 2 * m->experts_used, blocks, block);
+}
+
+/* Bytes of the router's weights that a block has in shared memory: those of the tiles of x that it ends, in halves of units (CU_DENSE_UNIT) of two
+ * tiles of experts each. */
+#define CU_TOKEN_ROUTE_BYTES 1024 /* of a tile, for 32 experts */
+NIB_BOTH uint32_t cu_token_route_bytes(const struct nib_gpu_machine *m, uint32_t blocks, uint32_t block)
+{
+    const struct cu_share s = cu_token_share(CU_TOKEN_OUT, m, blocks, block);
+    return (s.hi / s.per - s.lo / s.per) * CU_DIV_UP(m->experts, 32) * CU_TOKEN_ROUTE_BYTES;
 }
 
 /* Stages of a choice that are a block's, of up or down. */
@@ -225,17 +227,13 @@ NIB_BOTH struct cu_token_stage cu_token_expert_stage(uint32_t tile, uint32_t cho
     return stage;
 }
 
-/* Stage i of a block of a dense op; the router's matrix is bf16 always. */
+/* Stage i of a block of a dense op. */
 NIB_BOTH struct cu_token_stage cu_token_find(enum cu_token_op op, const struct nib_gpu_machine *m,
                                              struct cu_token_form form, struct cu_share share, uint32_t i)
 {
     const uint32_t inputs = op == CU_TOKEN_OUT ? m->heads * NIB_HEAD_DIM : m->hidden;
-    const uint32_t parts = op == CU_TOKEN_ROUTER ? CU_TOKEN_ROUTE_PARTS
-                           : op == CU_TOKEN_OUT  ? CU_OUT_WARPS
-                                                 : CU_GEMV_WARPS;
-    const struct cu_token_form bf16 = {CU_DENSE_BYTES, 1};
-    return cu_token_dense_stage(cu_share_stage(share, i), parts, inputs / CU_DENSE_UNIT,
-                                op == CU_TOKEN_ROUTER ? bf16 : form);
+    const uint32_t parts = op == CU_TOKEN_OUT ? CU_OUT_WARPS : CU_GEMV_WARPS;
+    return cu_token_dense_stage(cu_share_stage(share, i), parts, inputs / CU_DENSE_UNIT, form);
 }
 
 /* Stage i of a block of a choice's up or down. Of down what the next block goes on with comes first. */
@@ -266,7 +264,10 @@ typedef uint64_t cu_packet;
  * there. They have two buffers, by the layer's number in turns; whoever writes a word clears that of the other buffer, which all
  * blocks have read by then. A value of all ones, a NaN that no arithmetic makes, cannot be handed over. Of what QKV makes and of the
  * experts' activations eight are one word of 128 bits, whose first 32 bits say whether it is there: QKV's as the complement, the others
- * as they are. */
+ * as they are.
+ *
+ * The router's sums grow by what each tile of x adds, and are there when all tiles are counted; they have two buffers as well, of which block 0 clears
+ * the other one when it has read one. */
 
 #define CU_TOKEN_PLAN 4080 /* bytes: what a block does of every step */
 
@@ -279,8 +280,7 @@ struct cu_token {
     uint32_t qkv[2][CU_TOKEN_QKV_DIM / 2]; /* two bf16, in words of 128 bits; q and k rotated, v */
     uint32_t part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS][NIB_HEAD_DIM / 2]
                  [4]; /* attention of a split, in words of 128 bits: the layer's number; fp32: max or sum, two values */
-    cu_packet logits[CU_DIV_UP(NIB_MAX_EXPERTS, CU_TILE)][CU_TOKEN_ROUTE_PARTS]
-                    [CU_TILE]; /* fp32: parts of the router's sums */
+    uint64_t routed[2][NIB_MAX_EXPERTS]; /* the router's sums (route_fixed) times 256, and the number of tiles of x in them */
     cu_packet cut[3][CU_TOKEN_BLOCKS]
                  [2 * CU_TILE]; /* fp32: of qkv, out, down: sums of a tile that the next block ends */
     struct {

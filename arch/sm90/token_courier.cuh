@@ -3,6 +3,7 @@
  * second-level cache. */
 #pragma once
 #include "arch/cuda/done.cuh"
+#include "arch/cuda/route.cuh"
 #include "arch/sm90/token_attn.cuh"
 #include "arch/sm90/token_first.cuh"
 #include "arch/sm90/token_piece.cuh"
@@ -75,6 +76,26 @@ __device__ __forceinline__ void courier_dense_biases(uint32_t layer)
     bias_arrive(&room().bias_bar[0]);
 }
 
+/* The router's weights for the tiles of x that the block ends, and the norm's: of a unit the half that is the tile's, 16 bytes a lane and tile of experts,
+ * so that lane (g, t) = (lane / 4, lane % 4) of who multiplies finds its words at 2 g + t % 2 and 16 places behind it. */
+__device__ __forceinline__ void courier_router(uint32_t layer)
+{
+    const struct nib_gpu_layer &l = room().m.layer[layer];
+    const struct cu_share share = room().share[CU_TOKEN_OUT];
+    const uint32_t lane = threadIdx.x % 32, units = room().m.hidden / CU_DENSE_UNIT, tiles = cu_tiles(room().m.experts);
+    uint32_t to = room().router + lane * 16;
+#pragma unroll 1
+    for (uint32_t tile = share.lo / CU_OUT_WARPS, t = 0; tile < share.hi / CU_OUT_WARPS; tile++, t++) {
+        const uint32_t piece = lane / 16 * 512 + lane % 16 / 2 * 64 + tile % 2 * 32 + lane % 2 * 16;
+        for (uint32_t e = 0; e < tiles; e++, to += CU_TOKEN_ROUTE_BYTES / 2)
+            copy16(to, (const void *)(l.router + ((uint64_t)e * units + tile / 2) * CU_DENSE_BYTES + piece), true);
+        to += tiles % 2 * (CU_TOKEN_ROUTE_BYTES / 2);
+        if (lane < 2)
+            bias_copy(room().route_norm[t] + lane * 8, l.mlp_norm + (tile * CU_TILE + lane * 8) * 2);
+    }
+    bias_arrive(&room().route_bar);
+}
+
 /* What the layer reads besides, to the cache: each block a part. */
 __device__ __forceinline__ void courier_small(uint32_t layer)
 {
@@ -142,6 +163,7 @@ __device__ __noinline__ void token_courier()
 #pragma unroll 1
     for (uint32_t layer = 0; layer < room().m.layers; layer++) {
         courier_dense_biases(layer);
+        courier_router(layer);
         courier_small(layer);
         courier_keys(layer);
         courier_cut(CU_TOKEN_QKV, CUT_QKV, CU_GEMV_WARPS, layer);

@@ -10,27 +10,24 @@
  * first stage has the number `base`. The whole warp. */
 template <int EACH> __device__ __noinline__ uint32_t feed_choose(uint32_t layer, uint32_t base)
 {
-    enum { PARTS = CU_TOKEN_ROUTE_PARTS };
     const uint32_t lane = threadIdx.x % 32, experts = room().m.experts, used = room().m.experts_used;
     const uint32_t mine = lane < experts ? (experts - lane - 1) / 32 + 1 : 0;
     float value[NIB_MAX_EXPERTS / 32] = {0}, bias[EACH], weight;
-    uint32_t part[EACH * PARTS];
+    uint64_t sum[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++)
         bias[i] = i < mine ? bf16_at(room().m.layer[layer].router_bias, lane + 32 * i) : 0;
-    const struct cu_token *t = room().packets;
+    const uint32_t epoch = room().epoch + layer, tiles = cu_tiles(room().m.hidden);
+    uint64_t *from = room().packets->routed[epoch & 1] + lane, *other = room().packets->routed[~epoch & 1] + lane;
     const uint32_t dense = feed_dense(), firsts = feed_expect(base + dense, dense);
-    packets_each<EACH * PARTS>(mine * PARTS, room().epoch + layer, part, [&](uint32_t i) {
-        const uint32_t e = lane + i / PARTS * 32;
-        return &t->logits[e / CU_TILE][i % PARTS][e % CU_TILE];
-    });
+    sums_get<EACH>(mine, tiles, sum, from);
+    (void)bar_wait(&room().scale_bar, layer & 1);
+    const float scale = room().scale;
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-        float sum = __uint_as_float(part[i * PARTS]);
-#pragma unroll
-        for (int p = 1; p < PARTS; p++)
-            sum += __uint_as_float(part[i * PARTS + p]);
-        value[i] = i < mine ? sum + bias[i] : 0;
+        value[i] = i < mine ? route_logit((int64_t)sum[i] >> 8, scale, bias[i]) : 0;
+        if (i < mine && blockIdx.x == 0) /* all blocks have read the layer before's */
+            sum_clear(other + i * 32);
     }
     __syncwarp();
     auto best_known = [&](const uint32_t *best) { feed_best(min(*best, experts - 1)); };

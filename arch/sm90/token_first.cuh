@@ -20,18 +20,17 @@ struct feed_matrices {
         each = lane < CU_TOKEN_UP ? 0
                : down             ? (uint32_t)cu_mx_bytes(m.hidden, m.intermediate)
                                   : (uint32_t)cu_mx_bytes(2 * m.intermediate, m.hidden);
-        from = lane == CU_TOKEN_QKV      ? l.qkv
-               : lane == CU_TOKEN_OUT    ? l.out
-               : lane == CU_TOKEN_ROUTER ? l.router
-               : down                    ? l.down
-                                         : l.up;
+        from = lane == CU_TOKEN_QKV   ? l.qkv
+               : lane == CU_TOKEN_OUT ? l.out
+               : down                 ? l.down
+                                      : l.up;
     }
 };
 
 /* Stages of the dense matrices. */
 __device__ __forceinline__ uint32_t feed_dense()
 {
-    return room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT] + room().listed[CU_TOKEN_ROUTER];
+    return room().listed[CU_TOKEN_QKV] + room().listed[CU_TOKEN_OUT];
 }
 
 /* Of the best expert's first stages those that are asked for as soon as it is known: their places are free by then. The whole warp. */

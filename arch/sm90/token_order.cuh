@@ -4,7 +4,7 @@
 #pragma once
 #include "arch/sm90/token_room.cuh"
 
-/* Which of a layer's matrices a stage is of: QKV, OUT, ROUTER, or CU_TOKEN_UP and behind it one for each phase of the experts; how many
+/* Which of a layer's matrices a stage is of: QKV, OUT, or CU_TOKEN_UP and behind it one for each phase of the experts; how many
  * may be on their way with it. */
 struct token_kind {
     uint32_t matrix, ahead;
@@ -68,7 +68,7 @@ template <class Form> __device__ __noinline__ void order_stages()
     struct token_order o = {0, 0, 0, 0, (uint32_t *)room().acts};
     static_assert(sizeof room().acts >= CU_TOKEN_ASKS * 4, "behind");
     uint32_t dense = 0, i = 0;
-    for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++)
+    for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_OUT; op++)
         dense += room().listed[op];
     for (uint32_t phase = 0; phase < CU_TOKEN_PHASES; phase++) {
         const token_phase p(phase);
@@ -79,14 +79,13 @@ template <class Form> __device__ __noinline__ void order_stages()
     const uint32_t experts = i;
     room().asks = dense + experts;
     i = 0;
-    for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_ROUTER; op++) {
-        const uint32_t unit = op == CU_TOKEN_ROUTER ? CU_DENSE_BYTES : Form::unit_bytes;
+    for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_OUT; op++) {
         const token_kind kind = {op, op == CU_TOKEN_QKV ? Form::ahead_qkv : Form::ahead_out};
-        const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * unit : 0;
+        const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * Form::unit_bytes : 0;
         if (op == CU_TOKEN_OUT && bytes)
             o.skip((room().ring_bytes - o.head) % bytes);
         for (uint32_t s = 0; s < n; s++, i++)
-            o.place(room().list[op][s], i, unit, 0 - experts, kind);
+            o.place(room().list[op][s], i, Form::unit_bytes, 0 - experts, kind);
     }
 }
 
@@ -99,20 +98,19 @@ __device__ __forceinline__ void order_dense(enum cu_token_op op, uint32_t parts)
     if (i >= room().listed[op])
         return;
     const struct cu_token_stage s = room().list[op][i];
-    const bool router = op == CU_TOKEN_ROUTER;
     token_dense d;
     d.weights = s.to;
     d.acts = s.u0 * 64;
     d.units = s.units;
     d.tile = s.tile;
     d.item = s.tile - share.lo / parts;
-    d.leaf = router ? 0 : smem_at(room().sums + d.item * parts + s.part);
-    d.first = router ? s.part : cu_share_first(share, s.tile);
-    d.end = router ? s.part : cu_share_end(share, s.tile);
+    d.leaf = smem_at(room().sums + d.item * parts + s.part);
+    d.first = cu_share_first(share, s.tile);
+    d.end = cu_share_end(share, s.tile);
     d.of = d.end - d.first;
     room().dense[op][i] = d.packed();
 }
-static_assert(CU_TOKEN_LIST <= 32 && CU_GEMV_WARPS < 16 && CU_OUT_WARPS < 16 && CU_TOKEN_ROUTE_PARTS <= 16 && CU_TOKEN_HIDDEN <= 1 << 15, "a stage packed");
+static_assert(CU_TOKEN_LIST <= 32 && CU_GEMV_WARPS < 16 && CU_OUT_WARPS < 16 && CU_TOKEN_HIDDEN <= 1 << 15, "a stage packed");
 
 /* The experts' pieces, a lane each. Behind order_stages. */
 __device__ __forceinline__ void order_pieces()

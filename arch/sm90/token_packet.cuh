@@ -110,19 +110,29 @@ __device__ __forceinline__ void words_get(uint32_t count, uint4 ret[N], From fro
         ret[i] = words_value(ret[i]);
 }
 
-/* Packet i, below `count`, lies at from(i). All are asked for at once, and again until all are there. */
-template <int N, class From>
-__device__ __forceinline__ void packets_each(uint32_t count, uint32_t epoch, uint32_t ret[N], From from)
+/* The router's sums (struct cu_token): a tile of x adds its part of one. */
+__device__ __forceinline__ void sum_add(uint64_t *to, int64_t part)
 {
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(to), "l"(((uint64_t)part << 8) + 1) : "memory");
+}
+
+__device__ __forceinline__ void sum_clear(uint64_t *sum)
+{
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(sum), "l"(0ull) : "memory");
+}
+
+/* This lane's `count` of them, 32 apart, until each has all of `tiles`. */
+template <int N> __device__ __forceinline__ void sums_get(uint32_t count, uint32_t tiles, uint64_t ret[N], const uint64_t *from)
+{
+    static_assert(CU_DIV_UP(CU_TOKEN_HIDDEN, CU_TILE) < 256, "tiles are counted in eight bits");
     for (uint32_t turn = 0;; turn++) {
         bool all = true;
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            cu_packet p = (cu_packet)epoch << 32;
+            ret[i] = tiles;
             if ((uint32_t)i < count)
-                asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(p) : "l"(from(i)) : "memory");
-            all &= (uint32_t)(p >> 32) == epoch;
-            ret[i] = (uint32_t)p;
+                asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(ret[i]) : "l"(from + i * 32) : "memory");
+            all &= (ret[i] & 255) == tiles;
         }
         if (all || token_late(turn))
             return;

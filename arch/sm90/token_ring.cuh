@@ -37,6 +37,10 @@ __device__ __forceinline__ void bars_open()
         bulk_init<32>(smem_at(&room().cut_bar[i]));
     bulk_init<1>(smem_at(&room().best_bar));
     bulk_init<1>(smem_at(&room().chosen_bar));
+    bulk_init<1>(smem_at(&room().scale_bar));
+    bulk_init<32>(smem_at(&room().route_bar));
+    for (int i = 0; i < CU_TOKEN_DENSE; i++)
+        bulk_init<1>(smem_at(&room().x_bar[i]));
     for (int i = 0; i < 2; i++)
         bulk_init<32>(smem_at(&room().bias_bar[i]));
     bulk_inited();

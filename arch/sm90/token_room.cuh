@@ -34,7 +34,7 @@ struct token_dense {
     uint32_t units, of;  /* its units; stages of its tile that the block has */
     uint32_t leaf;       /* shared address of its sums */
     uint32_t tile, item; /* of the matrix, of the block */
-    uint32_t first, end; /* of the tile's stages those of the block; of the router's: its part */
+    uint32_t first, end; /* of the tile's stages those of the block */
 
     __device__ __forceinline__ uint4 packed() const
     {
@@ -94,6 +94,7 @@ struct __align__(sizeof(token_sums)) token_plan {
     struct cu_share share[CU_TOKEN_OPS];
     uint32_t x_first;          /* the first of the rows that the block adds to */
     uint32_t ring, ring_bytes; /* shared address */
+    uint32_t router;           /* shared address of its weights, a tile of x that the block ends after the other */
 };
 static_assert(sizeof(token_plan) <= CU_TOKEN_PLAN && sizeof(token_plan) / 16 <= CU_TOKEN_THREADS, "16 bytes a thread");
 static_assert(offsetof(struct cu_token, plan) % 16 == 0 && sizeof(struct cu_scratch) % 16 == 0, "read by sixteens");
@@ -104,7 +105,6 @@ static_assert(offsetof(struct cu_token, plan) % 16 == 0 && sizeof(struct cu_scra
 struct token_room : token_plan {
     union {
         token_attn_room attn;
-        uint4 norm[CU_TOKEN_HIDDEN * 2 / 16];                          /* bf16: x normed, for the router */
         uint4 gated[NIB_MAX_EXPERTS_USED * (CU_TOKEN_INNER * 2 / 16)]; /* fp16, by choice, whole units */
         struct cu_token_stage experts[2][CU_TOKEN_LIST];               /* what this block does of up and down, while its plan is made */
     };
@@ -131,8 +131,13 @@ struct token_room : token_plan {
     uint32_t best;                                        /* the layer's best expert, or TOKEN_NONE: the launch has given up */
     uint64_t chosen_bar;                                  /* `expert` is there */
     uint64_t bias_bar[2];                                 /* a layer's biases are there: of QKV and OUT; of the experts */
+    uint64_t route_bar;                                   /* a layer's router's weights are there */
+    uint64_t x_bar[CU_TOKEN_DENSE];                       /* a tile of x behind the attention is there */
+    uint64_t scale_bar;                                   /* `scale` is there */
+    float scale;                                          /* of the norm of x for the experts */
     /* by tile of the block, bf16 */
     __align__(16) uint16_t dense_bias[2][CU_TOKEN_DENSE][CU_TILE]; /* QKV, OUT */
+    __align__(16) uint16_t route_norm[CU_TOKEN_DENSE][CU_TILE];    /* norm weights of x, for the router */
     __align__(16) float x[TOKEN_OWN]; /* the rows that this block adds to */
     uint32_t asked, freed; /* stages of the launch asked for, and read */
     float cos[NIB_HEAD_DIM / 2], sin[NIB_HEAD_DIM / 2];
@@ -155,7 +160,7 @@ __device__ __forceinline__ token_room &room()
     return *(token_room *)token_dynamic;
 }
 
-/* Behind the ring: sums of up. A unit that does not count may be read here. */
+/* Behind the ring: sums of up, and before them, if there is room, the layer's weights of the router. A unit that does not count may be read here. */
 struct token_behind {
     token_sums up_sums[CU_TOKEN_UP_SUMS];
 };
@@ -199,6 +204,12 @@ struct token_at {
             stage += room().listed[before];
     }
 };
+
+/* A bf16. */
+__device__ __forceinline__ float wide16(uint32_t raw)
+{
+    return __uint_as_float(raw << 16);
+}
 
 /* The warps that multiply. */
 __device__ __forceinline__ void token_sync()

@@ -71,7 +71,7 @@ template <uint32_t TAKERS> __device__ __forceinline__ void x_squares(const float
 }
 
 /* acts = norm(x), with the sum of squares as norm_row has it, of v and sum as x_squares has them. In bf16; for the
- * experts in fp16, and in bf16 for the router; for the head acts and x of the step. Ends with a barrier. */
+ * experts in fp16, and the scale for the router; for the head acts and x of the step. Ends with a barrier. */
 template <uint32_t TAKERS>
 __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v, const float *sum, const uint2 *w)
 {
@@ -83,6 +83,10 @@ __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v
             room().square[(tid + p * TAKERS) / 32] = sum[p];
     token_sync();
     const float scale = 1.0f / sqrtf(square_sum() / (float)hidden + NIB_RMS_EPS);
+    if (what == FOR_EXPERTS && tid == 0) {
+        room().scale = scale;
+        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().scale_bar)) : "memory");
+    }
     uint2 as_bf16[PARTS], as_fp16[PARTS];
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
@@ -90,14 +94,12 @@ __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v
         as_bf16[p] = make_uint2(pack_bf16(y.x, y.y), pack_bf16(y.z, y.w));
         as_fp16[p] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
     }
-    uint2 *const acts = (uint2 *)room().acts + tid, *const norm = (uint2 *)room().norm + tid;
+    uint2 *const acts = (uint2 *)room().acts + tid;
     if (what == FOR_EXPERTS) {
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
-            if (p < mine) {
-                norm[p * TAKERS] = as_bf16[p];
+            if (p < mine)
                 acts[p * TAKERS] = as_fp16[p];
-            }
         if (tid < 8 && hidden % CU_MX_UNIT) /* the rest of the last unit */
             ((uint2 *)room().acts)[hidden / 4 + tid] = make_uint2(0, 0);
     } else if (what == FOR_QKV) {

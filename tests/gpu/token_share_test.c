@@ -33,21 +33,35 @@ static void all_once(const uint8_t *seen, uint32_t stages, const char *what, con
 
 static void check_dense(const struct nib_gpu_machine *m, struct cu_token_form form, uint32_t blocks, const char *shape)
 {
-    static const enum cu_token_op ops[] = {CU_TOKEN_QKV, CU_TOKEN_OUT, CU_TOKEN_ROUTER};
-    const uint32_t tiles[] = {(m->heads + 2 * m->kv_heads) * 4, cu_tiles(m->hidden), cu_tiles(m->experts)};
-    for (int o = 0; o < 3; o++) {
+    static const enum cu_token_op ops[] = {CU_TOKEN_QKV, CU_TOKEN_OUT};
+    const uint32_t tiles[] = {(m->heads + 2 * m->kv_heads) * 4, cu_tiles(m->hidden)};
+    for (int o = 0; o < 2; o++) {
         uint8_t seen[STAGES_MAX] = {0};
-        const uint32_t parts = o == 2 ? CU_TOKEN_ROUTE_PARTS : o == 1 ? CU_OUT_WARPS : CU_GEMV_WARPS;
+        const uint32_t parts = o == 1 ? CU_OUT_WARPS : CU_GEMV_WARPS;
         for (uint32_t b = 0; b < blocks; b++) {
             const struct cu_share share = cu_token_share(ops[o], m, blocks, b);
             ck_assert_uint_le(share.hi - share.lo, CU_TOKEN_LIST);
             for (uint32_t i = 0; i < share.hi - share.lo; i++) {
                 const struct cu_token_stage s = cu_token_find(ops[o], m, form, share, i);
-                count(seen, s.tile * parts + s.part, s, o == 2 ? CU_DENSE_BYTES : form.unit_bytes);
+                count(seen, s.tile * parts + s.part, s, form.unit_bytes);
             }
         }
         all_once(seen, tiles[o] * parts, "a dense product", shape, m->sms);
     }
+}
+
+/* Each tile of x is ended by one block, which has room for its weights of the router. */
+static void check_router(const struct nib_gpu_machine *m, uint32_t blocks, const char *shape)
+{
+    const uint32_t of_tile = (m->experts + 31) / 32 * CU_TOKEN_ROUTE_BYTES;
+    uint32_t ended = 0;
+    for (uint32_t b = 0; b < blocks; b++) {
+        const uint32_t bytes = cu_token_route_bytes(m, blocks, b);
+        ck_assert_uint_eq(bytes % of_tile, 0);
+        ck_assert_msg(bytes / of_tile <= CU_TOKEN_DENSE, "block %u of %s on %u ends %u tiles of x", b, shape, m->sms, bytes / of_tile);
+        ended += bytes / of_tile;
+    }
+    ck_assert_uint_eq(ended, cu_tiles(m->hidden));
 }
 
 static void check_experts(const struct nib_gpu_machine *m, uint32_t blocks, const char *shape)
@@ -114,6 +128,7 @@ START_TEST(each_stage_is_done_once)
             check_dense(&m, (struct cu_token_form){CU_DENSE_BYTES, 1}, blocks, shapes[i].name);
             check_dense(&m, (struct cu_token_form){CU_MXFP8_BYTES, CU_MXFP8_SPAN}, blocks, shapes[i].name);
             check_experts(&m, blocks, shapes[i].name);
+            check_router(&m, blocks, shapes[i].name);
             check_asks(&m, blocks);
         }
     ck_assert_uint_ge(fused, 20);
