@@ -10,8 +10,8 @@
  *        g and g + 8. A byte is the exponent of a bf16: the E8M0 code plus 120, as the codes stand for 2^120 times their bits
  *        (arch/cuda/weights.cuh). A block with a NaN, or a code above 134, whose sum would overflow, is codes 0 and the byte
  *        255: NaN. Missing rows have 0.
- *        A word of codes: in the low half the even input, in the high half the odd one: row g at bits 15 (sign), 10..4; row g + 8
- *        at 11 (sign), 14..12, 3..0.
+ *        A word w of codes: in the low half the even input, in the high half the odd one: row g at bits 15 (sign), 10..4; row g + 8
+ *        there in w << 4 xor w >> 4.
  * bf13:  the head's matrix, when the dense matrices are bf16: nothing is lost, and 13 of 16 bits need be read. [tile][span of 64 inputs]:
  *        carriers 0 .. 11 [3][lane][16 bytes], carrier 12 [lane][4 bytes]; behind all tiles [tile][span] high words [3][lane][4
  *        bytes]; behind these [tile] a byte, the tile's base.

@@ -151,10 +151,23 @@ KERNEL(repack_head, 256, 4)
     }
 }
 
-/* One E4M3 code in a half word: as row g, as row g + 8. */
-__device__ __forceinline__ uint32_t mxfp8_place(uint32_t code, uint32_t lower)
+/* One E4M3 code in a half word, as mxfp8_fragments leaves it. */
+__device__ __forceinline__ uint32_t mxfp8_place(uint32_t code)
 {
-    return lower ? (code & 15) | (code >> 7) << 11 | (code >> 4 & 7) << 12 : (code >> 7) << 15 | (code & 127) << 4;
+    return (code >> 7) << 15 | (code & 127) << 4;
+}
+
+/* The word that mxfp8_fragments makes the codes of row g and row g + 8 of. Row g's lie in it as they are, and of the other bits each is row g + 8's bit of
+ * the place four above or below, xored with the one that comes there from the other side: that one is known by then. */
+__device__ __forceinline__ uint32_t mxfp8_word(uint32_t upper, uint32_t lower)
+{
+    uint32_t w = upper;
+    w |= ((lower ^ upper << 4) & 0x07000700u) << 4; /* bits 14..12 of each half */
+    w |= ((lower ^ upper >> 4) & 0x00700070u) >> 4; /* 2..0 */
+#pragma unroll
+    for (uint32_t bit = 0x80000000u; bit; bit >>= 8) /* 27, 19, 11, 3 */
+        w |= ((lower ^ w >> 4) & bit) >> 4;
+    return w;
 }
 
 /* True when one of four E4M3 codes is NaN. */
@@ -186,7 +199,7 @@ KERNEL(repack_mxfp8, 256, 4)
     for (uint64_t i = first + blockIdx.x * 256u + threadIdx.x; i < end; i += gridDim.x * 256u) {
         const uint32_t lane = i % 32, unit = (uint32_t)(i / 32 % units), tile = (uint32_t)(i / 32 / units);
         uint8_t *to = dst + i / 32 * CU_MXFP8_BYTES;
-        uint32_t word[4] = {0, 0, 0, 0};
+        uint32_t of_row[2][4] = {};
 #pragma unroll
         for (uint32_t h = 0; h < 2; h++) {
             const uint32_t r = packed_row(matrix, tile, lane / 4 + h * 8);
@@ -202,10 +215,11 @@ KERNEL(repack_mxfp8, 256, 4)
 #pragma unroll
             for (uint32_t j = 0; j < 4; j++) {
                 const uint32_t pair = (j < 2 ? mine.x : mine.y) >> (j % 2 * 16);
-                word[j] |= mxfp8_place(pair & 0xff, h) | mxfp8_place(pair >> 8 & 0xff, h) << 16;
+                of_row[h][j] = mxfp8_place(pair & 0xff) | mxfp8_place(pair >> 8 & 0xff) << 16;
             }
         }
-        *(uint4 *)(to + lane * 16) = make_uint4(word[0], word[1], word[2], word[3]);
+        *(uint4 *)(to + lane * 16) = make_uint4(mxfp8_word(of_row[0][0], of_row[1][0]), mxfp8_word(of_row[0][1], of_row[1][1]),
+                                                mxfp8_word(of_row[0][2], of_row[1][2]), mxfp8_word(of_row[0][3], of_row[1][3]));
     }
 }
 

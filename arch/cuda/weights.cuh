@@ -70,7 +70,7 @@ __device__ __forceinline__ void mxfp8_fragments(uint4 codes, uint32_t scales, ui
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         g[i] = mul_bf16x2(word[i] & 0x87f087f0u, upper);
-        h[i] = mul_bf16x2((word[i] << 4 & 0x80f080f0u) | (word[i] >> 4 & 0x07000700u), lower);
+        h[i] = mul_bf16x2((word[i] << 4 ^ word[i] >> 4) & 0x87f087f0u, lower);
     }
     w0 = make_uint4(g[0], h[0], g[1], h[1]);
     w1 = make_uint4(g[2], h[2], g[3], h[3]);
