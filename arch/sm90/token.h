@@ -26,7 +26,7 @@
 #define CU_TOKEN_MXFP8_QKV  4
 #define CU_TOKEN_MXFP8_OUT  4
 #define CU_TOKEN_MXFP8_STEP 2 /* so many stages of QKV are asked for at a time */
-#define CU_TOKEN_MXFP8      0x44444444u
+#define CU_TOKEN_MXFP8      0x44445556u
 /* Of the head, by each block, to the second-level cache. */
 #define CU_TOKEN_HEAD_ASKS  15
 #define CU_TOKEN_HEAD_BYTES 8192
