@@ -37,6 +37,11 @@ __device__ __forceinline__ float dense_total(const token_at &b, int which, const
     return sum;
 }
 
+__device__ __forceinline__ float wide16(uint32_t raw)
+{
+    return __uint_as_float(raw << 16);
+}
+
 /* Stages as hidden sizes around 2,880 give them; others take the slower loop. */
 template <class Form, enum cu_token_op OP>
 using dense_stage = dense_fixed<Form, OP == CU_TOKEN_QKV ? CU_DIV_UP(2880 / CU_DENSE_UNIT, CU_GEMV_WARPS)
@@ -155,7 +160,7 @@ template <class Form> __device__ __noinline__ void token_qkv()
     }
 }
 
-/* A row of x, sum and bias of lane % 16, to all blocks, and to the courier. */
+/* A row of x, sum and bias of lane % 16, to all blocks and, as a tile of x, to token_route. */
 __device__ __forceinline__ void out_done(const token_at &b, const token_dense &d, float sum, float bias)
 {
     const uint32_t n = d.tile * CU_TILE + threadIdx.x % CU_TILE;

@@ -205,12 +205,6 @@ struct token_at {
     }
 };
 
-/* A bf16. */
-__device__ __forceinline__ float wide16(uint32_t raw)
-{
-    return __uint_as_float(raw << 16);
-}
-
 /* The warps that multiply. */
 __device__ __forceinline__ void token_sync()
 {
