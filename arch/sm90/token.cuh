@@ -6,6 +6,7 @@
  * deadline marks the step as broken: every wait of the block ends then, and soon of all, and the host is told. */
 #pragma once
 #include "arch/cuda/done.cuh"
+#include "arch/sm90/token_attn_long.cuh"
 #include "arch/sm90/token_courier.cuh"
 #include "arch/sm90/token_feed.cuh"
 #include "arch/sm90/token_piece.cuh"
@@ -348,7 +349,9 @@ template <class Form> __device__ __forceinline__ void token_layers()
         token_qkv<Form>();
         if (threadIdx.x >= Form::attn_takers)
             qkv_ended();
-        if (threadIdx.x < CU_ATTN_THREADS)
+        if (threadIdx.x < ATTN_LONG_THREADS && attn_is_long())
+            token_attention_long();
+        else if (threadIdx.x < CU_ATTN_THREADS)
             token_attention();
         token_out<Form>();
         if (threadIdx.x < Form::x_takers)

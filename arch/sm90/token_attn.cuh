@@ -1,5 +1,5 @@
 /* arch/sm90/token_attn.cuh: attention of the fused decode kernel. The work is (KV head, split of the keys), as in the attn kernel and
- * with its arithmetic; a few blocks have one such unit each, in long contexts all have some. Eight warps of a block do it, five of
+ * with its arithmetic; a few blocks have one such unit each; behind more keys see token_attn_long.cuh. Eight warps of a block do it, five of
  * them with keys, while the ring fills with the next matrix. Keys but the last are asked for before q is there; each warp with keys
  * takes q in by itself. A split's part goes to the units of the same KV head; each puts some heads together. */
 #pragma once
@@ -162,6 +162,25 @@ __device__ __forceinline__ uint32_t attn_first_head(uint32_t split, uint32_t spl
     return CU_DIV_UP(split * NIB_GQA_GROUP, splits);
 }
 
+/* Parts of eight splits of a head from `first` on, as soon as all are there; of splits that are not there such as change nothing. */
+__device__ __forceinline__ void attn_parts(const token_at &b, uint32_t head, uint32_t first, uint32_t splits, uint4 ret[ATTN_FOLD])
+{
+    const uint32_t lane = threadIdx.x % 32, *from = room().packets->part[head][first][lane];
+    for (uint32_t turn = 0;; turn++) {
+        bool there = true;
+#pragma unroll
+        for (uint32_t k = 0; k < ATTN_FOLD; k++)
+            ret[k] = first + k < splits ? eight_ask(from + k * (NIB_HEAD_DIM * 2))
+                                        : make_uint4(b.epoch, lane % 2 ? 0 : __float_as_uint(-INFINITY), 0, 0);
+#pragma unroll
+        for (uint32_t k = 0; k < ATTN_FOLD; k++)
+            there &= ret[k].x == b.epoch;
+        if (there || token_late(turn))
+            break;
+    }
+    __syncwarp();
+}
+
 /* Puts the splits' parts of such heads together, as attn_finish does: a head a warp, two outputs a lane. */
 __device__ __noinline__ void attn_join(uint32_t u)
 {
@@ -174,21 +193,8 @@ __device__ __noinline__ void attn_join(uint32_t u)
         const float sink = bf16_at(room().m.layer[b.layer].sinks, head) * LOG2E;
         attn_fold all[2] = {attn_fold(sink), attn_fold(sink)};
         for (uint32_t first = 0; first < splits; first += ATTN_FOLD) {
-            const uint32_t *from = room().packets->part[head][first][lane];
             uint4 got[ATTN_FOLD];
-            for (uint32_t turn = 0;; turn++) {
-                bool there = true;
-#pragma unroll
-                for (uint32_t k = 0; k < ATTN_FOLD; k++)
-                    got[k] = first + k < splits ? eight_ask(from + k * (NIB_HEAD_DIM * 2))
-                                                : make_uint4(b.epoch, lane % 2 ? 0 : __float_as_uint(-INFINITY), 0, 0);
-#pragma unroll
-                for (uint32_t k = 0; k < ATTN_FOLD; k++)
-                    there &= got[k].x == b.epoch;
-                if (there || token_late(turn))
-                    break;
-            }
-            __syncwarp();
+            attn_parts(b, head, first, splits, got);
             float v[ATTN_FOLD], s[ATTN_FOLD], o[2][ATTN_FOLD];
 #pragma unroll
             for (uint32_t k = 0; k < ATTN_FOLD; k++) {
@@ -224,20 +230,11 @@ __device__ __forceinline__ void attn_keep(const attn_state &st, uint32_t warp)
         sh.state[warp][g] = make_float2(st.max[0], sum);
 }
 
-/* The warps' states, merged, become outputs or the split's part. */
-__device__ __forceinline__ void attn_leave(const token_at &b, uint32_t kv_head, uint32_t split, uint32_t splits, float sink)
+/* Two outputs of a head: the warps' states, merged as attn_merge_warps does it. */
+__device__ __forceinline__ void attn_merge(const float2 state[ATTN_KEY_WARPS], const float2 value[ATTN_KEY_WARPS], float *ret_most, float *ret_all, float2 *ret_o)
 {
-    const token_attn_room &sh = room().attn;
-    const uint32_t lane = threadIdx.x % 32;
-    static_assert(ATTN_OUTPUTS == 2 && CU_ATTN_THREADS == 32 * NIB_GQA_GROUP, "a head a warp, two outputs a thread");
-    const uint32_t h = threadIdx.x / 32, d = lane * 2;
-    float2 state[ATTN_KEY_WARPS], value[ATTN_KEY_WARPS];
-#pragma unroll
-    for (int w = 0; w < ATTN_KEY_WARPS; w++) {
-        state[w] = sh.state[w][h];
-        value[w] = *(const float2 *)&sh.o[w][h][attn_at(h, d)];
-    }
-    float most = -INFINITY, all = 0, o[2] = {0, 0}; /* as attn_merge_warps */
+    float most = -INFINITY, all = 0;
+    float2 o = make_float2(0, 0);
 #pragma unroll
     for (int w = 0; w < ATTN_KEY_WARPS; w++)
         most = fmaxf(most, state[w].x);
@@ -245,15 +242,35 @@ __device__ __forceinline__ void attn_leave(const token_at &b, uint32_t kv_head, 
     for (int w = 0; w < ATTN_KEY_WARPS; w++) {
         const float scale = exp2f(state[w].x - most);
         all += scale * state[w].y;
-        o[0] += scale * value[w].x;
-        o[1] += scale * value[w].y;
+        o.x += scale * value[w].x;
+        o.y += scale * value[w].y;
     }
+    *ret_most = most;
+    *ret_all = all;
+    *ret_o = o;
+}
+
+/* The warps' states, merged, become outputs or the split's part. */
+__device__ __forceinline__ void attn_leave(const token_at &b, uint32_t kv_head, uint32_t split, uint32_t splits, float sink)
+{
+    const token_attn_room &sh = room().attn;
+    const uint32_t lane = threadIdx.x % 32;
+    static_assert(ATTN_OUTPUTS == 2 && CU_ATTN_THREADS == 32 * NIB_GQA_GROUP, "a head a warp, two outputs a thread");
+    const uint32_t h = threadIdx.x / 32, d = lane * 2;
+    float2 state[ATTN_KEY_WARPS], value[ATTN_KEY_WARPS], o;
+    float most, all;
+#pragma unroll
+    for (int w = 0; w < ATTN_KEY_WARPS; w++) {
+        state[w] = sh.state[w][h];
+        value[w] = *(const float2 *)&sh.o[w][h][attn_at(h, d)];
+    }
+    attn_merge(state, value, &most, &all, &o);
     if (splits == 1) {
-        attn_give(b, kv_head, h * NIB_HEAD_DIM + d, attn_bits(attn_alone(most, all, o[0], sink)), attn_bits(attn_alone(most, all, o[1], sink)));
+        attn_give(b, kv_head, h * NIB_HEAD_DIM + d, attn_bits(attn_alone(most, all, o.x, sink)), attn_bits(attn_alone(most, all, o.y, sink)));
         return;
     }
     eight_store(room().packets->part[kv_head * NIB_GQA_GROUP + h][split][lane],
-                make_uint4(b.epoch, __float_as_uint(lane % 2 ? all : most), __float_as_uint(o[0]), __float_as_uint(o[1])));
+                make_uint4(b.epoch, __float_as_uint(lane % 2 ? all : most), __float_as_uint(o.x), __float_as_uint(o.y)));
 }
 
 /* What a unit reads: keys [base, last) of the row's [begin, end). */
@@ -275,14 +292,15 @@ __device__ __forceinline__ attn_span attn_span_of(uint32_t layer, uint32_t kv_he
     return {m, m->layer[layer].kv + (uint64_t)kv_head * PAGE_HEAD_BYTES, layer, room().row.slot, of.begin, of.end};
 }
 
-/* The keys of a warp of a unit, ONE: no more than 32 of them; its state to shared memory. */
-template <bool ONE> __device__ __forceinline__ void attn_warp(const token_at &b, uint32_t kv_head, const attn_keys_of &of, uint32_t warp)
+/* The keys of a warp of a unit, if it has any; its state to shared memory. */
+__device__ __forceinline__ void attn_warp(const token_at &b, uint32_t kv_head, const attn_keys_of &of, uint32_t warp)
 {
     const attn_span span = attn_span_of(b.layer, kv_head, of);
+    const uint32_t key0 = of.base + warp * 32;
     uint4 *v = room().attn.v[warp];
     attn_state st;
     attn_clear(st, -1e30f, -1e30f);
-    for (uint32_t key0 = of.base + warp * 32; key0 < of.last; key0 += CU_ATTN_KEYS) {
+    if (key0 < of.last) {
         attn_keys ahead;
         attn_news news;
         span.ask(key0, ahead, v);
@@ -291,24 +309,20 @@ template <bool ONE> __device__ __forceinline__ void attn_warp(const token_at &b,
         attn_take_in(b, kv_head, token, news);
         attn_put_last(page, token, news, ahead, v);
         const uint4 q[2][2] = {{news.q[0], news.q[1]}, {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}};
-        if (ONE) {
-            attn_begin(span, q, key0, ahead, v, st);
-            break;
-        }
-        attn_step(span, q, key0, ahead, v, st);
+        attn_begin(span, q, key0, ahead, v, st);
     }
     attn_keep(st, warp);
 }
 
 /* Unit u of the layer. What it needs is found here and not carried along. */
-template <bool ONE> __device__ __noinline__ void attn_unit(uint32_t u)
+__device__ __noinline__ void attn_unit(uint32_t u)
 {
     const token_at b(CU_TOKEN_QKV);
     const attn_splits splits(b.layer);
     const uint32_t kv_heads = room().m.kv_heads, kv_head = u % kv_heads, split = u / kv_heads, warp = threadIdx.x / 32 - ATTN_FIRST_WARP;
     const float sink = bf16_at(room().m.layer[b.layer].sinks, kv_head * NIB_GQA_GROUP + threadIdx.x / 32) * LOG2E;
     if (warp < ATTN_KEY_WARPS)
-        attn_warp<ONE>(b, kv_head, attn_keys_of(b.layer % 2 == 0, split, splits.keys), warp);
+        attn_warp(b, kv_head, attn_keys_of(b.layer % 2 == 0, split, splits.keys), warp);
     attn_sync();
     attn_leave(b, kv_head, split, splits.count, sink);
 }
@@ -318,14 +332,10 @@ __device__ __noinline__ void token_attention()
 {
     const attn_splits splits(room().layer);
     const token_units units(room().m.kv_heads * splits.count);
-    const bool one = room().layer % 2 == 0 || splits.keys <= CU_ATTN_KEYS;
     for (uint32_t u = units.first; u < units.all; u += units.step) {
         if (u != units.first)
             attn_sync(); /* values lie where the states of the unit before lie */
-        if (one)
-            attn_unit<true>(u);
-        else
-            attn_unit<false>(u);
+        attn_unit(u);
     }
     if (splits.count == 1)
         return;

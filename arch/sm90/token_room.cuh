@@ -7,12 +7,18 @@
 typedef float token_sums[CU_TILE];
 enum { CUT_QKV, CUT_OUT, CUT_DOWN, CUTS };
 
+#define ATTN_TEAMS 2 /* in long contexts */
+
 struct token_attn_room {
     union {
         uint4 v[ATTN_KEY_WARPS][32 * 8];
         float o[ATTN_KEY_WARPS][2 * NIB_GQA_GROUP][NIB_HEAD_DIM]; /* of these the first half: a warp's lie where its values did */
+        float long_o[ATTN_TEAMS * ATTN_KEY_WARPS][NIB_GQA_GROUP][NIB_HEAD_DIM];
     };
-    float2 state[ATTN_KEY_WARPS][NIB_GQA_GROUP]; /* largest score, sum */
+    union {
+        float2 state[ATTN_KEY_WARPS][NIB_GQA_GROUP]; /* largest score, sum */
+        float2 long_state[ATTN_TEAMS * ATTN_KEY_WARPS][NIB_GQA_GROUP];
+    };
 };
 
 static_assert(2 * NIB_GQA_GROUP * NIB_HEAD_DIM * 4 == 32 * 8 * 16, "a warp's outputs and its values");
