@@ -527,9 +527,12 @@ KERNEL(route, CU_ROUTE_THREADS, 2)
 #if NIB_SM >= 90
     if (cluster_blocks() > 1) {
         if (dynamic_shared_bytes() == cu_route_cluster_bytes(1, m->experts))
-            route_cluster<1>(m, layer);
-        else
-            route_cluster<CU_ROUTE_EACH>(m, layer);
+            if (m->experts <= 32)
+                route_cluster<1, 1>(m, layer);
+            else
+                route_cluster<1, NIB_MAX_EXPERTS / 32>(m, layer);
+        else /* of up to 32 experts: cu_route_each */
+            route_cluster<CU_ROUTE_EACH, 1>(m, layer);
         return;
     }
 #endif

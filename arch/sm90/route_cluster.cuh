@@ -41,6 +41,7 @@ struct route_job {
     uint32_t first, rows;   /* of the step, those of the cluster */
     uint32_t u0, units;     /* its share of the inputs */
     uint32_t weights, sums; /* shared addresses: weights [unit][tile]; sums of its rows [row][share][expert] int64 */
+    uint32_t norm;          /* the norm's weights */
     uint32_t tiles;
 
     /* Of a block with `each` rows; `rows` is not known yet. */
@@ -52,6 +53,7 @@ struct route_job {
         units = unit_first<ROUTE_WARPS>(m->hidden / CU_DENSE_UNIT, rank + 1) - u0;
         weights = smem_at(gemv_dynamic);
         sums = weights + cu_route_room(each) * tiles * CU_DENSE_BYTES;
+        norm = sums + each * ROUTE_WARPS * tiles * CU_TILE * 8;
         first = blockIdx.y * each * ROUTE_WARPS;
         rows = 0;
     }
@@ -93,49 +95,68 @@ __device__ __forceinline__ void route_give(struct route_cluster &sh, uint32_t ca
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(there), "l"(v), "r"(bar) : "memory");
 }
 
-/* The block's rows, of which thread i has parts i, i + CU_ROUTE_THREADS, ..., in fp16 to acts; returns the scale of the norm of row j in warp j. */
-template <uint32_t EACH>
-__device__ __forceinline__ float route_cluster_norm(uint32_t hidden, const route_to &to, const route_job &job, const uint2 w[ROUTE_FEW],
-                                               const float4 (&v)[EACH][ROUTE_FEW], struct route_cluster &sh)
+/* The sums of squares of the block's rows, of which thread i has parts i, i + CU_ROUTE_THREADS, ...: each warp's part. */
+template <uint32_t EACH> __device__ __forceinline__ void route_cluster_squares(const float4 (&v)[EACH][ROUTE_FEW], struct route_cluster &sh)
 {
     static_assert(ROUTE_FEW == ROUTE_AS_ROW, "a part for each of the threads that this one stands for");
-    const uint32_t lane = threadIdx.x % 32, rank = blockIdx.x;
+    float sum[EACH][ROUTE_FEW];
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++)
 #pragma unroll
-        for (uint32_t p = 0; p < ROUTE_FEW && j * ROUTE_WARPS + rank < job.rows; p++) {
-            const float sum = warp_sum(__fadd_rn(0.0f, square4(v[j][p])));
-            if (lane == 0)
-                sh.squares[j][p * ROUTE_WARPS + threadIdx.x / 32] = sum;
-        }
-    __syncthreads();
-    float ret = 0;
+        for (uint32_t p = 0; p < ROUTE_FEW; p++)
+            sum[j][p] = warp_sum(__fadd_rn(0.0f, square4(v[j][p])));
+    if (threadIdx.x % 32 == 0)
 #pragma unroll
-    for (uint32_t j = 0; j < EACH; j++) {
-        const uint32_t row = j * ROUTE_WARPS + rank;
-        if (row >= job.rows)
-            continue;
-        const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sh.squares[j][lane] : 0);
-        const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
-        ret = j == threadIdx.x / 32 ? scale : ret;
-        uint2 *acts = (uint2 *)(to.acts + (uint64_t)(job.first + row) * to.stride);
+        for (uint32_t j = 0; j < EACH; j++)
 #pragma unroll
-        for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-            const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
-            const float4 y = normed(v[j][p], scale, bf16_four(w[p]));
-            if (i < hidden / 4)
-                acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
-        }
-    }
-    return ret;
+            for (uint32_t p = 0; p < ROUTE_FEW; p++)
+                sh.squares[j][p * ROUTE_WARPS + threadIdx.x / 32] = sum[j][p];
 }
 
-/* This warp's units' part of all logits, and with it the block's share, a warp a row, to the blocks that have the rows. b: the router's inputs. All warps. */
+/* The scale of the norm of the block's row j. */
+__device__ __forceinline__ float route_cluster_scale(uint32_t hidden, uint32_t j, const struct route_cluster &sh)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sh.squares[j][lane] : 0);
+    return 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+}
+
+/* The block's row j in fp16 to acts. */
+__device__ __forceinline__ void route_cluster_acts(uint32_t hidden, const route_to &to, const route_job &job, uint32_t j, float scale,
+                                                   const float4 (&v)[ROUTE_FEW])
+{
+    uint2 *acts = (uint2 *)(to.acts + (uint64_t)(job.first + j * ROUTE_WARPS + blockIdx.x) * to.stride);
+#pragma unroll
+    for (uint32_t p = 0; p < ROUTE_FEW; p++) {
+        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
+        if (i >= hidden / 4)
+            break;
+        const float4 y = normed(v[p], scale, bf16_four(lds8(job.norm + i * 8)));
+        acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+    }
+}
+
+/* This warp's units' part of all logits, to where its weights were. own: a lane's 8 inputs of a unit and row. */
 template <uint32_t EACH>
-__device__ __forceinline__ void route_cluster_share(uint32_t experts, const route_job &job, const uint4 (&b)[ROUTE_OWN][EACH], struct route_cluster &sh)
+__device__ __forceinline__ void route_cluster_multiply(const route_job &job, const float4 (&own)[ROUTE_OWN][EACH][2])
 {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll(2 / EACH)
+    uint4 b[ROUTE_OWN][EACH] = {};
+#pragma unroll
+    for (uint32_t i = 0; i < ROUTE_OWN; i++) {
+        const uint32_t u = i * ROUTE_WARPS + warp;
+        if (u >= job.units)
+            break;
+        const uint4 w = lds16(job.norm + (job.u0 + u) * CU_DENSE_UNIT * 2 + t * 16);
+        const float4 lo = bf16_four(make_uint2(w.x, w.y)), hi = bf16_four(make_uint2(w.z, w.w));
+#pragma unroll
+        for (uint32_t j = 0; j < EACH; j++) {
+            const float4 x = own[i][j][0], y = own[i][j][1];
+            b[i][j] = make_uint4(route_inputs(x.x, x.y, lo.x, lo.y), route_inputs(x.z, x.w, lo.z, lo.w), route_inputs(y.x, y.y, hi.x, hi.y),
+                                 route_inputs(y.z, y.w, hi.z, hi.w));
+        }
+    }
+#pragma unroll 1 /* short programs are there soon */
     for (uint32_t tile = 0; tile < job.tiles; tile++) {
         int64_t sum[EACH][4] = {};
 #pragma unroll
@@ -144,11 +165,17 @@ __device__ __forceinline__ void route_cluster_share(uint32_t experts, const rout
             if (u >= job.units)
                 break;
             const uint4 w0 = lds16(from), w1 = lds16(from + 512);
+            float c[EACH][2][4];
 #pragma unroll
             for (uint32_t j = 0; j < EACH; j++) {
-                route_add(sum[j], w0, w1, b[i][j], 0);
-                route_add(sum[j], w0, w1, b[i][j], 1);
+                route_parts(c[j][0], w0, w1, b[i][j], 0);
+                route_parts(c[j][1], w0, w1, b[i][j], 1);
             }
+#pragma unroll
+            for (uint32_t j = 0; j < EACH; j++)
+#pragma unroll
+                for (uint32_t k = 0; k < 4; k++)
+                    sum[j][k] += route_fixed(c[j][0][k]) + route_fixed(c[j][1][k]);
         }
         __syncwarp(); /* the tile's weights are read */
 #pragma unroll
@@ -157,10 +184,17 @@ __device__ __forceinline__ void route_cluster_share(uint32_t experts, const rout
             for (uint32_t i = 0; i < 4; i++)
                 asm volatile("st.shared.b64 [%0], %1;" ::"r"(job.part(warp, j, t * 2 + i % 2, tile * CU_TILE + g + i / 2 * 8)), "l"(sum[j][i]) : "memory");
     }
-    __syncthreads();
-#pragma unroll
-    for (uint32_t j = 0; j < EACH; j++)
-        for (uint32_t e = lane; e < experts && j * ROUTE_WARPS + warp < job.rows; e += 32) {
+}
+
+/* The block's share of a row's logits, a warp a row, to the block that has the row. */
+template <uint32_t EACH>
+__device__ __forceinline__ void route_cluster_give(uint32_t experts, const route_job &job, struct route_cluster &sh)
+{
+    const uint32_t warp = threadIdx.x / 32;
+#pragma unroll 1
+    for (uint32_t j = 0; j < EACH && j * ROUTE_WARPS + warp < job.rows; j++)
+#pragma unroll 1
+        for (uint32_t e = threadIdx.x % 32; e < experts; e += 32) {
             int64_t sum = 0;
 #pragma unroll
             for (uint32_t w = 0; w < ROUTE_WARPS; w++)
@@ -190,10 +224,9 @@ __device__ __forceinline__ uint32_t route_choose_few(uint32_t experts, uint32_t 
     return mine;
 }
 
-/* One warp: the logits, experts and weights of this block's row j. Or, when it is not `live`, nothing: the program is there sooner for those who
- * are. bias: of experts lane, lane + 32, ... */
+/* One warp: the logits, experts and weights of this block's row j. bias: of experts lane, lane + 32, ... */
 template <uint32_t N>
-__device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t j, bool live, const route_job &job,
+__device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t j, const route_job &job,
                                                const float (&bias)[N], float scale, struct route_cluster &sh)
 {
     const uint32_t lane = threadIdx.x % 32, experts = to.experts, used = to.used, row = job.first + j * ROUTE_WARPS + blockIdx.x;
@@ -211,7 +244,7 @@ __device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t 
     }
     const uint32_t chosen = N == 1 || experts <= 32 ? route_choose_few(experts, used, value[0], &weight) : route_choose(experts, used, value, &weight);
     const uint32_t known = min(chosen, experts - 1);
-    if (lane < used && live) {
+    if (lane < used) {
         if (gridDim.y == 1)
             route_give(sh, ROUTE_CHOSEN, smem_at(&sh.chosen[row * used + lane]), 0, known);
         else
@@ -221,7 +254,7 @@ __device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t 
     }
 #pragma unroll
     for (uint32_t i = 0; i < N; i++)
-        if (lane + 32 * i < experts && live)
+        if (lane + 32 * i < experts)
             to.logits[(uint64_t)row * experts + lane + 32 * i] = value[i];
 }
 
@@ -301,7 +334,7 @@ __device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *
     }
 }
 
-/* This warp's weights: on their way before the op before this one has ended. */
+/* This warp's weights, and the norm's: on their way before the op before this one has ended. */
 __device__ __forceinline__ void route_cluster_weights(const struct nib_gpu_machine *m, uint32_t layer, const route_job &job)
 {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -309,6 +342,7 @@ __device__ __forceinline__ void route_cluster_weights(const struct nib_gpu_machi
 #pragma unroll
     for (uint32_t i = 0; i < ROUTE_OWN; i++) {
         const uint32_t u = i * ROUTE_WARPS + warp;
+#pragma unroll 1
         for (uint32_t tile = 0; tile < job.tiles && u < job.units; tile++) {
             const uint8_t *from = at<const uint8_t>(m->layer[layer].router, (tile * all + job.u0 + u) * CU_DENSE_BYTES + lane * 16);
             const uint32_t to = job.weights_at(u, tile) + lane * 16;
@@ -316,6 +350,9 @@ __device__ __forceinline__ void route_cluster_weights(const struct nib_gpu_machi
             copy16_stream(to + 512, from + 512, policy);
         }
     }
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x * 16; i < m->hidden * 2; i += CU_ROUTE_THREADS * 16)
+        copy16(job.norm + i, at<const uint8_t>(m->layer[layer].mlp_norm, i), true);
     copy_commit();
 }
 
@@ -343,9 +380,9 @@ __device__ __forceinline__ void route_cluster_open(struct route_cluster &sh)
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 
-/* A block ends when all that others write to it has come. Weights, norm and biases are asked for before the op before this one has ended. From layer 1
- * on the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
-template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const struct nib_gpu_machine *m, uint32_t layer)
+/* With EACH rows a block and up to 32 N experts. A block ends when all that others write to it has come. Weights, norm and biases are asked for before the
+ * op before this one has ended. From layer 1 on the step block may be read as early, since the expert products of the layer before wait for all that came before them. */
+template <uint32_t EACH, uint32_t N> __device__ __forceinline__ void route_cluster(const struct nib_gpu_machine *m, uint32_t layer)
 {
     __shared__ struct route_cluster sh;
     if (gridDim.y > 1 && blockIdx.y + 1 == gridDim.y) {
@@ -358,77 +395,66 @@ template <uint32_t EACH> __device__ __forceinline__ void route_cluster(const str
     route_job job(m, EACH);
     route_cluster_open(sh);
     route_cluster_weights(m, layer, job);
-    const uint2 *norm = at<const uint2>(m->layer[layer].mlp_norm);
-    uint2 w[ROUTE_FEW];
-    uint4 w_own[ROUTE_OWN]; /* of this lane's 8 inputs of the warp's units */
-    float bias[EACH == 1 ? NIB_MAX_EXPERTS / 32 : 1]; /* cu_route_each: two rows a block are of up to 32 experts */
+    float bias[N];
 #pragma unroll
-    for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-        const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
-        w[p] = i < hidden / 4 ? __ldg(norm + i) : make_uint2(0, 0);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < ROUTE_OWN; i++) {
-        const uint32_t u = i * ROUTE_WARPS + warp;
-        w_own[i] = u < job.units ? __ldg((const uint4 *)norm + (job.u0 + u) * 4 + t) : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < sizeof bias / 4; i++)
+    for (uint32_t i = 0; i < N; i++)
         bias[i] = warp < EACH && lane + 32 * i < experts ? bf16_at(m->layer[layer].router_bias, lane + 32 * i) : 0;
     const route_to to(m);
+    const uint8_t *x_own[EACH], *x_row[EACH]; /* of the lane's inputs of the warp's first unit; of the block's rows */
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; j++) {
+        const uint64_t row = job.first + j * ROUTE_WARPS;
+        x_own[j] = at<const uint8_t>(m->x, (row + lane / 4) * hidden * 4 + (job.u0 + warp) * CU_DENSE_UNIT * 4 + t * 32);
+        x_row[j] = at<const uint8_t>(m->x, (row + rank) * hidden * 4 + threadIdx.x * 16);
+    }
     uint32_t all = layer ? step->rows_count : 0;
+    cluster_begun();
     overlap_wait();
     all = layer ? all : step->rows_count;
     job.rows = min(all - min(all, job.first), EACH * ROUTE_WARPS);
-    const float4 *x = at<const float4>(m->x) + (uint64_t)job.first * (hidden / 4);
-    float4 own[ROUTE_OWN][EACH][2], v[EACH][ROUTE_FEW];
+    float4 own[ROUTE_OWN][EACH][2] = {}, v[EACH][ROUTE_FEW] = {};
 #pragma unroll
     for (uint32_t i = 0; i < ROUTE_OWN; i++)
 #pragma unroll
         for (uint32_t j = 0; j < EACH; j++) {
-            const uint32_t u = i * ROUTE_WARPS + warp, row = j * ROUTE_WARPS + lane / 4;
-            const bool there = u < job.units && row < job.rows;
-            const float4 *from = x + row * (hidden / 4) + (job.u0 + u) * 8 + t * 2;
-            own[i][j][0] = there ? from[0] : make_float4(0, 0, 0, 0);
-            own[i][j][1] = there ? from[1] : make_float4(0, 0, 0, 0);
+            if (i * ROUTE_WARPS + warp >= job.units || j * ROUTE_WARPS + lane / 4 >= job.rows)
+                break;
+            const float4 *from = (const float4 *)(x_own[j] + i * ROUTE_WARPS * CU_DENSE_UNIT * 4);
+            own[i][j][0] = from[0];
+            own[i][j][1] = from[1];
         }
 #pragma unroll
-    for (uint32_t j = 0; j < EACH; j++) {
-        const uint32_t row = j * ROUTE_WARPS + rank;
+    for (uint32_t j = 0; j < EACH; j++)
 #pragma unroll
-        for (uint32_t p = 0; p < ROUTE_FEW; p++) {
-            const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
-            v[j][p] = row < job.rows && i < hidden / 4 ? x[row * (hidden / 4) + i] : make_float4(0, 0, 0, 0);
-        }
-    }
-    cluster_begun();
+        for (uint32_t p = 0; p < ROUTE_FEW; p++)
+            if (j * ROUTE_WARPS + rank < job.rows && threadIdx.x + p * CU_ROUTE_THREADS < hidden / 4)
+                v[j][p] = *(const float4 *)(x_row[j] + p * CU_ROUTE_THREADS * 16);
+    if (threadIdx.x == CU_ROUTE_THREADS - 32) /* of a warp that has no more than one unit */
+        route_cluster_expect<EACH>(job, to, sh);
+    copy_wait<0>();
+    __syncthreads();
     if (job.rows == 0) {
         if (gridDim.y == 1 && rank == 0 && warp == 0) /* a step without rows */
             route_group_few(m, step, ~0u);
-        copy_wait<0>();
         return;
     }
-    if (threadIdx.x == 0)
-        route_cluster_expect<EACH>(job, to, sh);
-    uint4 b[ROUTE_OWN][EACH];
+    route_cluster_multiply<EACH>(job, own);
+    __syncthreads();
+    route_cluster_give<EACH>(experts, job, sh);
+    route_cluster_squares<EACH>(v, sh);
+    __syncthreads();
+    float scale[EACH];
 #pragma unroll
-    for (uint32_t i = 0; i < ROUTE_OWN; i++)
-#pragma unroll
-        for (uint32_t j = 0; j < EACH; j++) {
-            const float4 lo = own[i][j][0], hi = own[i][j][1];
-            const float4 w_lo = bf16_four(make_uint2(w_own[i].x, w_own[i].y)), w_hi = bf16_four(make_uint2(w_own[i].z, w_own[i].w));
-            b[i][j] = make_uint4(route_inputs(lo.x, lo.y, w_lo.x, w_lo.y), route_inputs(lo.z, lo.w, w_lo.z, w_lo.w),
-                                 route_inputs(hi.x, hi.y, w_hi.x, w_hi.y), route_inputs(hi.z, hi.w, w_hi.z, w_hi.w));
-        }
-    copy_wait<0>(); /* a lane reads what it copied */
-    route_cluster_share<EACH>(experts, job, b, sh);
-    const float scale = route_cluster_norm<EACH>(hidden, to, job, w, v, sh);
-    const bool live = warp < EACH && warp * ROUTE_WARPS + rank < job.rows;
-    if (live || warp == ROUTE_WARPS - 1) {
-        if (live)
-            bulk_wait(smem_at(&sh.came[ROUTE_SUMS]), 0);
-        route_cluster_pick(to, live ? warp : 0, live, job, bias, scale, sh);
+    for (uint32_t j = 0; j < EACH; j++)
+        scale[j] = route_cluster_scale(hidden, j, sh);
+    if (warp < EACH && warp * ROUTE_WARPS + rank < job.rows) {
+        bulk_wait(smem_at(&sh.came[ROUTE_SUMS]), 0);
+        route_cluster_pick(to, warp, job, bias, EACH > 1 && warp ? scale[EACH - 1] : scale[0], sh);
     }
+#pragma unroll
+    for (uint32_t j = 0; j < EACH; j++)
+        if (j * ROUTE_WARPS + rank < job.rows)
+            route_cluster_acts(hidden, to, job, j, scale[j], v[j]);
     if (gridDim.y == 1 && rank == 0 && warp == 0) {
         bulk_wait(smem_at(&sh.came[ROUTE_CHOSEN]), 0);
         route_group_few(m, step, lane < all * to.used ? sh.chosen[lane] : ~0u);

@@ -25,10 +25,11 @@ NIB_BOTH uint32_t cu_route_room(uint32_t each)
     return each * CU_ROUTE_BLOCKS > CU_ROUTE_UNITS ? each * CU_ROUTE_BLOCKS : CU_ROUTE_UNITS;
 }
 
-/* Dynamic shared memory of a block with `each` rows: weights, all shares' sums of its rows. */
+/* Dynamic shared memory of a block with `each` rows: weights, all shares' sums of its rows, the norm's weights. */
 NIB_BOTH uint32_t cu_route_cluster_bytes(uint32_t each, uint32_t experts)
 {
-    return cu_tiles(experts) * (cu_route_room(each) * CU_DENSE_BYTES + each * CU_ROUTE_BLOCKS * CU_TILE * 8);
+    return cu_tiles(experts) * (cu_route_room(each) * CU_DENSE_BYTES + each * CU_ROUTE_BLOCKS * CU_TILE * 8) +
+           CU_ROUTE_BLOCKS * CU_ROUTE_UNITS * CU_DENSE_UNIT * 2;
 }
 
 #endif
