@@ -372,7 +372,8 @@ struct cu_scratch {
     uint32_t sampled;                               /* rows that are sampled */
     uint32_t routed;                                /* blocks of the route op that have their logits */
     struct cu_tickets head;
-    uint32_t reserved[60];
+    uint32_t dealt; /* chunks of a full layer's keys, beside the first ones (sm90/batch_attn_plan.cuh) */
+    uint32_t reserved[59];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
     uint8_t picked[NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* a row's experts, plus 1; 0: read (sm90/route_cluster.cuh) */

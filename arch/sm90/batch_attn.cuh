@@ -1,7 +1,7 @@
 /* arch/sm90/batch_attn.cuh: attention of many decode rows (arch/sm90/BATCH.md), with the arithmetic, and so the bits, of
  * arch/cuda/attn.cuh: a split of the keys is five groups of 32, each with a softmax of its own.
  *
- * One block a multiprocessor. In a window layer warps work alone (batch_attn_window.cuh). In a full layer a block has a run of splits
+ * One block a multiprocessor. In a window layer warps work alone (batch_attn_window.cuh). In a full layer a block gets splits in chunks
  * (batch_attn_plan.cuh), whose groups its warps take in turns; a warp's keys and values come through a ring of its own. Other warps put
  * the groups together (batch_attn_join.cuh). */
 #pragma once
@@ -12,7 +12,7 @@
 struct batch_attn_asked {
     uint32_t seen; /* so many of the 32 */
     uint32_t
-        what; /* the split's number in the run, * 32; group * 4; 2: the group's first; 1: its last. NONE: nothing was asked for */
+        what; /* the split's number in the block, * 32; group * 4; 2: the group's first; 1: its last. NONE: nothing was asked for */
     uint4 q[2]; /* the lane's part of the query */
 
     static constexpr uint32_t NONE = ~0u;
@@ -41,14 +41,14 @@ struct batch_attn_asked {
 
 /* 32 keys: a step of a group. A warp has every CU_BATCH_ATTN_WARPS-th group of the block's. */
 template <class Form> struct batch_attn_piece {
-    batch_attn_place place;
+    batch_attn_place<true> place;
     uint32_t group, key, end, last; /* keys up to `last` are the split's */
     bool begins;                    /* the group's first */
     uint32_t id;                    /* of its page */
 
-    __device__ __forceinline__ void open(const batch_attn_view &view, const batch_attn_shared &sh)
+    __device__ __forceinline__ void open(const batch_attn_view &view, batch_attn_shared &sh)
     {
-        place.open(sh);
+        place.open(view, sh);
         group = threadIdx.x / 32 - CU_BATCH_ATTN_JOINERS;
         settle(view, sh);
         find(view);
@@ -65,10 +65,10 @@ template <class Form> struct batch_attn_piece {
         return end - 1 - key < 32;
     }
 
-    __device__ __forceinline__ void settle(const batch_attn_view &view, const batch_attn_shared &sh)
+    __device__ __forceinline__ void settle(const batch_attn_view &view, batch_attn_shared &sh)
     {
         for (; group >= ATTN_KEY_WARPS && place.there(); group -= ATTN_KEY_WARPS)
-            place.next(sh, view.kv_heads, 1);
+            place.next(view, sh, 1);
         if (!place.there())
             return;
         end = place.of.pos + 1;
@@ -78,7 +78,7 @@ template <class Form> struct batch_attn_piece {
         begins = true;
     }
 
-    __device__ __forceinline__ void next(const batch_attn_view &view, const batch_attn_shared &sh)
+    __device__ __forceinline__ void next(const batch_attn_view &view, batch_attn_shared &sh)
     {
         key += CU_ATTN_KEYS;
         begins = false;
@@ -235,6 +235,8 @@ __device__ __forceinline__ void batch_attn(const struct nib_gpu_machine *m, uint
         bulk_init<ATTN_KEY_WARPS>(smem_at(&sh.full[threadIdx.x]));
         bulk_init<CU_BATCH_ATTN_JOINERS>(smem_at(&sh.empty[threadIdx.x]));
     }
+    if (threadIdx.x < CU_BATCH_ATTN_CHUNKS)
+        bulk_init<1>(smem_at(&sh.dealt[threadIdx.x]));
     if (layer == 0) /* later the step block may be read early: see attn */
         overlap_wait();
     batch_attn_plan(view, sh);

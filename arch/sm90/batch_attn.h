@@ -13,14 +13,17 @@
 #define CU_BATCH_ATTN8_RING   4
 #define CU_BATCH_WINDOW_RING  6
 #define CU_BATCH_WINDOW8_RING 8
-#define CU_BATCH_ATTN_PARTS   3 /* splits whose groups wait to be put together */
+#define CU_BATCH_ATTN_PARTS   3  /* splits whose groups wait to be put together */
+#define CU_BATCH_ATTN_CHUNKS  16 /* of a block, that are dealt and that a warp has not come to */
+#define CU_BATCH_ATTN_WHOLE                                                                                            \
+    24 /* a row with so many times CU_ATTN_KEYS keys, at most, is not cut if there are enough of them */
 #ifndef CU_BATCH_ATTN_FROM
 #define CU_BATCH_ATTN_FROM 9 /* decode rows of a bucket */
 #endif
 
 #define CU_BATCH_ATTN_PART (CU_ATTN_KEYS / 32 * NIB_GQA_GROUP * (NIB_HEAD_DIM + 2) * 4)
 #define CU_BATCH_ATTN_MEET                                                                                             \
-    (CU_BATCH_ATTN_PARTS * CU_BATCH_ATTN_PART + NIB_MAX_SLOTS * 8 + 512) /* struct batch_attn_shared */
+    (CU_BATCH_ATTN_PARTS * CU_BATCH_ATTN_PART + NIB_MAX_SLOTS * 13 + 512) /* struct batch_attn_shared */
 /* What the rings of bf16 need in a full layer; nothing else needs more. */
 #define CU_BATCH_ATTN_SHARED (CU_BATCH_ATTN_WARPS * CU_BATCH_ATTN_RING * 32 * 2 * NIB_HEAD_DIM * 2 + CU_BATCH_ATTN_MEET)
 

@@ -112,9 +112,9 @@ __device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, bat
 {
     const struct nib_gpu_machine *m = view.m;
     const batch_attn_lane my;
-    batch_attn_place place;
+    batch_attn_place<false> place;
     overlap_wait();
-    for (place.open(sh); place.there();) {
+    for (place.open(view, sh); place.there();) {
         const uint32_t row = place.row, kv_head = place.head, head = kv_head * NIB_GQA_GROUP + my.head;
         const uint32_t run = place.run(), splits = place.of.splits;
         const float sink = bf16_at(m->layer[view.layer].sinks, head) * LOG2E;
@@ -137,7 +137,7 @@ __device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, bat
             if (splits > 1)
                 out.take(e);
         }
-        place.next(sh, view.kv_heads, run);
+        place.next(view, sh, run);
         if (run < splits) {
             if (!batch_attn_arrived(m, sh, row, kv_head, run, splits))
                 continue;

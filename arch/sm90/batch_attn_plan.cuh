@@ -1,6 +1,8 @@
 /* arch/sm90/batch_attn_plan.cuh: which splits of a full layer's keys a block has, and shared memory in which its warps meet.
  *
- * The step's splits, in the order of (row, KV head, split), are dealt to the blocks in runs of like numbers of keys. */
+ * They are dealt in chunks: a KV head of a row, or, of rows with many keys or of too few rows, some of its splits. A block's first two chunks are known from the
+ * beginning. It gets further ones from a counter, since not all blocks get their keys equally fast. Splits of a head that blocks share go through m->partial, and that takes
+ * longest at a block's end, so such chunks come first. */
 #pragma once
 #include "arch/sm90/batch_attn_form.cuh"
 
@@ -21,18 +23,17 @@ struct batch_attn_row {
     uint8_t splits, doublings; /* of the keys of a split */
 };
 
-/* The first split of a block: `at` is its number among all. */
-struct batch_attn_cut {
-    uint32_t row, head, split, at;
-};
-
 /* Behind the warps' rings. */
 struct batch_attn_shared {
     batch_attn_part part[CU_BATCH_ATTN_PARTS];
     uint64_t full[CU_BATCH_ATTN_PARTS], empty[CU_BATCH_ATTN_PARTS]; /* mbarriers */
+    uint64_t dealt[CU_BATCH_ATTN_CHUNKS];                           /* so are they: a chunk is known */
+    uint32_t chunk[CU_BATCH_ATTN_CHUNKS];                           /* as batch_attn_chunk has it */
     batch_attn_row row[NIB_MAX_SLOTS];
-    uint2 sum[CU_BATCH_ATTN_THREADS / 32]; /* of a warp's rows: weights, splits of a head */
-    batch_attn_cut cut[2];
+    uint32_t cut[NIB_MAX_SLOTS + 1]; /* chunks of all rows before that are cut; of all at the end */
+    uint32_t all;                    /* of the others, too */
+    uint8_t whole[NIB_MAX_SLOTS];    /* rows that are not cut: a chunk a KV head */
+    uint32_t sum[3][CU_BATCH_ATTN_THREADS / 32];
     uint32_t last;
 };
 static_assert(sizeof(batch_attn_shared) <= CU_BATCH_ATTN_MEET, "the table says less");
@@ -47,90 +48,124 @@ __device__ __forceinline__ batch_attn_row batch_attn_measure(const batch_attn_vi
     return {r.pos, r.slot, (uint8_t)(r.pos / keys + 1), (uint8_t)(31 - __clz(keys / CU_ATTN_KEYS))};
 }
 
-/* The row's split at or after a weight that lies in it. `before`: weights and splits of the rows before it, a head each. */
-__device__ __forceinline__ batch_attn_cut batch_attn_cut_at(const batch_attn_row &r, uint32_t row, uint32_t kv_heads,
-                                                            uint32_t weight, uint2 before, uint32_t at)
+/* The sum of what the threads up to this one have, and of what all have. All threads call it. */
+__device__ __forceinline__ uint2 batch_attn_sums(uint32_t mine, uint32_t *sums)
 {
-    const uint32_t head = at / weight, split = (at % weight + (1u << r.doublings) - 1) >> r.doublings;
-    batch_attn_cut cut = {row, head, split, before.y * kv_heads + head * r.splits + split};
-    if (cut.split == r.splits) {
-        cut.split = 0;
-        cut.head++;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint2 sum = make_uint2(mine, 0);
+#pragma unroll
+    for (uint32_t d = 1; d < 32; d *= 2) {
+        const uint32_t x = __shfl_up_sync(~0u, sum.x, d);
+        sum.x += lane >= d ? x : 0;
     }
-    if (cut.head == kv_heads) {
-        cut.head = 0;
-        cut.row++;
+    if (lane == 31)
+        sums[warp] = sum.x;
+    __syncthreads();
+#pragma unroll
+    for (uint32_t w = 0; w < CU_BATCH_ATTN_THREADS / 32; w++) {
+        sum.x += w < warp ? sums[w] : 0;
+        sum.y += sums[w];
     }
-    return cut;
+    return sum;
 }
 
-/* The rows, and the two ends of this block's run of splits, to shared memory. */
+/* The rows, and how they are cut, to shared memory. */
 __device__ __forceinline__ void batch_attn_plan(const batch_attn_view &view, batch_attn_shared &sh)
 {
     const struct nib_gpu_step *step = step_of(view.m);
-    const uint32_t tid = threadIdx.x, lane = tid % 32, warp = tid / 32, kv_heads = view.kv_heads;
-    const uint32_t rows = min(step->decode_count, (uint32_t)NIB_MAX_SLOTS);
+    const uint32_t tid = threadIdx.x, blocks = gridDim.x, heads = view.kv_heads;
+    const struct nib_row mine = step->rows[min(tid, (uint32_t)NIB_MAX_SLOTS - 1)]; /* read beside their number, whether it is one of them or not */
     batch_attn_row r = {0, 0, 0, 0};
     uint32_t weight = 0;
-    if (tid < rows) {
-        r = batch_attn_measure(view, step->rows[tid], &weight);
+    if (tid < min(step->decode_count, (uint32_t)NIB_MAX_SLOTS)) {
+        r = batch_attn_measure(view, mine, &weight);
         sh.row[tid] = r;
     }
-    uint2 sum = make_uint2(weight, r.splits);
-#pragma unroll
-    for (uint32_t d = 1; d < 32; d *= 2) {
-        const uint32_t x = __shfl_up_sync(~0u, sum.x, d), y = __shfl_up_sync(~0u, sum.y, d);
-        sum.x += lane >= d ? x : 0;
-        sum.y += lane >= d ? y : 0;
-    }
-    if (lane == 31)
-        sh.sum[warp] = sum;
-    __syncthreads();
-    uint2 before = make_uint2(sum.x - weight, sum.y - r.splits), all = make_uint2(0, 0);
-#pragma unroll
-    for (uint32_t w = 0; w < CU_BATCH_ATTN_THREADS / 32; w++) {
-        const uint2 of = sh.sum[w];
-        before.x += w < warp ? of.x : 0;
-        before.y += w < warp ? of.y : 0;
-        all.x += of.x;
-        all.y += of.y;
-    }
-    const uint32_t total = all.x * kv_heads, first = before.x * kv_heads;
-#pragma unroll
-    for (uint32_t side = 0; side < 2; side++) {
-        const uint32_t at = (uint32_t)((uint64_t)total * (blockIdx.x + side) / gridDim.x);
-        if (at >= first && at < first + weight * kv_heads)
-            sh.cut[side] = batch_attn_cut_at(r, tid, kv_heads, weight, before, at - first);
-        if (at == total && tid == 0)
-            sh.cut[side] = {rows, 0, 0, all.y * kv_heads};
+    const uint32_t share = batch_attn_sums(weight, sh.sum[0]).y * heads / blocks, most = max(share / 16, (uint32_t)CU_BATCH_ATTN_WHOLE);
+    const bool little = weight - 1 < most;
+    const uint2 rows = batch_attn_sums(little, sh.sum[1]); /* with so few keys */
+    /* As many of them stay whole as give every block a head, or some; what is left is cut so that every block has a part of it. */
+    const uint32_t turns = (rows.y * heads + blocks / 6) / blocks, left = rows.y - min(turns * blocks / heads, rows.y);
+    const bool whole = little && rows.x > left;
+    uint32_t parts = CU_DIV_UP(weight, little ? max(share / 3, 8u) : most);
+    if (little && turns > 0)
+        parts = whole ? 0 : max(blocks / (left * heads), 1u);
+    if (whole)
+        sh.whole[rows.x - left - 1] = (uint8_t)tid;
+    const uint2 cut = batch_attn_sums(min(parts, (uint32_t)r.splits) * heads, sh.sum[2]);
+    if (tid < NIB_MAX_SLOTS)
+        sh.cut[tid + 1] = cut.x;
+    if (tid == 0) {
+        sh.cut[0] = 0;
+        sh.all = cut.y + (rows.y - left) * heads;
     }
     __syncthreads();
 }
 
-/* A split of the block's run. What the block shares with the next one comes first, so that neither waits for the other at its end. */
-struct batch_attn_place {
-    uint32_t at, turn, count; /* of the run; the one at which its beginning follows; all */
+/* Row, KV head, split and number of splits of a chunk, 8 bits each, from the lowest on; 0: there are not so many. By a warp. */
+__device__ __forceinline__ uint32_t batch_attn_chunk(const batch_attn_view &view, const batch_attn_shared &sh, uint32_t number)
+{
+    if (number >= sh.all)
+        return 0;
+    if (number >= sh.cut[NIB_MAX_SLOTS]) {
+        const uint32_t i = (number - sh.cut[NIB_MAX_SLOTS]) / view.kv_heads, head = number - sh.cut[NIB_MAX_SLOTS] - i * view.kv_heads, row = sh.whole[i];
+        return row | head << 8 | (uint32_t)sh.row[row].splits << 24;
+    }
+    uint32_t row = 0, behind;
+    while ((behind = __ballot_sync(~0u, number < sh.cut[row + threadIdx.x % 32 + 1])) == 0)
+        row += 32;
+    row += __ffs((int)behind) - 1;
+    const uint32_t first = sh.cut[row], parts = (sh.cut[row + 1] - first) / view.kv_heads, splits = sh.row[row].splits;
+    const uint32_t head = (number - first) / parts, part = number - first - head * parts;
+    const uint32_t split = part * splits / parts, end = (part + 1) * splits / parts;
+    return row | head << 8 | split << 16 | (end - split) << 24;
+}
+
+/* This chunk of the block, to shared memory. By a warp. All but the first two are for whoever comes. */
+__device__ __forceinline__ void batch_attn_deal(const batch_attn_view &view, batch_attn_shared &sh, uint32_t chunk)
+{
+    uint32_t number = chunk * gridDim.x + blockIdx.x;
+    if (chunk >= 2) {
+        uint32_t before = 0;
+        overlap_wait();
+        if (threadIdx.x % 32 == 0) {
+            uint32_t *dealt = &at<struct cu_scratch>(view.m->scratch)->dealt;
+            before = atomicAdd(dealt, 1);
+            if (before + gridDim.x + 1 == sh.all) /* the last to ask, as each block does until there are no more */
+                *dealt = 0;
+        }
+        number = 2 * gridDim.x + __shfl_sync(~0u, before, 0);
+    }
+    const uint32_t slot = (chunk - 1) % CU_BATCH_ATTN_CHUNKS, what = batch_attn_chunk(view, sh, number);
+    if (threadIdx.x % 32 == 0)
+        sh.chunk[slot] = what;
+    bulk_arrive(smem_at(&sh.dealt[slot]));
+}
+
+/* A split of the block's. DEALS: for the warps that take keys in; one of them sees to the next chunk when it comes to one. */
+template <bool DEALS> struct batch_attn_place {
+    uint32_t at, count, chunk; /* of all; splits that are known, in so many chunks */
     uint32_t row, head, split;
     batch_attn_row of;
 
-    __device__ __forceinline__ void open(const batch_attn_shared &sh)
+    __device__ __forceinline__ void open(const batch_attn_view &view, batch_attn_shared &sh)
     {
-        const batch_attn_cut &a = sh.cut[0], &b = sh.cut[1];
-        const bool turned = b.split != 0 && (a.row != b.row || a.head != b.head);
-        at = 0;
-        count = b.at - a.at;
-        turn = turned ? b.split : 0;
-        go(sh, turned ? b.row : a.row, turned ? b.head : a.head, turned ? 0 : a.split);
+        at = count = chunk = 0;
+        go(view, sh, batch_attn_chunk(view, sh, blockIdx.x));
     }
 
-    __device__ __forceinline__ void go(const batch_attn_shared &sh, uint32_t to_row, uint32_t to_head,
-                                       uint32_t to_split)
+    __device__ __forceinline__ void go(const batch_attn_view &view, batch_attn_shared &sh, uint32_t what)
     {
-        row = to_row;
-        head = to_head;
-        split = to_split;
-        if (at < count)
-            of = sh.row[row];
+        if (what == 0)
+            return;
+        if (DEALS && threadIdx.x / 32 - CU_BATCH_ATTN_JOINERS == chunk % CU_BATCH_ATTN_WARPS)
+            batch_attn_deal(view, sh, chunk + 1);
+        chunk++;
+        row = what & 0xff;
+        head = what >> 8 & 0xff;
+        split = what >> 16 & 0xff;
+        count += what >> 24;
+        of = sh.row[row];
     }
 
     __device__ __forceinline__ bool there() const
@@ -141,17 +176,18 @@ struct batch_attn_place {
     /* Splits of the same row and head that follow each other here, from this one on. */
     __device__ __forceinline__ uint32_t run() const
     {
-        return min(of.splits - split, (at < turn ? turn : count) - at);
+        return count - at;
     }
 
     /* On by `n` splits, of this row and head. */
-    __device__ __forceinline__ void next(const batch_attn_shared &sh, uint32_t kv_heads, uint32_t n)
+    __device__ __forceinline__ void next(const batch_attn_view &view, batch_attn_shared &sh, uint32_t n)
     {
         at += n;
         split += n;
-        if (at == turn)
-            go(sh, sh.cut[0].row, sh.cut[0].head, sh.cut[0].split);
-        else if (split == of.splits)
-            go(sh, head + 1 == kv_heads ? row + 1 : row, head + 1 == kv_heads ? 0 : head + 1, 0);
+        if (at < count)
+            return;
+        const uint32_t slot = (chunk - 1) % CU_BATCH_ATTN_CHUNKS;
+        bulk_wait(smem_at(&sh.dealt[slot]), (chunk - 1) / CU_BATCH_ATTN_CHUNKS & 1);
+        go(view, sh, sh.chunk[slot]);
     }
 };
