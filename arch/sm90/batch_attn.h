@@ -16,7 +16,7 @@
 #define CU_BATCH_ATTN_PARTS   3  /* splits whose groups wait to be put together */
 #define CU_BATCH_ATTN_CHUNKS  16 /* of a block, that are dealt and that a warp has not come to */
 #define CU_BATCH_ATTN_WHOLE                                                                                            \
-    24 /* a row with so many times CU_ATTN_KEYS keys, at most, is not cut if there are enough of them */
+    24 /* times CU_ATTN_KEYS keys, at most, of a row that is not cut if there are enough of them */
 #ifndef CU_BATCH_ATTN_FROM
 #define CU_BATCH_ATTN_FROM 9 /* decode rows of a bucket */
 #endif

@@ -142,7 +142,7 @@ struct batch_window_target {
 
 /* The row's outputs: as attn_alone. */
 __device__ __forceinline__ void batch_window_out(const batch_window_sum &all, float sink, batch_window_warp &my,
-                                                 const batch_window_item &of, const batch_window_target &to)
+                                                 const batch_window_item &of, const batch_window_target &to, bool live)
 {
     const uint32_t lane = threadIdx.x % 32, room = smem_at(my.weights);
     const float top = fmaxf(sink, all.most), scale = exp2f(all.most - top), keep = exp2f(sink - top),
@@ -175,7 +175,7 @@ __device__ __forceinline__ void batch_window_out(const batch_window_sum &all, fl
                      : "memory");
     __syncwarp();
 #pragma unroll
-    for (uint32_t i = 0; i < 2; i++) { /* and to where each of the output projections reads it (batch_dense.h) */
+    for (uint32_t i = 0; i < 2 && live; i++) { /* and to where each of the output projections reads it (batch_dense.h) */
         const uint32_t h = lane / 8 + i * 4, line = room + h * 128, head = of.head * NIB_GQA_GROUP + h,
                        word = lane % 4 * 4;
         ((uint4 *)to.acts)[of.row * to.stride16 + head * 8 + lane % 8] = lds16(line + (lane % 8 ^ h) * 16);
@@ -220,15 +220,19 @@ template <class Form> __device__ __forceinline__ void batch_window(const batch_a
 #pragma unroll 1
     for (uint32_t i = 0; i + 1 < RING; i++)
         ahead.ask(view, sh, ring);
-    overlap_wait();
+    /* A warp without an item has the first one before it is there, for nothing: the program comes to the instruction caches. */
     const uint32_t first = warp * gridDim.x + blockIdx.x;
-    if (first < items)
+    const bool live = first < items;
+    next = {};
+    if (live) {
+        overlap_wait();
         next.ask(view, sinks, first);
+    }
 #pragma unroll 1
-    for (uint32_t item = first; item < items; item += ahead.stride) {
+    for (uint32_t item = first; item < items || !live; item += ahead.stride) {
         const batch_window_query query = next;
         batch_window_item of;
-        of.open(view, sh, item);
+        of.open(view, sh, live ? item : 0);
         batch_window_sum all = {-INFINITY, 0};
         const uint32_t groups = CU_DIV_UP(of.end - of.base, 32);
 #pragma unroll 1
@@ -248,6 +252,8 @@ template <class Form> __device__ __forceinline__ void batch_window(const batch_a
             at_stage = at_stage == (RING - 1) * BYTES ? 0 : at_stage + BYTES;
         }
         const float sink = __uint_as_float((uint32_t)query.sink << 16) * LOG2E;
-        batch_window_out(all, sink, my, of, to);
+        batch_window_out(all, sink, my, of, to, live);
+        if (!live)
+            break;
     }
 }
