@@ -284,7 +284,11 @@ __device__ __forceinline__ void gated_take(const token_piece &p, uint32_t epoch)
     const uint32_t lane = threadIdx.x % 32, at = (p.acts - smem_at(room().gated)) / 16, n = (p.first + p.last) * (CU_MX_UNIT / 8);
     const uint32_t end = p.choice * cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8) + room().m.intermediate / 8; /* behind it zeros */
     const uint32_t made = min(n, end - at), *from = room().packets->gated[epoch & 1] + (at + lane) * 4;
+    const uint32_t *last = room().packets->gated[epoch & 1] + (at + made - 1) * 4;
     uint4 v[WORDS];
+    /* The last word alone first, as what asks for all of them slows the stream. */
+    for (uint32_t turn = 0; made && !eight_ask(last).x && !token_late(turn); turn++)
+        ;
     for (uint32_t turn = 0;; turn++) {
         bool there = true;
 #pragma unroll
