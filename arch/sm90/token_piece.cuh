@@ -143,11 +143,12 @@ template <class Form, uint32_t UNITS> struct dense_fixed {
     }
 };
 
-/* A warp multiplies two shares of an expert's inputs at once, unit by unit: the first in column 0 of mma's result, the second in column
- * 2, so that lane (g, t) = (lane / 4, lane % 4) has the sums of rows g and g + 8 of share t. A share's products have activations in its
- * own column only: that they are added to the other's sum, too, as zeros, changes no bit of it. Lanes of other columns have nothing. */
+/* A warp multiplies two shares of an expert's inputs at once, unit by unit. Of mma's columns 0 and 1 are for the first share, 2 and 3 for the second, one for each of a
+ * unit's two blocks of 32 inputs: so one load brings both blocks' activations, and lane (g, t) = (lane / 4, lane % 4) has the sums of rows g and g + 8 of share
+ * t, of each product in its own column. A share's products have activations in its own columns only: that they are added to the other's sum, too, as zeros,
+ * changes no bit of it. Lanes of other columns have nothing. */
 struct mx_shares {
-    uint4 codes[2], acts[2][2];
+    uint4 codes[2], acts[2];
     uint32_t scales;            /* of the lane's share */
     uint32_t codes_at[2];       /* shared addresses of what is loaded next */
     uint32_t scales_at, acts_at;
@@ -158,8 +159,8 @@ struct mx_shares {
         codes_at[0] = stage + lane * 16;
         codes_at[1] = codes_at[0] + behind;
         scales_at = stage + CU_MX_CODES + lane / 4 * 4 + (lane % 2 ? behind : 0);
-        acts_at = acts_first + lane % 4 * 16 + (lane / 4 == 2 ? first * 128 : 0);
-        acts[0][0] = acts[0][1] = acts[1][0] = acts[1][1] = make_uint4(0, 0, 0, 0);
+        acts_at = acts_first + lane % 8 * 16 + (lane / 8 == 1 ? first * 128 : 0);
+        acts[0] = acts[1] = make_uint4(0, 0, 0, 0);
     }
 
     /* Of share C. */
@@ -167,10 +168,8 @@ struct mx_shares {
     {
         codes[C] = lds16(codes_at[C]);
         codes_at[C] += CU_MX_BYTES;
-        if (threadIdx.x % 32 / 4 == 2 * C) {
-            acts[C][0] = lds16(acts_at);
-            acts[C][1] = lds16(acts_at + 64);
-        }
+        if (threadIdx.x % 32 / 8 == C)
+            acts[C] = lds16(acts_at);
     }
 
     __device__ __forceinline__ void load_scales()
@@ -183,16 +182,20 @@ struct mx_shares {
     /* The products of a unit's two blocks of 32 inputs. */
     template <int C, bool FIRST> __device__ __forceinline__ void multiply(float even[4], float odd[4]) const
     {
-        chain<FIRST>(even, codes[C].x, codes[C].y, acts[C][0]);
-        chain<FIRST>(odd, codes[C].z, codes[C].w, acts[C][1]);
+        chain<FIRST>(even, codes[C].x, codes[C].y, acts[C]);
+        chain<FIRST>(odd, codes[C].z, codes[C].w, acts[C]);
     }
 
-    __device__ __forceinline__ void add(float2 &acc, const float even[4], const float odd[4]) const
+    /* Adds them, if the lane's share has this unit. */
+    __device__ __forceinline__ void add(float2 &acc, const float even[4], const float odd[4], bool has) const
     {
-        acc.x = __fmaf_rn(mx_scale<0>(scales), even[0], acc.x);
-        acc.y = __fmaf_rn(mx_scale<2>(scales), even[2], acc.y);
-        acc.x = __fmaf_rn(mx_scale<1>(scales), odd[0], acc.x);
-        acc.y = __fmaf_rn(mx_scale<3>(scales), odd[2], acc.y);
+        float2 sum = acc;
+        sum.x = __fmaf_rn(mx_scale<0>(scales), even[0], sum.x);
+        sum.y = __fmaf_rn(mx_scale<2>(scales), even[2], sum.y);
+        sum.x = __fmaf_rn(mx_scale<1>(scales), odd[1], sum.x);
+        sum.y = __fmaf_rn(mx_scale<3>(scales), odd[3], sum.y);
+        acc.x = has ? sum.x : acc.x;
+        acc.y = has ? sum.y : acc.y;
     }
 
   private:
@@ -210,33 +213,24 @@ struct mx_shares {
 };
 
 /* Two shares of an expert's tile, of `first` and `last` units behind each other at `stage`; activations fp16 from `acts` on. A unit's
- * words are asked for as soon as those of the unit before are used. When one share has ended, its lanes add zeros, or their row is
- * not a number anyway. */
+ * words are asked for as soon as those of the unit before are used. A share that has ended is multiplied on, with what lies behind it (token_behind), but not
+ * added: its columns are its own. */
 __device__ __forceinline__ float2 mx_piece(uint32_t stage, uint32_t first, uint32_t last, uint32_t acts)
 {
+    const uint32_t mine = threadIdx.x % 2 ? last : first;
     float2 acc = make_float2(0, 0);
     float even[4], odd[4];
     mx_shares in(stage, first, acts);
-    in.load<0>(); /* behind the last: not used (token_behind) */
+    in.load<0>();
     in.load<1>();
     in.load_scales();
-    uint32_t u = 0;
 #pragma unroll 1
-    for (; u < last; u++) {
-        in.multiply<1, true>(even, odd);
-        in.load<1>();
-        if (u < first) {
-            in.multiply<0, false>(even, odd);
-            in.load<0>();
-        }
-        in.add(acc, even, odd);
-        in.load_scales();
-    }
-#pragma unroll 1
-    for (; u < first; u++) {
+    for (uint32_t u = 0; u < max(first, last); u++) {
         in.multiply<0, true>(even, odd);
         in.load<0>();
-        in.add(acc, even, odd);
+        in.multiply<1, false>(even, odd);
+        in.load<1>();
+        in.add(acc, even, odd, u < mine);
         in.load_scales();
     }
     return acc;

@@ -166,11 +166,11 @@ __device__ __forceinline__ token_room &room()
     return *(token_room *)token_dynamic;
 }
 
-/* Behind the ring: sums of up, and before them, if there is room, the layer's weights of the router. A unit that does not count may be read here. */
+/* Behind the ring: sums of up, and before them, if there is room, the layer's weights of the router. Units that do not count, two at most, may be read here. */
 struct token_behind {
     token_sums up_sums[CU_TOKEN_UP_SUMS];
 };
-static_assert(sizeof(struct token_behind) % 16 == 0 && sizeof(struct token_behind) >= CU_DENSE_BYTES, "behind the ring");
+static_assert(sizeof(struct token_behind) % 16 == 0 && sizeof(struct token_behind) >= CU_DENSE_BYTES && sizeof(struct token_behind) >= 2 * CU_MX_BYTES, "behind the ring");
 static_assert(sizeof(token_plan) % sizeof(token_sums) == 0 && (CU_TOKEN_SHARED - sizeof(token_behind)) % sizeof(token_sums) == 0,
               "a piece has its sums' place as a number of such");
 
