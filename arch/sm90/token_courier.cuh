@@ -121,32 +121,38 @@ __device__ __forceinline__ void courier_head()
     __syncwarp();
 }
 
-/* As done_up, of the block's `item`th tile, as soon as its sums are there. */
-__device__ __forceinline__ void courier_up(uint32_t layer, uint32_t item, uint32_t choice)
-{
-    const token_sums *sums = behind_ring().up_sums + item * CU_MX_SPLIT;
-    const uint32_t lane = threadIdx.x % 32, row = lane % CU_TILE, biases = room().up_bias[item][lane % 8];
-    (void)bar_wait(&room().up_bar[item], layer & 1);
-    const float gate = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row], sums + 1, row), up = __shfl_sync(~0u, gate, lane % 8 + 8);
-    const float a =
-        swiglu(mx_finish(gate) + __uint_as_float(biases << 16), mx_finish(up) + __uint_as_float(biases & 0xffff0000u));
-    const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
-    const uint4 eight = make_uint4(pair, __shfl_sync(~0u, pair, 2), __shfl_sync(~0u, pair, 4), __shfl_sync(~0u, pair, 6));
-    if (lane == 0)
-        eight_fp16_put(room().packets->gated, (choice * cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8) + room().tile[choice] + item) * 4, eight,
-                       room().epoch + layer);
-}
-
-/* The activations of the block's tiles of up, choice by choice. */
+/* The activations of the block's tiles of up, as done_up makes them, tile after tile as their sums are there: eight lanes a tile, so that those which warps end at
+ * about the same time are done together. */
 __device__ __forceinline__ void courier_gated(uint32_t layer)
 {
-    uint32_t item = 0;
+    const uint32_t lane = threadIdx.x % 32, row = lane % 8, count = room().listed[CU_TOKEN_UP] / 2, epoch = room().epoch + layer;
+    uint32_t choice = 0; /* of tile `lane` */
+#pragma unroll
+    for (uint32_t c = 1; c < NIB_MAX_EXPERTS_USED; c++)
+        choice += lane >= room().chosen[0][c] / 2;
+    const uint32_t where = choice * cu_mx_units(room().m.intermediate) * (CU_MX_UNIT / 8) + room().tile[choice] + lane;
+    uint32_t *const own = room().packets->gated[epoch & 1], *const old = room().packets->gated[~epoch & 1];
     (void)bar_wait(&room().bias_bar[1], layer & 1);
 #pragma unroll 1
-    for (uint32_t choice = 0; choice < NIB_MAX_EXPERTS_USED; choice++)
-#pragma unroll 1
-        for (; item < room().chosen[0][choice + 1] / 2; item++)
-            courier_up(layer, item, choice);
+    for (uint32_t next = 0, ends; next < count; next += ends) {
+        const uint32_t item = min(next + lane / 8, count - 1), word = __shfl_sync(~0u, where, item) * 4, biases = room().up_bias[item][row];
+        const token_sums *sums = behind_ring().up_sums + item * CU_MX_SPLIT;
+        uint32_t *to = own + word, *clear = old + word;
+        asm("" : "+l"(to), "+l"(clear)); /* found before the wait */
+        (void)bar_wait(&room().up_bar[next], layer & 1);
+        const bool there = next + lane / 8 < count && bar_ended(&room().up_bar[item], layer & 1);
+        const uint32_t missing = ~__ballot_sync(~0u, there);
+        ends = missing ? max((__ffs(missing) - 1) / 8, 1) : 4;
+        const float gate = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row], sums + 1, row),
+                    up = leaves_sum<CU_MX_SPLIT - 1>(sums[0][row + 8], sums + 1, row + 8);
+        const float a =
+            swiglu(mx_finish(gate) + __uint_as_float(biases << 16), mx_finish(up) + __uint_as_float(biases & 0xffff0000u));
+        const uint32_t bits = __half_as_ushort(__float2half(a)), pair = bits | __shfl_down_sync(~0u, bits, 1) << 16;
+        const uint4 eight =
+            make_uint4(pair, __shfl_down_sync(~0u, pair, 2), __shfl_down_sync(~0u, pair, 4), __shfl_down_sync(~0u, pair, 6));
+        if (row == 0 && lane / 8 < ends)
+            eight_fp16_store(to, clear, eight);
+    }
 }
 
 /* What the block before has of a tile that this one ends. Whoever ends it may not have to wait for memory. */

@@ -43,11 +43,12 @@ template <int N> __device__ __forceinline__ void eight_put(uint32_t (*to)[N], ui
     eight_store(&to[~epoch & 1][i], make_uint4(0, 0, 0, 0));
 }
 
-/* Eight activations of an expert, two fp16 a word. A zero in front becomes one with a sign, which no product tells from it. */
-template <int N> __device__ __forceinline__ void eight_fp16_put(uint32_t (*to)[N], uint32_t i, uint4 v, uint32_t epoch)
+/* Eight activations of an expert, two fp16 a word, and what clears the other buffer's. A zero in front becomes one with a sign, which no product tells from it. */
+__device__ __forceinline__ void eight_fp16_store(uint32_t *to, uint32_t *clear, uint4 v)
 {
     v.x = v.x ? v.x : 0x80000000u;
-    eight_put(to, i, v, epoch);
+    eight_store(to, v);
+    eight_store(clear, make_uint4(0, 0, 0, 0));
 }
 
 /* Eight bf16, of which the first 32 bits go as a word's do. */

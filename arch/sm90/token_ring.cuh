@@ -17,6 +17,19 @@ __device__ __forceinline__ bool bar_done(uint64_t *bar, uint32_t parity)
     return done;
 }
 
+/* The same without a wait. */
+__device__ __forceinline__ bool bar_ended(uint64_t *bar, uint32_t parity)
+{
+    uint32_t ended;
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(ended)
+                 : "r"(smem_at(bar)), "r"(parity)
+                 : "memory");
+    return ended;
+}
+
 /* False: given up. */
 __device__ __forceinline__ bool bar_wait(uint64_t *bar, uint32_t parity)
 {
