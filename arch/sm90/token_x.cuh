@@ -160,6 +160,10 @@ template <uint32_t TAKERS> __device__ __noinline__ void x_take(norm_for what)
     uint2 w[norm_parts<TAKERS>()];
     x_weights<TAKERS>(what == FOR_EXPERTS ? m.layer[layer].mlp_norm : what == FOR_QKV ? m.layer[layer + 1].attn_norm : m.final_norm, w);
     float sum[norm_parts<TAKERS>()];
+    /* A warp its first word alone first: what asks for all of them slows the stream. */
+    const uint32_t *first = from + min(threadIdx.x / 32 * 32, fours - 1) * 4;
+    for (uint32_t turn = 0; !words_there(words_ask(first, true)) && !token_late(turn); turn++)
+        ;
     /* Squares are summed in each turn, whether all is there or not: what follows the last turn would be instructions that lie in no cache. */
     for (uint32_t turn = 0;; turn++) {
         uint4 got[norm_parts<TAKERS>()];
