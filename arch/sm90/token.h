@@ -18,8 +18,9 @@
 #define CU_TOKEN_SHARED  (227u * 1024) /* dynamic, all of a multiprocessor */
 
 /* Stages on their way at most: what blocks hand to each other waits behind them (arch/sm90/NOTES.md). */
-#define CU_TOKEN_AHEAD_QKV   3
+#define CU_TOKEN_AHEAD_QKV   4
 #define CU_TOKEN_AHEAD_OUT   2
+#define CU_TOKEN_STEP_QKV    2           /* so many stages of QKV are asked for at a time */
 #define CU_TOKEN_AHEAD_FIRST 5           /* of the best expert, as soon as it is known: nothing is handed over then */
 #define CU_TOKEN_AHEAD       0x44445557u /* experts, two asked for at a time: a digit a phase, the first in the lowest */
 /* The same when dense stages have half the bytes. */

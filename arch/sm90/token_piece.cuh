@@ -23,7 +23,7 @@ __device__ __forceinline__ void piece_keep(uint32_t sums, float2 rows)
 struct token_bf16 {
     static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1;
     static constexpr uint32_t ahead_qkv = CU_TOKEN_AHEAD_QKV, ahead_out = CU_TOKEN_AHEAD_OUT, ahead = CU_TOKEN_AHEAD;
-    static constexpr uint32_t step_qkv = 1;
+    static constexpr uint32_t step_qkv = CU_TOKEN_STEP_QKV;
     static constexpr bool holds = true; /* warps hold stages (dense_hold) */
     static constexpr uint32_t x_takers = 256, attn_takers = 192; /* threads that take vectors in; warps behind them hold */
     uint4 w0, w1;
