@@ -24,10 +24,12 @@
 #define CU_TOKEN_AHEAD_FIRST 5           /* of the best expert, as soon as it is known: nothing is handed over then */
 #define CU_TOKEN_AHEAD       0x44445557u /* experts, two asked for at a time: a digit a phase, the first in the lowest */
 /* The same when dense stages have half the bytes. */
-#define CU_TOKEN_MXFP8_QKV  4
-#define CU_TOKEN_MXFP8_OUT  4
-#define CU_TOKEN_MXFP8_STEP 2 /* so many stages of QKV are asked for at a time */
-#define CU_TOKEN_MXFP8      0x44445556u
+#define CU_TOKEN_MXFP8_QKV   4
+#define CU_TOKEN_MXFP8_EARLY 16 /* so many stages of QKV, while nothing is handed over, have more on their way: */
+#define CU_TOKEN_MXFP8_MORE  10
+#define CU_TOKEN_MXFP8_STEP  3 /* so many stages of QKV are asked for at a time */
+#define CU_TOKEN_MXFP8_OUT   4
+#define CU_TOKEN_MXFP8       0x44445556u
 /* Of the head, by each block, to the second-level cache. */
 #define CU_TOKEN_HEAD_ASKS  15
 #define CU_TOKEN_HEAD_BYTES 8192

@@ -12,7 +12,7 @@ struct token_kind {
 static_assert(CU_TOKEN_UP + CU_TOKEN_PHASES <= TOKEN_ASK_LOW + 1, "a matrix fits");
 static_assert(((CU_TOKEN_AHEAD - 0x22222222u) & 0x88888888u) == 0 && ((CU_TOKEN_MXFP8 - 0x22222222u) & 0x88888888u) == 0,
               "of two stages asked for at a time the first is not waited for before the second");
-static_assert(CU_TOKEN_AHEAD_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_OUT <= TOKEN_ASK_LOW, "a number fits");
+static_assert(CU_TOKEN_AHEAD_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_QKV <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_MORE <= TOKEN_ASK_LOW && CU_TOKEN_MXFP8_OUT <= TOKEN_ASK_LOW, "a number fits");
 
 /* Places stages one behind the other; one that does not fit before the ring's end begins at its start. */
 struct token_order {
@@ -80,12 +80,13 @@ template <class Form> __device__ __noinline__ void order_stages()
     room().asks = dense + experts;
     i = 0;
     for (uint32_t op = CU_TOKEN_QKV; op <= CU_TOKEN_OUT; op++) {
-        const token_kind kind = {op, op == CU_TOKEN_QKV ? Form::ahead_qkv : Form::ahead_out};
         const uint32_t n = room().listed[op], bytes = n ? room().list[op][0].units * Form::unit_bytes : 0;
         if (op == CU_TOKEN_OUT && bytes)
             o.skip((room().ring_bytes - o.head) % bytes);
-        for (uint32_t s = 0; s < n; s++, i++)
-            o.place(room().list[op][s], i, Form::unit_bytes, 0 - experts, kind);
+        for (uint32_t s = 0; s < n; s++, i++) {
+            const uint32_t ahead = op == CU_TOKEN_OUT ? Form::ahead_out : s + 1 <= Form::early_qkv ? Form::more_qkv : Form::ahead_qkv;
+            o.place(room().list[op][s], i, Form::unit_bytes, 0 - experts, {op, ahead});
+        }
     }
 }
 

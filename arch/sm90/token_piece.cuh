@@ -23,7 +23,7 @@ __device__ __forceinline__ void piece_keep(uint32_t sums, float2 rows)
 struct token_bf16 {
     static constexpr uint32_t unit_bytes = CU_DENSE_BYTES, span = 1;
     static constexpr uint32_t ahead_qkv = CU_TOKEN_AHEAD_QKV, ahead_out = CU_TOKEN_AHEAD_OUT, ahead = CU_TOKEN_AHEAD;
-    static constexpr uint32_t step_qkv = CU_TOKEN_STEP_QKV;
+    static constexpr uint32_t step_qkv = CU_TOKEN_STEP_QKV, early_qkv = 0, more_qkv = ahead_qkv;
     static constexpr bool holds = true; /* warps hold stages (dense_hold) */
     static constexpr uint32_t x_takers = 256, attn_takers = 192; /* threads that take vectors in; warps behind them hold */
     uint4 w0, w1;
@@ -44,7 +44,7 @@ struct token_bf16 {
 struct token_mxfp8 {
     static constexpr uint32_t unit_bytes = CU_MXFP8_BYTES, span = CU_MXFP8_SPAN;
     static constexpr uint32_t ahead_qkv = CU_TOKEN_MXFP8_QKV, ahead_out = CU_TOKEN_MXFP8_OUT, ahead = CU_TOKEN_MXFP8;
-    static constexpr uint32_t step_qkv = CU_TOKEN_MXFP8_STEP;
+    static constexpr uint32_t step_qkv = CU_TOKEN_MXFP8_STEP, early_qkv = CU_TOKEN_MXFP8_EARLY, more_qkv = CU_TOKEN_MXFP8_MORE;
     static constexpr bool holds = false; /* all of QKV fits the ring */
     static constexpr uint32_t x_takers = 384, attn_takers = CU_TOKEN_WARPS * 32;
     uint4 codes;
