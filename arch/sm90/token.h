@@ -283,7 +283,9 @@ struct cu_token {
     uint32_t qkv[2][CU_TOKEN_QKV_DIM / 2]; /* two bf16, in words of 128 bits; q and k rotated, v */
     uint32_t part[CU_TOKEN_Q / NIB_HEAD_DIM][CU_ATTN_SPLITS][NIB_HEAD_DIM / 2]
                  [4]; /* attention of a split, in words of 128 bits: the layer's number; fp32: max or sum, two values */
-    uint64_t routed[2][NIB_MAX_EXPERTS]; /* the router's sums (route_fixed) times 256, and the number of tiles of x in them */
+    uint64_t
+        routed[2]
+              [NIB_MAX_EXPERTS]; /* the router's sums (route_fixed) times 256, and the number of tiles of x in them */
     cu_packet cut[3][CU_TOKEN_BLOCKS]
                  [2 * CU_TILE]; /* fp32: of qkv, out, down: sums of a tile that the next block ends */
     struct {

@@ -58,7 +58,8 @@ static void check_router(const struct nib_gpu_machine *m, uint32_t blocks, const
     for (uint32_t b = 0; b < blocks; b++) {
         const uint32_t bytes = cu_token_route_bytes(m, blocks, b);
         ck_assert_uint_eq(bytes % of_tile, 0);
-        ck_assert_msg(bytes / of_tile <= CU_TOKEN_DENSE, "block %u of %s on %u ends %u tiles of x", b, shape, m->sms, bytes / of_tile);
+        ck_assert_msg(bytes / of_tile <= CU_TOKEN_DENSE, "block %u of %s on %u ends %u tiles of x", b, shape, m->sms,
+                      bytes / of_tile);
         ended += bytes / of_tile;
     }
     ck_assert_uint_eq(ended, cu_tiles(m->hidden));
