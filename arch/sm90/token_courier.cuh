@@ -3,7 +3,6 @@
  * second-level cache. */
 #pragma once
 #include "arch/cuda/done.cuh"
-#include "arch/cuda/route.cuh"
 #include "arch/sm90/token_attn.cuh"
 #include "arch/sm90/token_first.cuh"
 #include "arch/sm90/token_piece.cuh"
