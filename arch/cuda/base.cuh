@@ -126,12 +126,18 @@ __device__ __forceinline__ void bulk_wait(uint32_t bar, uint32_t parity)
                  : "memory");
 }
 
+/* One arrival at an mbarrier, by this thread. */
+__device__ __forceinline__ void bulk_arrive_one(uint32_t bar)
+{
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory");
+}
+
 /* By one warp, all lanes. */
 __device__ __forceinline__ void bulk_arrive(uint32_t bar)
 {
     __syncwarp();
     if (threadIdx.x % 32 == 0)
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory");
+        bulk_arrive_one(bar);
 }
 #endif
 
@@ -316,6 +322,12 @@ __device__ __forceinline__ float4 bf16_four(uint2 w)
 __device__ __forceinline__ float4 normed(float4 x, float scale, float4 w)
 {
     return make_float4(x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w);
+}
+
+/* The scale of a norm, from the sum of squares. */
+__device__ __forceinline__ float norm_scale(float squares, uint32_t hidden)
+{
+    return 1.0f / sqrtf(squares / (float)hidden + NIB_RMS_EPS);
 }
 
 /* Sum of squares of four numbers; rounded the same way wherever it is used. */

@@ -104,7 +104,7 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
                 continue;
             uint2 *acts = (uint2 *)acts_row(m, first + r0 + r);
             const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sums[r0 + r][lane] : 0);
-            const float scale = 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+            const float scale = norm_scale(sum, hidden);
             if (threadIdx.x == 0)
                 scales[r0 + r] = scale;
 #pragma unroll

@@ -43,7 +43,7 @@ __device__ __forceinline__ void norm_row(const struct nib_gpu_machine *m, uint32
     }
     __syncthreads();
     const float all = warp_sum(threadIdx.x % 32 < CU_ROW_THREADS / 32 ? sums[threadIdx.x % 32] : 0);
-    const float scale = 1.0f / sqrtf(all / (float)hidden + NIB_RMS_EPS);
+    const float scale = norm_scale(all, hidden);
     uint2 *to = (uint2 *)acts_row(m, row);
 #pragma unroll
     for (uint32_t p = 0; p < PARTS; p++) {

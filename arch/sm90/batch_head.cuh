@@ -199,7 +199,7 @@ template <class Form, uint32_t ROWS, uint32_t ACTS, uint32_t OUT> struct head_bl
         const uint32_t empty = ACTS_EMPTY + unit % ACTS * 8;
         wgmma_wait<LEFT>();
         if (threadIdx.x % 32 == 0) {
-            asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(room() + empty) : "memory");
+            bulk_arrive_one(room() + empty);
             asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(other + empty) : "memory");
         }
     }

@@ -118,7 +118,7 @@ __device__ __forceinline__ float route_cluster_scale(uint32_t hidden, uint32_t j
 {
     const uint32_t lane = threadIdx.x % 32;
     const float sum = warp_sum(lane < CU_ROW_THREADS / 32 ? sh.squares[j][lane] : 0);
-    return 1.0f / sqrtf(sum / (float)hidden + NIB_RMS_EPS);
+    return norm_scale(sum, hidden);
 }
 
 /* The block's row j in fp16 to acts. */

@@ -160,7 +160,7 @@ __device__ __noinline__ void courier_cut(enum cu_token_op op, int which, uint32_
     const uint32_t lane = threadIdx.x % 32, wants = room().share[op].lo % per ? (which == CUT_DOWN ? 2 : 1) * CU_TILE : 0;
     if (lane < wants)
         room().cut[lane] = __uint_as_float(packet_get(&room().packets->cut[which][blockIdx.x - 1][lane], room().epoch + layer));
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().cut_bar[which])) : "memory");
+    bulk_arrive_one(smem_at(&room().cut_bar[which]));
 }
 
 __device__ __noinline__ void token_courier()

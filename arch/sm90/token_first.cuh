@@ -97,7 +97,7 @@ __device__ __forceinline__ void feed_best(uint32_t best)
 {
     if (threadIdx.x % 32 == 0) {
         *(volatile uint32_t *)&room().best = best;
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().best_bar)) : "memory");
+        bulk_arrive_one(smem_at(&room().best_bar));
     }
 }
 
@@ -105,5 +105,5 @@ __device__ __forceinline__ void feed_best(uint32_t best)
 __device__ __forceinline__ void feed_chosen()
 {
     if (threadIdx.x % 32 == 0)
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().chosen_bar)) : "memory");
+        bulk_arrive_one(smem_at(&room().chosen_bar));
 }

@@ -82,10 +82,10 @@ __device__ __forceinline__ void x_norm(norm_for what, bool next, const float4 *v
         for (int p = 0; p < PARTS; p++)
             room().square[(tid + p * TAKERS) / 32] = sum[p];
     token_sync();
-    const float scale = 1.0f / sqrtf(square_sum() / (float)hidden + NIB_RMS_EPS);
+    const float scale = norm_scale(square_sum(), hidden);
     if (what == FOR_EXPERTS && tid == 0) {
         room().scale = scale;
-        asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_at(&room().scale_bar)) : "memory");
+        bulk_arrive_one(smem_at(&room().scale_bar));
     }
     uint2 as_bf16[PARTS], as_fp16[PARTS];
 #pragma unroll
