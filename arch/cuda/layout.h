@@ -365,6 +365,18 @@ struct cu_tickets {
     uint32_t taken, ended;
 };
 
+#define CU_ATTN_CHUNKS                                                                                                 \
+    8192 /* more than there can be: of rows that are cut some 17 times the multiprocessors, of others a KV head each */
+
+/* What a block of a full layer's attention gets at a time: splits of a row's KV head (sm90/batch_attn_chunks.cuh). */
+struct cu_attn_chunk {
+    uint32_t pos;
+    uint16_t slot;
+    uint8_t of, doublings; /* the row's splits; of the keys of one */
+    uint8_t row, head, split, splits;
+    uint32_t unused;
+};
+
 /* `scratch`: tickets, which the last block to arrive sets back to 0, then parts. */
 struct cu_scratch {
     uint32_t attn[NIB_MAX_SLOTS * NIB_MAX_EXPERTS]; /* [row][kv head] blocks that have written their partial */
@@ -372,11 +384,13 @@ struct cu_scratch {
     uint32_t sampled;                               /* rows that are sampled */
     uint32_t routed;                                /* blocks of the route op that have their logits */
     struct cu_tickets head;
-    uint32_t dealt; /* chunks of a full layer's keys, beside the first ones (sm90/batch_attn_plan.cuh) */
-    uint32_t reserved[59];
+    uint32_t dealt;  /* chunks that a full layer's blocks have asked for (sm90/batch_attn_plan.cuh) */
+    uint32_t chunks; /* of each of the step's full layers */
+    uint32_t reserved[58];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
     uint8_t picked[NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* a row's experts, plus 1; 0: read (sm90/route_cluster.cuh) */
+    struct cu_attn_chunk chunk[CU_ATTN_CHUNKS];
 };
 
 #endif

@@ -13,7 +13,8 @@ struct batch_attn_asked {
     uint32_t seen; /* so many of the 32 */
     uint32_t
         what; /* the split's number in the block, * 32; group * 4; 2: the group's first; 1: its last. NONE: nothing was asked for */
-    uint4 q[2]; /* the lane's part of the query */
+    uint32_t heads; /* of the query: the first head, counted through all rows */
+    uint4 q[2]; /* the lane's part of it */
 
     static constexpr uint32_t NONE = ~0u;
 
@@ -37,6 +38,15 @@ struct batch_attn_asked {
     {
         return what & 1;
     }
+
+    /* Written by the op before this one. */
+    __device__ __forceinline__ void query(const batch_attn_view &view)
+    {
+        const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        const __nv_bfloat16 *from = at<const __nv_bfloat16>(view.q) + (heads + g) * NIB_HEAD_DIM + t * 8;
+        q[0] = *(const uint4 *)from;
+        q[1] = *(const uint4 *)(from + 32);
+    }
 };
 
 /* 32 keys: a step of a group. A warp has every CU_BATCH_ATTN_WARPS-th group of the block's. */
@@ -44,13 +54,14 @@ template <class Form> struct batch_attn_piece {
     batch_attn_place<true> place;
     uint32_t group, key, end, last; /* keys up to `last` are the split's */
     bool begins;                    /* the group's first */
-    uint32_t id;                    /* of its page */
+    uint32_t ids, front, chunk;     /* of this chunk the lane's of 32 pages, from `front` on */
 
-    __device__ __forceinline__ void open(const batch_attn_view &view, batch_attn_shared &sh)
+    __device__ __forceinline__ void open(const batch_attn_view &view, batch_attn_shared &sh, const cu_attn_chunk &first)
     {
-        place.open(view, sh);
+        place.open(view, sh, first);
         group = threadIdx.x / 32 - CU_BATCH_ATTN_JOINERS;
         settle(view, sh);
+        chunk = 0;
         find(view);
     }
 
@@ -89,33 +100,33 @@ template <class Form> struct batch_attn_piece {
         find(view);
     }
 
-    /* Its page, which the next call of ask() needs; of a group without keys the row's last. */
+    /* Its page: of a group without keys the row's last. */
+    __device__ __forceinline__ uint32_t at_page() const
+    {
+        return min(key, end - 1) / NIB_KV_PAGE_TOKENS;
+    }
+
+    /* Pages that are not known yet, which the next call of ask() needs. */
     __device__ __forceinline__ void find(const batch_attn_view &view)
     {
-        if (there())
-            id = view.pages.id(place.of.slot, min(key, end - 1) / NIB_KV_PAGE_TOKENS);
+        if (!there() || (chunk == place.chunk && at_page() - front < 32))
+            return;
+        chunk = place.chunk;
+        front = at_page();
+        ids = view.pages.id(place.of.slot, min(front + threadIdx.x % 32, (end - 1) / NIB_KV_PAGE_TOKENS));
     }
 
     /* Asks for keys and values. */
     __device__ __forceinline__ void ask(const batch_attn_view &view, uint32_t to, batch_attn_asked *ret) const
     {
         const uint32_t high = end > key ? min(end - key, 32u) : 0;
-        const uint8_t *page = at<const uint8_t>(view.kv, view.pages.from(id, Form::OP));
+        const uint8_t *page = at<const uint8_t>(view.kv, view.pages.from(__shfl_sync(~0u, ids, at_page() - front), Form::OP));
         const uint32_t token = key % NIB_KV_PAGE_TOKENS;
-        Form::ask(to, view, {page, place.head, token, 0, high});
-        Form::ask(to + Form::BYTES, view, {page, view.kv_heads + place.head, token, 0, high});
+        Form::ask(to, view, {page, place.of.head, token, 0, high});
+        Form::ask(to + Form::BYTES, view, {page, view.kv_heads + place.of.head, token, 0, high});
         ret->seen = high;
+        ret->heads = place.of.row * view.heads + place.of.head * NIB_GQA_GROUP;
         ret->what = place.at * 32 + group * 4 + begins * 2 + (key + CU_ATTN_KEYS >= last);
-    }
-
-    /* The query of its row and head group: written by the op before this one. */
-    __device__ __forceinline__ void query(const batch_attn_view &view, batch_attn_asked *ret) const
-    {
-        const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        const __nv_bfloat16 *from = at<const __nv_bfloat16>(view.q) +
-                                    (place.row * view.heads + place.head * NIB_GQA_GROUP + g) * NIB_HEAD_DIM + t * 8;
-        ret->q[0] = *(const uint4 *)from;
-        ret->q[1] = *(const uint4 *)(from + 32);
     }
 };
 
@@ -164,56 +175,52 @@ __device__ __forceinline__ void batch_attn_put(const batch_attn_state &st, batch
 }
 
 /* A warp that takes keys in. All but the newest key were written by earlier steps, and may be asked for before the op before this one
- * has ended. */
+ * has ended. The loop's first turns only ask: keys come no sooner than the program that asks, so there is no other for these. */
 template <class Form>
-__device__ __forceinline__ void batch_attn_stream(const batch_attn_view &view, batch_attn_shared &sh, uint32_t ring)
+__device__ __forceinline__ void batch_attn_stream(const batch_attn_view &view, batch_attn_shared &sh, const cu_attn_chunk &first, uint32_t ring)
 {
     constexpr uint32_t RING = Form::RING, STAGE = 2 * Form::BYTES;
     const uint32_t room = ring + RING * STAGE;
     batch_attn_asked asked[RING]; /* the one to take in, and those that follow it */
-    batch_attn_piece<Form> piece, before[RING - 1];
-    piece.open(view, sh);
-#pragma unroll
-    for (uint32_t i = 0; i + 1 < RING; i++) {
-        asked[i + 1].what = asked->NONE;
-        before[i] = piece;
-        if (piece.there()) {
-            if (piece.newest())
-                overlap_wait();
-            piece.ask(view, ring + i * STAGE, &asked[i + 1]);
-            piece.next(view, sh);
-        }
-        copy_commit();
-    }
-    overlap_wait();
-#pragma unroll
-    for (uint32_t i = 0; i + 1 < RING; i++)
-        if (before[i].there())
-            before[i].query(view, &asked[i + 1]);
+    batch_attn_piece<Form> piece;
     batch_attn_state st;
-    for (uint32_t stage = 0, free = (RING - 1) * STAGE;;) {
+#pragma unroll
+    for (uint32_t i = 0; i < RING; i++)
+        asked[i] = {0, asked->NONE};
+    piece.open(view, sh, first);
+#pragma unroll 1
+    for (uint32_t turn = 0, stage = STAGE, free = 0;; turn++) {
 #pragma unroll
         for (uint32_t i = 0; i + 1 < RING; i++)
             asked[i] = asked[i + 1];
-        if (!asked[0].there())
-            return;
         asked[RING - 1].what = asked->NONE;
         if (piece.there()) {
+            if (turn + 1 < RING && piece.newest())
+                overlap_wait();
             piece.ask(view, ring + free, &asked[RING - 1]);
-            piece.query(view, &asked[RING - 1]);
             piece.next(view, sh);
         }
         copy_commit();
-        copy_wait<RING - 1>();
-        __syncwarp();
-        batch_attn_take<Form>(asked[0], ring + stage, room, st);
-        if (asked[0].ends()) {
-            const uint32_t split = asked[0].split(), slot = split % CU_BATCH_ATTN_PARTS;
-            bulk_wait(smem_at(&sh.empty[slot]), (split / CU_BATCH_ATTN_PARTS & 1) ^ 1);
-            batch_attn_put(st, sh.part[slot], asked[0].group());
-            bulk_arrive(smem_at(&sh.full[slot]));
+        if (turn + 2 >= RING) {
+            if (turn + 2 == RING)
+                overlap_wait();
+            if (asked[1].there())
+                asked[1].query(view);
         }
-        __syncwarp();
+        if (turn + 1 >= RING) {
+            if (!asked[0].there())
+                return;
+            copy_wait<RING - 1>();
+            __syncwarp();
+            batch_attn_take<Form>(asked[0], ring + stage, room, st);
+            if (asked[0].ends()) {
+                const uint32_t split = asked[0].split(), slot = split % CU_BATCH_ATTN_PARTS;
+                bulk_wait(smem_at(&sh.empty[slot]), (split / CU_BATCH_ATTN_PARTS & 1) ^ 1);
+                batch_attn_put(st, sh.part[slot], asked[0].group());
+                bulk_arrive(smem_at(&sh.full[slot]));
+            }
+            __syncwarp();
+        }
         free = stage;
         stage = stage == (RING - 1) * STAGE ? 0 : stage + STAGE;
     }
@@ -231,20 +238,14 @@ __device__ __forceinline__ void batch_attn(const struct nib_gpu_machine *m, uint
     }
     static_assert(CU_BATCH_ATTN_WARPS * OWN + CU_BATCH_ATTN_MEET <= CU_BATCH_ATTN_SHARED, "the table says less");
     batch_attn_shared &sh = *(batch_attn_shared *)(room + CU_BATCH_ATTN_WARPS * OWN);
-    if (threadIdx.x < CU_BATCH_ATTN_PARTS) {
-        bulk_init<ATTN_KEY_WARPS>(smem_at(&sh.full[threadIdx.x]));
-        bulk_init<CU_BATCH_ATTN_JOINERS>(smem_at(&sh.empty[threadIdx.x]));
-    }
-    if (threadIdx.x < CU_BATCH_ATTN_CHUNKS)
-        bulk_init<1>(smem_at(&sh.dealt[threadIdx.x]));
-    if (layer == 0) /* later the step block may be read early: see attn */
-        overlap_wait();
-    batch_attn_plan(view, sh);
+    sh.open();
+    const cu_attn_chunk first = batch_attn_chunk(view, blockIdx.x);
+    __syncthreads();
     const uint32_t warp = threadIdx.x / 32;
     if (warp < CU_BATCH_ATTN_JOINERS)
-        batch_attn_join(view, sh);
+        batch_attn_join(view, sh, first);
     else
-        batch_attn_stream<Form>(view, sh, smem_at(room) + (warp - CU_BATCH_ATTN_JOINERS) * OWN);
+        batch_attn_stream<Form>(view, sh, first, smem_at(room) + (warp - CU_BATCH_ATTN_JOINERS) * OWN);
 }
 
 KERNEL(attn_batch, CU_BATCH_ATTN_THREADS, 1)

@@ -23,8 +23,8 @@
 
 #define CU_BATCH_ATTN_PART (CU_ATTN_KEYS / 32 * NIB_GQA_GROUP * (NIB_HEAD_DIM + 2) * 4)
 #define CU_BATCH_ATTN_MEET                                                                                             \
-    (CU_BATCH_ATTN_PARTS * CU_BATCH_ATTN_PART + NIB_MAX_SLOTS * 13 + 512) /* struct batch_attn_shared */
-/* What the rings of bf16 need in a full layer; nothing else needs more. */
+    (CU_BATCH_ATTN_PARTS * CU_BATCH_ATTN_PART + 1280) /* struct batch_attn_shared, and what window layers need more */
+/* What the rings of bf16 need in a full layer, and behind them. */
 #define CU_BATCH_ATTN_SHARED (CU_BATCH_ATTN_WARPS * CU_BATCH_ATTN_RING * 32 * 2 * NIB_HEAD_DIM * 2 + CU_BATCH_ATTN_MEET)
 
 #endif

@@ -9,12 +9,12 @@ struct batch_attn_view {
     const struct nib_gpu_machine *m;
     uint32_t layer, kv_heads, heads, window;
     layer_pages pages;
-    nib_gpu_ptr kv, q;
+    nib_gpu_ptr kv, q, scratch;
     uint64_t policy; /* keys and values are read once a step */
 
     __device__ __forceinline__ batch_attn_view(const struct nib_gpu_machine *machine, uint32_t of_layer)
         : m(machine), layer(of_layer), kv_heads(machine->kv_heads), heads(machine->heads), window(machine->window),
-          pages(machine, of_layer), kv(machine->layer[of_layer].kv), q(machine->q), policy(stream_policy())
+          pages(machine, of_layer), kv(machine->layer[of_layer].kv), q(machine->q), scratch(machine->scratch), policy(stream_policy())
     {
     }
 

@@ -32,6 +32,20 @@ struct batch_attn_eight {
             o[i][k] = 0;
     }
 
+    /* All forward by one; the last is none then. */
+    __device__ __forceinline__ void shift()
+    {
+#pragma unroll
+        for (uint32_t k = 0; k + 1 < ATTN_FOLD; k++) {
+            max[k] = max[k + 1];
+            sum[k] = sum[k + 1];
+#pragma unroll
+            for (uint32_t i = 0; i < batch_attn_lane::DIMS; i++)
+                o[i][k] = o[i][k + 1];
+        }
+        none(ATTN_FOLD - 1);
+    }
+
     /* From a split's groups. */
     __device__ __forceinline__ void merge(uint32_t k, const batch_attn_part &part, const batch_attn_lane &my)
     {
@@ -107,32 +121,34 @@ __device__ __forceinline__ bool batch_attn_arrived(const struct nib_gpu_machine 
     return sh.last;
 }
 
-/* The warps that put splits together, and write what comes out. */
-__device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, batch_attn_shared &sh)
+/* The warps that put splits together, and write what comes out. The program for one of eight splits is there once, as it has to be fetched beside keys. */
+__device__ __forceinline__ void batch_attn_join(const batch_attn_view &view, batch_attn_shared &sh, const cu_attn_chunk &first)
 {
     const struct nib_gpu_machine *m = view.m;
     const batch_attn_lane my;
     batch_attn_place<false> place;
+    if (threadIdx.x < 32)
+        batch_attn_deal(view, sh, 1);
     overlap_wait();
-    for (place.open(view, sh); place.there();) {
-        const uint32_t row = place.row, kv_head = place.head, head = kv_head * NIB_GQA_GROUP + my.head;
-        const uint32_t run = place.run(), splits = place.of.splits;
+    for (place.open(view, sh, first); place.there();) {
+        const uint32_t row = place.of.row, kv_head = place.of.head, head = kv_head * NIB_GQA_GROUP + my.head;
+        const uint32_t run = place.run(), splits = place.of.of;
         const float sink = bf16_at(m->layer[view.layer].sinks, head) * LOG2E;
         float *parts = attn_part(m, row, head, 0), *part = parts + place.split * CU_ATTN_PART;
         batch_attn_out out(sink);
         batch_attn_eight e;
         for (uint32_t i = 0; i < run; i += ATTN_FOLD) {
-#pragma unroll
+#pragma unroll 1
             for (uint32_t k = 0; k < ATTN_FOLD; k++) {
-                e.none(k);
+                e.shift();
                 if (i + k >= run)
                     continue;
                 const uint32_t at = place.at + i + k, slot = at % CU_BATCH_ATTN_PARTS;
                 bulk_wait(smem_at(&sh.full[slot]), at / CU_BATCH_ATTN_PARTS & 1);
-                e.merge(k, sh.part[slot], my);
+                e.merge(ATTN_FOLD - 1, sh.part[slot], my);
                 bulk_arrive(smem_at(&sh.empty[slot]));
                 if (run < splits)
-                    e.put(k, part + (i + k) * CU_ATTN_PART, my);
+                    e.put(ATTN_FOLD - 1, part + (i + k) * CU_ATTN_PART, my);
             }
             if (splits > 1)
                 out.take(e);

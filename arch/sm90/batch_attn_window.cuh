@@ -2,7 +2,7 @@
  * five groups of 32 keys are one warp's, which meets nobody else. First all scores, then all values, so that every group's
  * part of the sum is known when its values are added up. */
 #pragma once
-#include "arch/sm90/batch_attn_form.cuh"
+#include "arch/sm90/batch_attn_chunks.cuh"
 
 /* Of a warp, behind its ring and room. */
 struct batch_window_warp {
@@ -14,6 +14,7 @@ struct batch_window_warp {
 /* Behind all warps' memory. */
 struct batch_window_shared {
     uint2 row[NIB_MAX_SLOTS]; /* pos, slot */
+    uint32_t sums[3][BATCH_CHUNKS_THREADS / 32];
 };
 
 /* A row's KV head, and the keys that it sees. */
@@ -205,8 +206,11 @@ template <class Form> __device__ __forceinline__ void batch_window(const batch_a
     const nib_gpu_ptr sinks = view.m->layer[view.layer].sinks;
     const batch_window_target to = {at<uint8_t>(m->acts), batch_acts(m), acts_stride16(m)};
     __syncthreads();
-    if (warp >= WARPS)
+    if (warp >= WARPS) {
+        if (view.layer == 0 && blockIdx.x + 1 == gridDim.x) /* whose warps have least to do */
+            batch_chunks(view, sh.row, items / view.kv_heads, sh.sums);
         return;
+    }
     const uint32_t ring = smem_at(memory) + warp * OWN, room = ring + ROOM_AT;
     batch_window_warp &my = *(batch_window_warp *)(memory + warp * OWN + ROOM_AT + Form::ROOM);
     batch_window_stream<Form> ahead;
