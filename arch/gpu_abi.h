@@ -204,8 +204,9 @@ struct nib_gpu_forms {
     /* k values of a row of `acts`, as the op has left them */
     void (*acts)(const struct nib_gpu_machine *m, enum nib_gpu_op left_by, const void *acts, uint32_t row, uint32_t k,
                  float *ret);
-    /* the I values at a place of `gated` */
-    void (*gated)(const struct nib_gpu_machine *m, const void *gated, uint32_t place, float *ret);
+    /* the I values at a place of `gated` as `op` leaves or reads it, of one of the op's rows, with `route` as it was */
+    void (*gated)(const struct nib_gpu_machine *m, enum nib_gpu_op op, const void *route, const void *gated,
+                  uint32_t place, float *ret);
     /* choice c, best first, of a row, from `route` */
     void (*choice)(const struct nib_gpu_machine *m, const void *route, uint32_t row, uint32_t c,
                    struct nib_gpu_choice *ret);

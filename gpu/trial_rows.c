@@ -321,7 +321,7 @@ struct experts {
 static void read_place(struct nib_trial *t, const struct experts *x, uint32_t place, float *ret)
 {
     if (x->up)
-        t->k->forms.gated(&t->m, x->out, place, ret);
+        t->k->forms.gated(&t->m, x->op, x->route, x->out, place, ret);
     else
         memcpy(ret, (const float *)x->out + (uint64_t)place * x->n, x->n * 4ull);
 }
@@ -369,7 +369,7 @@ static void expect_experts(struct nib_trial *t, struct experts *x)
         if (x->up)
             t->k->forms.acts(&t->m, NIB_GPU_ROUTE, x->in, r, x->k, in);
         else
-            t->k->forms.gated(&t->m, x->in, c.place, in);
+            t->k->forms.gated(&t->m, x->op, x->route, x->in, c.place, in);
         expect_place(t, x, &c, in, out);
     }
 }

@@ -117,8 +117,13 @@ __device__ __forceinline__ void route_norm(const struct nib_gpu_machine *m, uint
                              "r"(route_inputs(x.x, x.y, g.x, g.y)), "r"(route_inputs(x.z, x.w, g.z, g.w))
                              : "memory");
                 const float4 y = normed(x, scale, g);
+                const uint2 words = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
                 if (writes)
-                    acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+                    acts[i] = words;
+#if NIB_SM >= 90
+                if (writes && first + r0 + r < NIB_MAX_SLOTS && !cu_lists_short(NIB_MAX_SLOTS, m->experts_used, m->experts))
+                    batch_acts_put_mx(batch_acts(m), first + r0 + r, hidden, i * 2, words);
+#endif
             }
         }
     }

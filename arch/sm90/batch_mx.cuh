@@ -106,7 +106,7 @@ __device__ __forceinline__ void batch_mx_stage(uint32_t tile, uint64_t acts, flo
         wgmma_fence();
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            batch_mx_products(block[half], a[i % 2][half], acts + u * (LINES * 128 >> 4) + half * 4);
+            batch_mx_products(block[half], a[i % 2][half], acts + (u * 2 + half) * (LINES * CU_BATCH_MX_LINE >> 4));
         wgmma_commit();
 #pragma unroll
         for (int half = 0; half < 2; half++)
@@ -141,7 +141,7 @@ __device__ __forceinline__ void batch_mx_stage_halves(uint32_t tile, uint64_t ac
             batch_mx_add(acc[(i - 1) / 2 % TILES], block, scale);
         }
         wgmma_fence();
-        batch_mx_products(block, a[half], acts + u * (LINES * 128 >> 4) + half * 4);
+        batch_mx_products(block, a[half], acts + (u * 2 + half) * (LINES * CU_BATCH_MX_LINE >> 4));
         wgmma_commit();
         mx_scales(scales[t], half, scale);
         if (half && u + 1 < CU_MX_SPAN)
@@ -151,12 +151,19 @@ __device__ __forceinline__ void batch_mx_stage_halves(uint32_t tile, uint64_t ac
     batch_mx_add(acc[TILES - 1], block, scale);
 }
 
-/* The same of up to CU_BATCH_MX_FEW rows, by mma.sync: a warp waits for no other. Lane l reads column l / 4 of each eight; chunks of odd rows lie with those of
- * the two blocks exchanged (batch_mx_acts::ask). */
+/* A lane's words of row lane / 4 of eight lines: what it needs of a block of 32 inputs. at: line lane % 8, chunk lane / 8. */
+__device__ __forceinline__ uint4 batch_mx_four(uint32_t at)
+{
+    uint4 v;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+    return v;
+}
+
+/* The same of up to CU_BATCH_MX_FEW rows, by mma.sync: a warp waits for no other. */
 template <class Form, int N, int TILES>
 __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts, float (&acc)[TILES][N / 2])
 {
-    const uint32_t lane = threadIdx.x % 32, first = acts + lane / 4 * 128 + (lane / 4 % 2 * 4 + lane % 4) * 16, other = lane / 4 % 2 ? -64 : 64;
+    const uint32_t lane = threadIdx.x % 32, first = acts + (Form::SHORT ? lane * 16 : batch_mx_chunk<Form>(lane % 8, lane / 8));
 #pragma unroll
     for (int u = 0; u < CU_MX_SPAN; u++) {
         uint4 codes[TILES], b[2][N / 8];
@@ -166,8 +173,11 @@ __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts,
             batch_mx_take(tile + t * CU_BATCH_MX_READERS * CU_MX_STAGE + u * CU_MX_BYTES, codes[t], scales[t]);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
-            b[0][n] = lds16(first + u * Form::HALF * 128 + n * 1024);
-            b[1][n] = lds16(first + other + u * Form::HALF * 128 + n * 1024);
+#pragma unroll
+            for (uint32_t half = 0; half < 2; half++) {
+                const uint32_t at = first + ((u * 2 + half) * Form::HALF + n * 8) * CU_BATCH_MX_LINE;
+                b[half][n] = Form::SHORT ? lds16(at) : batch_mx_four(at);
+            }
         }
 #pragma unroll
         for (int half = 0; half < 2; half++)
@@ -192,7 +202,7 @@ __device__ __forceinline__ void batch_mx_stage_few(uint32_t tile, uint32_t acts,
 }
 
 /* done_up of all sums of a tile at once, with the bits of swiglu (arch/cuda/done.cuh). early(): the bias as it lies, so that nothing waits for it. */
-struct batch_mx_up_done : done_up {
+template <class Form> struct batch_mx_up_done : done_up {
     using done_up::done_up;
 
     __device__ __forceinline__ uint2 early(uint32_t expert, uint32_t tile) const
@@ -201,8 +211,8 @@ struct batch_mx_up_done : done_up {
         return make_uint2(i < inner ? __ldg(biases + (uint64_t)expert * inner + i) : 0, 0);
     }
 
-    /* 2 M places from `place` on, of which `left` are the list's. */
-    template <int M> __device__ __forceinline__ void some(uint32_t tile, uint32_t place, uint32_t left, const float *c, uint2 early) const
+    /* 2 M rows of the item's list, from `first` on. */
+    template <int M> __device__ __forceinline__ void some(uint32_t tile, const batch_mx_item<Form> &item, uint32_t first, const float *c, uint2 early) const
     {
         const float2 b = make_float2(__uint_as_float(early.x << 16), __uint_as_float(early.x & 0xffff0000u));
         float gate[M / 2], up[M / 2], below[M / 2], a[M / 2];
@@ -221,16 +231,16 @@ struct batch_mx_up_done : done_up {
             for (int i = 0; i < M / 2; i++)
                 a[i] = gate[i] / below[i];
         /* transposed, a lane has two elements of place lane / 4 of eight */
-        const uint32_t row = threadIdx.x % 32 / 4, element = tile * 8 + threadIdx.x % 4 * 2;
-        __half *to = gated + (uint64_t)(place + row) * inner + element;
+        const uint32_t row = first + threadIdx.x % 32 / 4, word = tile * 4 + threadIdx.x % 4, step = Form::SHORT ? inner * 2 : CU_BATCH_MX_LINE;
+        uint8_t *to = (uint8_t *)(gated + (uint64_t)item.place * inner) + (Form::SHORT ? row * step + word * 4 : cu_batch_mx_word(row, item.count, word));
         __syncwarp();
 #pragma unroll
         for (int n = 0; n < M / 4; n++) {
             uint32_t v = pack_fp16(a[2 * n] * (up[2 * n] + 1.0f), a[2 * n + 1] * (up[2 * n + 1] + 1.0f));
             asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;" : "+r"(v));
-            if (row + n * 8 < left && element < inner)
+            if (row + n * 8 < item.count && tile * 8 < inner)
                 *(uint32_t *)to = v;
-            to += 8 * inner;
+            to += 8 * step;
         }
     }
 };
@@ -243,12 +253,12 @@ struct batch_mx_down_done : done_down {
         return bias(expert, tile);
     }
 
-    template <int M> __device__ __forceinline__ void some(uint32_t tile, uint32_t place, uint32_t left, const float *c, float2 b) const
+    template <int M, class Item> __device__ __forceinline__ void some(uint32_t tile, const Item &item, uint32_t first, const float *c, float2 b) const
     {
-        const uint32_t first = place + threadIdx.x % 4 * 2;
+        const uint32_t place = item.place + first + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int n = 0; n < M / 4; n++)
-            (*this)(tile, first + n * 8, place + left, c + 4 * n, b);
+            (*this)(tile, place + n * 8, item.place + item.count, c + 4 * n, b);
     }
 };
 
@@ -282,9 +292,9 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
             if constexpr (N <= CU_BATCH_MX_FEW)
                 batch_mx_stage_few<Form, N, TILES>(tile, stage, acc);
             else if constexpr (N > (TILES > 1 ? CU_BATCH_MX_UNIT : CU_BATCH_MX_ONE))
-                batch_mx_stage_halves<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
+                batch_mx_stage_halves<N, TILES>(tile, wgmma_tokens64(__shfl_sync(~0u, stage, 0)), acc);
             else
-                batch_mx_stage<N, TILES>(tile, wgmma_tokens(__shfl_sync(~0u, stage, 0)), acc);
+                batch_mx_stage<N, TILES>(tile, wgmma_tokens64(__shfl_sync(~0u, stage, 0)), acc);
             if (!SEVERAL || ++now == item.together() || span + 1 == spans) {
                 ring.leave();
                 now = 0;
@@ -302,7 +312,7 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
         for (int t = 0; t < TILES; t++) {
             const uint32_t mine = warp + t * CU_BATCH_MX_READERS;
             if (mine < item.tiles)
-                done.template some<STEP>(item.tile0 + mine, item.place + first, item.count - min(first, item.count), sum[t], bias[t]);
+                done.template some<STEP>(item.tile0 + mine, item, first, sum[t], bias[t]);
 #pragma unroll
             for (int i = 0; i + STEP < N / 2; i++)
                 sum[t][i] = sum[t][i + STEP];
@@ -368,12 +378,17 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     __syncthreads();
     batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[1] - bounds[0]};
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+        if (EARLY && !Form::SHORT)
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        else
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
         batch_mx_bring<Form, EARLY>(ring, walk, bounds[0], at<const uint8_t>(all), cu_mx_bytes(n, k), k, acts,
                                       [&](uint32_t place) { return from(place, EARLY ? 0 : place < CU_BATCH_MX_THREADS ? rows[place] : __ldcg(rows_of + place)); });
     } else {
         if (Form::SHORT)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
+        else if (EARLY)
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         else
             asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
         if (EARLY)
@@ -405,10 +420,10 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
 
 template <class Form> __device__ __forceinline__ void batch_mx_up(const struct nib_gpu_machine *m, uint32_t layer)
 {
-    const uint32_t stride = acts_stride16(m);
+    const uint32_t stride = Form::SHORT ? acts_stride16(m) : m->hidden / 8;
     batch_mx<Form, false>(
-        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, at<const uint8_t>(m->acts),
-        [&](uint32_t, uint32_t row) { return row * stride; }, batch_mx_up_done(m, layer));
+        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, Form::SHORT ? at<const uint8_t>(m->acts) : batch_acts(m),
+        [&](uint32_t, uint32_t row) { return row * stride; }, batch_mx_up_done<Form>(m, layer));
 }
 
 template <class Form> __device__ __forceinline__ void batch_mx_down(const struct nib_gpu_machine *m, uint32_t layer)

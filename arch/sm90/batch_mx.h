@@ -33,7 +33,22 @@
 #define CU_MX_SHORT_COST_LIST 240
 #define CU_MX_SHORT_SNAP      4 /* tiles: a block's share does not begin or end so close to the border of two lists */
 
-/* A stage is CU_MX_SPAN units of an item: for each unit a line of 128 bytes a row, 40 or 64 of them; then the weights of 24 or 12 tiles. */
+/* A stage is CU_MX_SPAN units of an item: for each block of 32 inputs a line of 64 bytes a row, 40 or 64 of them; then the weights of 24 or 12 tiles. But in the short
+ * form word w of a line's chunk c, 16 bytes, lies as word c of chunk w, as products read them. */
+#define CU_BATCH_MX_LINE 64
+/* So up leaves a list's places in `gated` for down: from the first place on block after block, in each the lines of the list's `count` rows, chunks where the
+ * 64-byte swizzle looks for them. Where word `word` of a row lies, in bytes. */
+NIB_BOTH uint32_t cu_batch_mx_word(uint32_t row, uint32_t count, uint32_t word)
+{
+    return (word / 16 * count + row) * CU_BATCH_MX_LINE + ((word ^ row / 2) % 4) * 16 + word % 16 / 4 * 4;
+}
+
+/* And the router what up reads, where dense products have theirs (cu_batch_acts_at): a row after another, chunks in order. */
+NIB_BOTH uint32_t cu_batch_mx_acts_word(uint32_t row, uint32_t hidden, uint32_t word)
+{
+    return row * hidden * 2 + cu_batch_mx_word(0, 1, word);
+}
+
 #define CU_BATCH_MX_ACTS(rows) (CU_MX_SPAN * (rows)*CU_MX_UNIT * 2)
 #define CU_BATCH_MX_STAGE_BYTES                                                                                        \
     ((CU_BATCH_MX_ACTS(CU_BATCH_MX_HALF) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)

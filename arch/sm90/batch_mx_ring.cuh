@@ -1,11 +1,11 @@
 /* arch/sm90/batch_mx_ring.cuh: the ring of stages of a batched expert product, and the four warps that fill it, each the stages of its own place. A stage
- * is a span of 3 units of up to 24 weight tiles, by bulk copies, and of the rows of a list of one expert. Activations are copied as they lie (cp.async) and, when
- * they have come, brought into the order in which products read them, in place (arch/sm90/prompt_ring.cuh says which): a warp has whole lines of 4 rows
- * at a time, and a lane 16 bytes of them.
+ * is a span of 3 units of up to 24 weight tiles, by bulk copies, and of the rows of a list of one expert, which the ops before have left in the order in which products read
+ * them (arch/sm90/batch_mx.h): a list's places as up leaves them by bulk copies, too, else rows by cp.async, a lane 16 bytes of four lines at a time.
  *
  * An mbarrier `full` a stage counts the copies' bytes and the warp that brings it; `empty` the warps that have read it. */
 #pragma once
 #include "arch/cuda/base.cuh"
+#include "arch/sm90/batch_acts.cuh"
 #include "arch/sm90/batch_mx_cuts.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
@@ -30,6 +30,12 @@ struct batch_mx_short {
 };
 
 static_assert(CU_BATCH_MX_ACTS(CU_BATCH_MX_ROWS) + CU_BATCH_MX_READERS * CU_MX_STAGE <= CU_BATCH_MX_STAGE_BYTES, "a stage of one tile a warp fits, too");
+
+/* Where a row's chunk of 16 bytes lies, from the first row's line on: where the 64-byte swizzle looks for it; in the short form, which has no wgmma, in order. */
+template <class Form> __device__ __forceinline__ uint32_t batch_mx_chunk(uint32_t row, uint32_t chunk)
+{
+    return row * CU_BATCH_MX_LINE + (Form::SHORT ? chunk : chunk ^ row / 2 % 4) * 16;
+}
 
 template <class Form> struct batch_mx_ring {
     uint32_t stages; /* shared address; behind them the mbarriers: no register more */
@@ -195,9 +201,9 @@ template <class Form> struct batch_mx_acts {
     template <uint32_t LINES>
     __device__ __forceinline__ void ask(uint32_t stage, const batch_mx_item<Form> &item, uint32_t span, const uint8_t *acts, uint32_t k) const
     {
-        constexpr uint32_t UNIT = LINES * 128;
+        constexpr uint32_t BLOCK = LINES * CU_BATCH_MX_LINE, UNIT = 2 * BLOCK, FOUR = 4 * CU_BATCH_MX_LINE;
         const uint32_t lane = threadIdx.x % 32, first = span * CU_MX_SPAN * CU_MX_UNIT;
-        const uint32_t to = stage + (lane ^ (item.count <= CU_BATCH_MX_FEW ? lane / 8 % 2 * 4 : 0)) * 16;
+        const uint32_t even = stage + lane % 8 / 4 * BLOCK + batch_mx_chunk<Form>(lane / 8, lane % 4), odd = even ^ (Form::SHORT ? 0 : 32);
         if (first + CU_MX_SPAN * CU_MX_UNIT <= k) {
             acts += first * 2;
 #pragma unroll
@@ -206,8 +212,8 @@ template <class Form> struct batch_mx_acts {
                     return;
                 const uint8_t *row = acts + (uint64_t)from[j] * 16;
 #pragma unroll
-                for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                    copy16_there(to + u * UNIT + j * 512, row + u * 128);
+                for (uint32_t u = 0; u < CU_MX_SPAN; u++) /* every other four rows' chunks lie as the first four's, or all */
+                    copy16_there((j % 2 ? odd : even) + u * UNIT + j * FOUR, row + u * 128);
             }
             return;
         }
@@ -217,46 +223,10 @@ template <class Form> struct batch_mx_acts {
 #pragma unroll
             for (uint32_t j = 0; j < LINES / 4; j++)
                 if (j * 4 < item.count)
-                    copy16_there(to + u * UNIT + j * 512, acts + (uint64_t)(from[j] + chunk) * 16);
+                    copy16_there((j % 2 ? odd : even) + u * UNIT + j * FOUR, acts + (uint64_t)(from[j] + chunk) * 16);
         }
     }
 
-    /* Word w of the lanes 4 i .. 4 i + 3 of a row, which have 32 inputs, becomes chunk w of them. Eight rows at a time: the last ones may be left from
-     * other lists, and then nobody reads what becomes of them. */
-    template <uint32_t LINES> __device__ __forceinline__ static void order(uint32_t stage, const batch_mx_item<Form> &item)
-    {
-        constexpr uint32_t UNIT = LINES * 128;
-        const uint32_t lane = threadIdx.x % 32, row = lane % 8 / 2, chunk = lane % 2 * 4 + lane / 8;
-        const uint32_t mine = stage + lane * 16, to = stage + row * 128 + (chunk ^ row) * 16, odd = to ^ 64;
-#pragma unroll
-        for (uint32_t j = 0; j < LINES / 4; j += 2) {
-            if (j * 4 >= item.count)
-                break;
-            uint4 v[2][CU_MX_SPAN];
-#pragma unroll
-            for (uint32_t i = 0; i < 2; i++)
-#pragma unroll
-                for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                    v[i][u] = lds16(mine + u * UNIT + (j + i) * 512);
-            __syncwarp();
-#pragma unroll
-            for (uint32_t i = 0; i < 2; i++)
-#pragma unroll
-                for (uint32_t u = 0; u < CU_MX_SPAN; u++)
-                    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"((i ? odd : to) + u * UNIT + (j + i) * 512),
-                                 "r"(v[i][u].x), "r"(v[i][u].y), "r"(v[i][u].z), "r"(v[i][u].w)
-                                 : "memory");
-        }
-    }
-
-    /* When it returns, all that were asked for are there and in order. */
-    template <uint32_t LINES> __device__ __forceinline__ static void take(uint32_t stage, const batch_mx_item<Form> &item)
-    {
-        copy_commit();
-        copy_wait<0>();
-        if (LINES > CU_BATCH_MX_FEW && item.count > CU_BATCH_MX_FEW)
-            order<LINES>(stage, item);
-    }
 };
 
 /* A stage's weights, by one lane. */
@@ -282,12 +252,28 @@ __device__ __forceinline__ void batch_mx_fill(uint32_t weights, uint32_t tiles, 
             sts16(weights + tile * CU_MX_STAGE + i, make_uint4(0, 0, 0, 0));
 }
 
+/* A stage's activations as up has left them, by one lane. Blocks that the last span lacks, to which only weights of zero belong, are the last one again. */
+template <class Form>
+__device__ __forceinline__ void batch_mx_ask_lines(uint32_t to, const uint8_t *list, const batch_mx_item<Form> &item, uint32_t span, uint32_t k, uint32_t bar)
+{
+    const uint32_t bytes = item.count * CU_BATCH_MX_LINE, step = item.lines() * CU_BATCH_MX_LINE, last = (k / 32 - 1) * bytes;
+    uint32_t from = span * CU_MX_SPAN * 2 * bytes;
+    bulk_also(bar, CU_MX_SPAN * 2 * bytes);
+#pragma unroll
+    for (uint32_t i = 0; i < CU_MX_SPAN * 2; i++) {
+        copy_bulk(to, list + min(from, last), bytes, bar);
+        to += step;
+        from += bytes;
+    }
+}
+
 /* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
  * still be writing the rows. */
 template <class Form, bool EARLY, class From>
 __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_walk<Form> walk, uint32_t begin, const uint8_t *all, uint64_t bytes, uint32_t k,
                                                const uint8_t *rows, From from)
 {
+    constexpr bool LISTS = EARLY && !Form::SHORT; /* rows are places */
     const uint64_t policy = stream_policy();
     const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
     batch_mx_item<Form> item = walk.first(begin);
@@ -297,7 +283,8 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
     const uint32_t stage = ring.stage(), full = ring.full(ring.slot);
     bool waits = EARLY;
     for (uint32_t next = ring.slot; walk.next(item);) { /* stages behind the item's beginning */
-        acts.open(item, from);
+        if (!LISTS)
+            acts.open(item, from);
         const uint32_t stride = units * CU_MX_BYTES, together = item.together(), part = item.part(), stages = item.stages(spans);
         const uint8_t *matrix = all + item.expert * bytes + (uint64_t)item.tile0 * stride;
 #pragma unroll 1
@@ -314,19 +301,28 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
                 if (size < CU_MX_STAGE)
                     batch_mx_fill(to, item.tiles, size);
             }
-            if (waits)
+            if (waits) {
                 overlap_wait();
+                if (LISTS)
+                    asm volatile("fence.proxy.async.global;" ::: "memory"); /* the op before wrote them */
+            }
             waits = false;
-            if (item.count <= Form::HALF) {
+            if constexpr (LISTS) {
+                if (elect_one())
+                    batch_mx_ask_lines(stage, rows + (uint64_t)item.place * k * 2, item, first, k, full);
+                __syncwarp();
+            } else if (item.count <= Form::HALF) {
 #pragma unroll 1
                 for (uint32_t span = first, to = stage; span < end; span++, to += part)
                     acts.template ask<Form::HALF>(to, item, span, rows, k);
-                acts.template take<Form::HALF>(stage, item);
             } else if constexpr (Form::HALF < Form::ROWS) {
                 acts.template ask<Form::ROWS>(stage, item, first, rows, k);
-                acts.template take<Form::ROWS>(stage, item);
             }
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
+            if (!LISTS) {
+                copy_commit();
+                copy_wait<0>();
+                asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); /* products see what was written */
+            }
             bulk_arrive(full);
             ring.parity ^= 1;
         }

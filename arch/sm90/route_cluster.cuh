@@ -6,6 +6,7 @@
  * A single cluster's first block groups. Beside several there is one more cluster, whose first block does nothing else: each row's experts come to it as a
  * word in global memory that is not 0, which it waits for and sets back. It is of the last cluster, so that no block waits for one that has not begun. */
 #pragma once
+#include "arch/sm90/batch_acts.cuh"
 #include "arch/sm90/cluster.cuh"
 #include "arch/sm90/route_cluster.h"
 
@@ -23,16 +24,16 @@ struct route_to {
     struct cu_route *head;
     float *logits, *weight;
     uint32_t *expert, *place, *row, *picked;
-    uint8_t *acts;
+    uint8_t *acts, *lines; /* of rows; for the experts' products of many */
     uint32_t experts, used, stride; /* bytes of a row of acts */
 
     __device__ __forceinline__ explicit route_to(const struct nib_gpu_machine *m)
         : head(route_head(m)), logits(route_logits(m)), weight((float *)route_array(m, 1)), expert(route_array(m, 0)), place(route_array(m, 2)),
-          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked), acts(acts_row(m, 0)), experts(m->experts), used(m->experts_used),
-          stride(acts_stride16(m) * 16)
+          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked), acts(acts_row(m, 0)),
+          lines(batch_acts(m)), experts(m->experts), used(m->experts_used), stride(acts_stride16(m) * 16)
     {
         asm volatile("" : "+l"(head), "+l"(logits), "+l"(weight), "+l"(expert), "+l"(place), "+l"(row), "+l"(picked));
-        asm volatile("" : "+l"(acts), "+r"(experts), "+r"(used), "+r"(stride));
+        asm volatile("" : "+l"(acts), "+l"(lines), "+r"(experts), "+r"(used), "+r"(stride));
     }
 };
 
@@ -121,18 +122,24 @@ __device__ __forceinline__ float route_cluster_scale(uint32_t hidden, uint32_t j
     return norm_scale(sum, hidden);
 }
 
-/* The block's row j in fp16 to acts. */
+/* The block's row j in fp16 to acts, and to lines where the launch may be of a step with long lists. */
+template <uint32_t EACH>
 __device__ __forceinline__ void route_cluster_acts(uint32_t hidden, const route_to &to, const route_job &job, uint32_t j, float scale,
                                                    const float4 (&v)[ROUTE_FEW])
 {
-    uint2 *acts = (uint2 *)(to.acts + (uint64_t)(job.first + j * ROUTE_WARPS + blockIdx.x) * to.stride);
+    const uint32_t row = job.first + j * ROUTE_WARPS + blockIdx.x;
+    const bool lines = !cu_lists_short((gridDim.y - 1) * ROUTE_WARPS * EACH, to.used, to.experts);
+    uint2 *acts = (uint2 *)(to.acts + (uint64_t)row * to.stride);
 #pragma unroll
     for (uint32_t p = 0; p < ROUTE_FEW; p++) {
         const uint32_t i = threadIdx.x + p * CU_ROUTE_THREADS;
         if (i >= hidden / 4)
             break;
         const float4 y = normed(v[p], scale, bf16_four(lds8(job.norm + i * 8)));
-        acts[i] = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+        const uint2 words = make_uint2(pack_fp16(y.x, y.y), pack_fp16(y.z, y.w));
+        acts[i] = words;
+        if (lines)
+            batch_acts_put_mx(to.lines, row, hidden, i * 2, words);
     }
 }
 
@@ -454,7 +461,7 @@ template <uint32_t EACH, uint32_t N> __device__ __forceinline__ void route_clust
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++)
         if (j * ROUTE_WARPS + rank < job.rows)
-            route_cluster_acts(hidden, to, job, j, scale[j], v[j]);
+            route_cluster_acts<EACH>(hidden, to, job, j, scale[j], v[j]);
     if (gridDim.y == 1 && rank == 0 && warp == 0) {
         bulk_wait(smem_at(&sh.came[ROUTE_CHOSEN]), 0);
         route_group_few(m, step, lane < all * to.used ? sh.chosen[lane] : ~0u);

@@ -571,7 +571,7 @@ static void down(struct run *r)
     float *out = AT(r, float, m->down, places * m->hidden), *x = room(m->intermediate);
     for (uint32_t i = r->first * m->experts_used; i < r->end * m->experts_used; i++) {
         const struct nib_gpu_choice c = choice_of(r, i / m->experts_used, i % m->experts_used);
-        cu_read_gated(m, gated, c.place, x);
+        cu_read_gated(m, NIB_GPU_DOWN, NULL, gated, c.place, x);
         mx_row(out + (uint64_t)c.place * m->hidden, x, expert_at(r, r->l->down, c.expert, m->hidden, m->intermediate),
                bias + (uint64_t)c.expert * m->hidden, m->hidden, m->intermediate);
     }

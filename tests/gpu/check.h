@@ -58,6 +58,11 @@ void check_print_worst(void);
 uint64_t check_acts_wide(const struct check *c);
 uint32_t check_rows(const struct check *c);
 
+/* All places of `gated`: as they lie in the step's kernels become plain, or plain ones as they lie. */
+void check_order_gated(struct check *c, uint16_t *gated, bool plain);
+/* Decode rows of acts, fp16, to where `up` of many rows looks for them, too. */
+void check_order_acts(struct check *c);
+
 /* All rows' acts of k inputs, also to where a row's kernels read those of many decode rows. */
 void check_send_acts(struct check *c, const uint16_t *acts, uint32_t k);
 

@@ -84,14 +84,15 @@ static void send_fp16(struct rig *rig, struct model *model, nib_gpu_ptr to, uint
 }
 
 /* Rows that have one 1 and otherwise zeros: the product is one column of the weights. */
-static void send_units(struct rig *rig, struct model *model, nib_gpu_ptr to, uint32_t rows, uint64_t stride, uint32_t k)
+static void send_units(struct check *c, struct model *model, nib_gpu_ptr to, uint32_t rows, uint64_t stride, uint32_t k)
 {
     uint16_t *p = calloc(rows * stride, 2);
     if (!p)
         rig_die("out of host memory");
     for (uint32_t r = 0; r < rows; r++)
         p[r * stride + random_next(&model->seed) % k] = nib_fp16_encode(1);
-    rig_up(rig, to, p, rows * stride * 2);
+    check_order_gated(c, p, false);
+    rig_up(c->rig, to, p, rows * stride * 2);
     free(p);
 }
 
@@ -122,6 +123,7 @@ static int test_scales(struct rig *rig, struct model *model, uint32_t decode, ui
             c.what = what;
             c.nan = of->nan;
             send_fp16(rig, model, rig->m.acts, rows * check_acts_wide(&c), 0x1p-12);
+            check_order_acts(&c);
             check_experts(&c, true);
             send_fp16(rig, model, rig->m.gated, (uint64_t)rows * s->experts_used * s->intermediate, of->down);
             check_experts(&c, false);
@@ -138,7 +140,7 @@ static int test_codes(struct rig *rig, struct model *model, uint32_t decode, uin
     const struct nib_shape *s = model->shape;
     struct check c = open_step(rig, model, "codes", decode, prompt);
     check_route(&c);
-    send_units(rig, model, rig->m.gated, (decode + prompt) * s->experts_used, s->intermediate, s->intermediate);
+    send_units(&c, model, rig->m.gated, (decode + prompt) * s->experts_used, s->intermediate, s->intermediate);
     c.bound = 1e-300;
     check_experts(&c, false);
     return check_report(&c);

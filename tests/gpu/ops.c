@@ -5,9 +5,10 @@
 #include <string.h>
 
 #define NIB_SM 90 /* what is used of the layout is the same in every row */
-#include "arch/cuda/layout.h"
+#include "arch/cuda/forms.h"
 #include "arch/ref/ref.h"
 #include "arch/rope.h"
+#include "arch/sm90/batch_dense.h"
 #include "core/arith.h"
 #include "core/mx.h"
 #include "tests/gpu/check.h"
@@ -583,6 +584,49 @@ static void add_place(const struct check *c, const struct products *t, struct ni
     }
 }
 
+/* Whether the experts' products of the decode rows are those of many rows. */
+static bool has_lists(const struct check *c)
+{
+    struct nib_gpu_geometry g;
+    c->rig->k->geometry(NIB_GPU_UP_BATCH, &c->rig->m, c->bucket.decode, c->bucket.prompt, c->bucket.want, &g);
+    return g.grid[0] != 0;
+}
+
+void check_order_gated(struct check *c, uint16_t *gated, bool plain)
+{
+    const struct nib_gpu_machine *m = &c->rig->m;
+    const uint32_t picks = check_rows(c) * m->experts_used, inner = m->intermediate;
+    if (!has_lists(c))
+        return;
+    uint8_t *route = fetch(c, m->route, c->rig->k->route_bytes(m->step_rows_max, m->experts));
+    uint16_t *from = malloc((uint64_t)picks * inner * 2);
+    memcpy(from, gated, (uint64_t)picks * inner * 2);
+    for (uint32_t p = 0; p < picks; p++) {
+        const struct cu_group *list = cu_list_of(m, route, p);
+        for (uint32_t i = 0; i < inner; i++) {
+            const uint64_t at = cu_gated_at(m, list, p, i), to = (uint64_t)p * inner + i;
+            gated[plain ? to : at] = from[plain ? at : to];
+        }
+    }
+    free(from);
+    free(route);
+}
+
+void check_order_acts(struct check *c)
+{
+    const uint32_t h = c->rig->m.hidden, wide = (uint32_t)check_acts_wide(c), rows = c->bucket.decode;
+    if (!has_lists(c))
+        return;
+    uint16_t *acts = fetch(c, c->rig->m.acts, (uint64_t)rows * wide * 2);
+    uint8_t *to = malloc((uint64_t)rows * h * 2);
+    for (uint32_t r = 0; r < rows; r++)
+        for (uint32_t w = 0; w < h / 2; w++)
+            memcpy(to + cu_batch_mx_acts_word(r, h, w), acts + (uint64_t)r * wide + w * 2, 4);
+    rig_up(c->rig, c->rig->m.scratch + cu_batch_acts_at(), to, (uint64_t)rows * h * 2);
+    free(to);
+    free(acts);
+}
+
 /* Expert products: `up` or down, place by place. */
 void check_experts(struct check *c, bool up)
 {
@@ -599,6 +643,7 @@ void check_experts(struct check *c, bool up)
     rig_fill(c->rig, up ? m->gated : m->down, 0xff, out_bytes);
     launch_both(c, up ? NIB_GPU_UP : NIB_GPU_DOWN);
     t.out = fetch(c, up ? m->gated : m->down, out_bytes);
+    check_order_gated(c, up ? t.out : in, true);
     t.x = prepare(in, in_stride, inputs, k, true);
     t.y = malloc(t.n * 4ull);
     t.a = malloc(t.n * 4ull);
