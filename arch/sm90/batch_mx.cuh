@@ -378,7 +378,7 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     __syncthreads();
     batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[1] - bounds[0]};
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
-        if (EARLY && !Form::SHORT)
+        if (!Form::SHORT)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         else
             asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
@@ -387,10 +387,8 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     } else {
         if (Form::SHORT)
             asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
-        else if (EARLY)
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         else
-            asm volatile("setmaxnreg.inc.sync.aligned.u32 152;");
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         if (EARLY)
             overlap_wait();
         const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;

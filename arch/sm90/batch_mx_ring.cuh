@@ -179,10 +179,10 @@ template <class Form> struct batch_mx_walk {
     }
 };
 
-/* A warp's rows of activations: rows lane / 8, + 4, ...; the lane has chunk lane % 8 of 16 bytes of a unit's line. */
+/* A warp's rows of activations: rows lane / 8, + 4, ...; the lane has chunk lane % 8 of 16 bytes of a unit. Where rows begin lies in shared memory: with 32 registers, no more, those
+ * who multiply have 160. */
 template <class Form> struct batch_mx_acts {
-    static constexpr uint32_t EACH = Form::ROWS / 4;
-    uint32_t from[EACH]; /* a row's chunk of the first unit, in 16 bytes from `acts` */
+    uint32_t from; /* shared address: where each row begins, in 16 bytes from `acts` */
     uint32_t list;
 
     template <class From> __device__ __forceinline__ void open(const batch_mx_item<Form> &item, From at)
@@ -192,9 +192,10 @@ template <class Form> struct batch_mx_acts {
         list = item.list;
         const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
-        for (uint32_t j = 0; j < EACH; j++)
-            if (j * 4 < item.count)
-                from[j] = at(item.place + min(j * 4 + lane / 8, item.count - 1)) + lane % 8;
+        for (uint32_t j = 0; j < Form::ROWS; j += 32)
+            if (j < item.count && lane < Form::ROWS)
+                asm volatile("st.shared.u32 [%0], %1;" ::"r"(from + (j + lane) * 4), "r"(at(item.place + min(j + lane, item.count - 1))) : "memory");
+        __syncwarp();
     }
 
     /* LINES is item.lines(), so that all but two addresses are constants. Inputs from k on, to which only weights of zero belong, are others of the row. */
@@ -205,12 +206,12 @@ template <class Form> struct batch_mx_acts {
         const uint32_t lane = threadIdx.x % 32, first = span * CU_MX_SPAN * CU_MX_UNIT;
         const uint32_t even = stage + lane % 8 / 4 * BLOCK + batch_mx_chunk<Form>(lane / 8, lane % 4), odd = even ^ (Form::SHORT ? 0 : 32);
         if (first + CU_MX_SPAN * CU_MX_UNIT <= k) {
-            acts += first * 2;
+            acts += first * 2 + lane % 8 * 16;
 #pragma unroll
             for (uint32_t j = 0; j < LINES / 4; j++) {
                 if (j * 4 >= item.count)
                     return;
-                const uint8_t *row = acts + (uint64_t)from[j] * 16;
+                const uint8_t *row = acts + (uint64_t)lds4(from + (j * 4 + lane / 8) * 4) * 16;
 #pragma unroll
                 for (uint32_t u = 0; u < CU_MX_SPAN; u++) /* every other four rows' chunks lie as the first four's, or all */
                     copy16_there((j % 2 ? odd : even) + u * UNIT + j * FOUR, row + u * 128);
@@ -219,11 +220,11 @@ template <class Form> struct batch_mx_acts {
         }
 #pragma unroll 1
         for (uint32_t u = 0; u < CU_MX_SPAN; u++) {
-            const uint32_t c = first / 8 + u * 8, chunk = (c + lane % 8) * 8 < k ? c : lane % 4 - lane % 8;
+            const uint32_t c = first / 8 + u * 8, chunk = (c + lane % 8) * 8 < k ? c + lane % 8 : lane % 4;
 #pragma unroll
             for (uint32_t j = 0; j < LINES / 4; j++)
                 if (j * 4 < item.count)
-                    copy16_there((j % 2 ? odd : even) + u * UNIT + j * FOUR, acts + (uint64_t)(from[j] + chunk) * 16);
+                    copy16_there((j % 2 ? odd : even) + u * UNIT + j * FOUR, acts + (uint64_t)(lds4(from + (j * 4 + lane / 8) * 4) + chunk) * 16);
         }
     }
 
@@ -278,6 +279,8 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
     const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
     batch_mx_item<Form> item = walk.first(begin);
     batch_mx_acts<Form> acts;
+    __shared__ uint32_t places[CU_BATCH_MX_STAGES][Form::ROWS];
+    acts.from = smem_at(places[threadIdx.x / 32]);
     acts.list = ~0u;
     ring.slot = threadIdx.x / 32;
     const uint32_t stage = ring.stage(), full = ring.full(ring.slot);
