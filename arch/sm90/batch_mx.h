@@ -22,7 +22,7 @@
  * tiles would, where a warp has two tiles of a whole one or one. Measured, of up and down alike. */
 #define CU_BATCH_MX_WHOLE                                                                                              \
     {                                                                                                                  \
-        3100, 3900, 4600, 5360, 6150, 3880, 4300, 4700                                                                 \
+        3100, 3900, 4600, 5300, 5950, 3750, 4200, 4600                                                                 \
     }
 #define CU_BATCH_MX_PART_TWO 0.22f
 #define CU_BATCH_MX_PART_ONE 0.34f
