@@ -148,9 +148,9 @@ template <class Shape, int N> __device__ __forceinline__ void batch_stages_sum(b
     }
 }
 
-/* The sum of one share of the inputs, `units` of them, for N rows. */
+/* The sum of one share of the inputs, `units` of them, for N rows; the stages are left for `warps`. */
 template <class Shape, int N>
-__device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t units, float (&acc)[Shape::each][N / 2])
+__device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t units, float (&acc)[Shape::each][N / 2], uint32_t warps = 1)
 {
 #pragma unroll
     for (uint32_t i = 0; i < Shape::each; i++)
@@ -176,7 +176,7 @@ __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t unit
             if (Shape::groups != 2 && left > 1)
                 batch_products<Shape, N, 2>(weights + Shape::Form::unit_bytes, 0, rows + Shape::further(2), acc);
         }
-        ring.leave();
+        ring.leave(warps);
     }
 }
 
@@ -202,26 +202,54 @@ __device__ __forceinline__ void cluster_give(uint32_t there, const float v[4], u
                  : "memory");
 }
 
-/* Adds up the shares' sums of the cluster's blocks. Rows 8n .. 8n + 7 are added up by the block of rank n % parts, to which all blocks give theirs. */
-template <class Shape, int N, class Done>
-__device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, float (&sum)[Shape::held][1][N / 2],
-                                             const Done &done)
+/* Of up to N rows' sums a block adds up this many groups of 8. */
+template <class Shape, int N> __device__ __forceinline__ uint32_t batch_adds(uint32_t rank)
 {
-    constexpr uint32_t PARTS = Shape::parts, HELD = Shape::held, LINE = Shape::tiles * 512, SLOTS = Shape::slots, OWN = CU_DIV_UP(N / 8, PARTS);
-    constexpr uint32_t SIDE = OWN > 1 ? 2 : 1;
+    return N / 8 > rank ? (N / 8 - rank + Shape::parts - 1) / Shape::parts : 0;
+}
+
+/* Where a lane's sums of its tile come to. */
+template <class Shape> __device__ __forceinline__ uint32_t batch_given(const batch_ring<Shape> &ring)
+{
+    return ring.beside() + batch_tile<Shape>(0) * 512 + threadIdx.x % 32 * 16;
+}
+
+/* The sums of the block's shares, given to those blocks of the cluster that add them up, each as soon as it is there: rows 8n .. 8n + 7 to the one of rank
+ * n % parts. Behind the share that is dealt, which those who have none of leave out, there is no other item. */
+template <class Shape, int N> __device__ __forceinline__ void batch_give(batch_ring<Shape> &ring, uint32_t units)
+{
+    constexpr uint32_t PARTS = Shape::parts, OWN = Shape::own, LINE = Shape::tiles * 512;
     static_assert(Shape::each == 1, "a warp has one tile");
-    const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, came = smem_at(&batch_room()->came);
-    const uint32_t room = ring.beside() + batch_tile<Shape>(0) * 512 + lane * 16, own = N / 8 > rank ? (N / 8 - rank + PARTS - 1) / PARTS : 0;
+    const uint32_t rank = cluster_rank(), came = smem_at(&batch_room()->came), count = OWN + Shape::has_dealt(rank, threadIdx.x / 128 - 1);
+    float sum[1][N / 2], before[N / 2];
     if (threadIdx.x == 128)
-        bulk_expect(came, own * SLOTS * LINE);
+        bulk_expect(came, batch_adds<Shape, N>(rank) * Shape::slots * LINE);
     cluster_begun();
+#pragma unroll 1
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t share = i < OWN ? Shape::share(rank) + i : Shape::shares - 1;
+        batch_sum<Shape, N>(ring, batch_units<Shape>(units, share), sum, i < OWN ? 1 : Shape::groups);
+        if (OWN > 1 && rank == 0) {
 #pragma unroll
-    for (uint32_t n = 0; n < N / 8; n++)
+            for (int n = 0; n < N / 2; n++)
+                before[n] = sum[0][n] = i ? before[n] + sum[0][n] : sum[0][n];
+            if (i + 1 < OWN)
+                continue;
+        }
+        const uint32_t to = batch_given(ring) + (rank ? share - OWN + 1 : 0) * LINE;
 #pragma unroll
-        for (uint32_t s = 0; s < HELD; s++)
-            if (s == 0 || rank > 0)
-                cluster_give(cluster_at(room + (n / PARTS * SLOTS + (rank ? (rank - 1) * HELD + 1 : 0) + s) * LINE, n % PARTS), &sum[s][0][4 * n],
-                             cluster_at(came, n % PARTS));
+        for (uint32_t n = 0; n < N / 8; n++)
+            cluster_give(cluster_at(to + n / PARTS * Shape::slots * LINE, n % PARTS), &sum[0][4 * n], cluster_at(came, n % PARTS));
+    }
+}
+
+/* Adds up what was given to this block. */
+template <class Shape, int N, class Done>
+__device__ __forceinline__ void batch_add_up(batch_ring<Shape> &ring, const batch_item &item, const Done &done)
+{
+    constexpr uint32_t PARTS = Shape::parts, LINE = Shape::tiles * 512, SLOTS = Shape::slots, SIDE = CU_DIV_UP(N / 8, PARTS) > 1 ? 2 : 1;
+    const uint32_t rank = cluster_rank(), lane = threadIdx.x % 32, came = smem_at(&batch_room()->came);
+    const uint32_t room = batch_given(ring), own = batch_adds<Shape, N>(rank);
     if (own == 0)
         return;
     const auto tile = done.open(item.tile0 + batch_tile<Shape>(0), item.first, 0);
@@ -368,13 +396,15 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
                                                const Done &done)
 {
     const uint32_t part = batch_part<Shape>(), share = Shape::share(part), last = Shape::share(part + 1);
-    float sum[Shape::held][Shape::each][N / 2]; /* of a block that adds up: the sum, and the next share's */
+    float sum[Shape::held][Shape::each][N / 2]; /* of a block alone: the sum, and the next share's */
     uint32_t known[Shape::each]; /* of its tiles */
 #pragma unroll
     for (uint32_t i = 0; i < Shape::each; i++)
         known[i] = done.know(item.tile0 + batch_tile<Shape>(i));
     batch_keep(work, item);
-    if (!Shape::even && part == 0) {
+    if constexpr (Shape::gives) {
+        batch_give<Shape, N>(ring, units);
+    } else if (Shape::parts == 1) {
         batch_sum<Shape, N>(ring, batch_units<Shape>(units, share), sum[0]);
 #pragma unroll 1
         for (uint32_t s = share + 1; s < last; s++) {
@@ -400,7 +430,7 @@ __device__ __forceinline__ void batch_multiply(batch_ring<Shape> &ring, batch_wo
     if (Done::places)
         batch_meet<Shape>::there(true);
     if constexpr (Shape::gives) {
-        batch_add_up<Shape, N>(ring, item, sum, done);
+        batch_add_up<Shape, N>(ring, item, done);
     } else if constexpr (Shape::parts > 1) {
         batch_add_read<Shape, N>(ring, item, sum, done);
     } else if constexpr (Shape::lines > 0) {

@@ -39,7 +39,7 @@
 
 #define CU_BATCH_ROOM   (224u * 1024) /* of a ring, at most; a block has 227 KB */
 #define CU_BATCH_SHARED (CU_BATCH_ROOM + 1024)
-#define CU_BATCH_LESS   (CU_BATCH_ROOM - 2048) /* tells a kernel that the bucket has few rows */
+#define CU_BATCH_LESS   (CU_BATCH_SHARED - 32) /* tells a kernel that the bucket has few rows */
 #define CU_BATCH_SOME   (CU_BATCH_SHARED - 16) /* and that it has more of them, but not many */
 
 /* Activations as these products read them, beside those of `acts`: [unit of 32 inputs][place][64 bytes]. Chunk w of 16 bytes has words (two inputs
