@@ -518,7 +518,7 @@ __device__ __forceinline__ void batch_run(const struct nib_gpu_machine *m, nib_g
     if (warp < BATCH_WEIGHTS_WARPS) /* weights wait for no op */
         batch_weights(ring, weights, warp, tiles, units, [&] { return early ? min(count(), (uint32_t)NIB_MAX_SLOTS) : learn(); });
     else
-        batch_bring(ring, batch_acts(m), tiles, units, learn(), done);
+        batch_bring(ring, batch_acts(m), tiles, units, early, count, learn, done);
 }
 
 template <class Shape> __device__ __forceinline__ void qkv_batch_run(const struct nib_gpu_machine *m, uint32_t layer)

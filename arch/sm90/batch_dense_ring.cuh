@@ -340,35 +340,53 @@ template <class Shape> struct batch_meet {
     }
 };
 
-/* The warp that asks for activations, `all` of them, of `count` rows. */
-template <class Shape, class Done>
-__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t all_tiles, uint32_t units, uint32_t count, const Done &done)
+/* The warp that asks for activations, `all` of them. learn(): as in batch_run. Where rows are known early the mbarriers are told beforehand what comes, and what
+ * follows the wait is short. */
+template <class Shape, class Count, class Learn, class Done>
+__device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8_t *all, uint32_t all_tiles, uint32_t units, bool early, Count count, Learn learn,
+                                            const Done &done)
 {
     batch_work<Shape> work;
     batch_stages<Shape> stages;
     batch_item item;
     uint32_t u, have;
-    bool before = false; /* there was an item */
-    asm volatile("fence.proxy.async.global;" ::: "memory"); /* the op before wrote them */
-    work.open(count, all_tiles);
-    if (work.now >= work.end) /* what was asked for early comes without rows */
-        for (uint32_t early = batch_early<Shape>(units); early > 0; early--, ring.next())
-            bulk_arrive(ring.full());
-    while (work.next(item, all_tiles)) {
-        const uint32_t bytes = item.rows * CU_BATCH_LINE;
+    bool before = false, there = false; /* there was an item; there is one */
+    uint32_t told = 0; /* stages ahead whose mbarriers know what comes */
+    auto open = [&](uint32_t rows) {
+        work.open(rows, all_tiles);
+        there = work.next(item, all_tiles);
         stages.open(units);
+    };
+    if (early) {
+        open(min(count(), (uint32_t)NIB_MAX_SLOTS));
+        batch_ring<Shape> ahead = ring;
+        for (batch_stages<Shape> of = stages; there && told < Shape::stages && of.next(u, have); told++, ahead.next())
+            if (threadIdx.x % 32 == 0)
+                bulk_expect(ahead.full(), have * item.rows * CU_BATCH_LINE);
+        __syncwarp();
+        overlap_wait();
+    } else {
+        open(learn());
+    }
+    asm volatile("fence.proxy.async.global;" ::: "memory"); /* the op before wrote them */
+    const bool none = !there;
+    for (; there; there = work.next(item, all_tiles), stages.open(units)) {
+        const uint32_t bytes = item.rows * CU_BATCH_LINE;
         while (stages.next(u, have)) {
             const uint8_t *from = all + (u * NIB_MAX_SLOTS + item.first) * CU_BATCH_LINE;
-            ring.wait_empty();
+            if (!told)
+                ring.wait_empty();
             __syncwarp();
             if (elect_one()) {
-                bulk_expect(ring.full(), have * bytes);
+                if (!told)
+                    bulk_expect(ring.full(), have * bytes);
 #pragma unroll
                 for (uint32_t i = 0; i < CU_BATCH_UNITS; i++)
                     if (i < have)
                         copy_bulk(ring.acts_at() + i * Shape::unit_acts, from + i * NIB_MAX_SLOTS * CU_BATCH_LINE, bytes, ring.full());
             }
             __syncwarp();
+            told -= told > 0;
             ring.next();
         }
         if (Done::places) {
@@ -382,6 +400,9 @@ __device__ __forceinline__ void batch_bring(batch_ring<Shape> &ring, const uint8
         if (Shape::parts > 1)
             batch_added<Shape>();
     }
+    if (none) /* what was asked for early comes without rows */
+        for (uint32_t left = batch_early<Shape>(units); left > 0; left--, ring.next())
+            bulk_arrive(ring.full());
     if (before) /* each barrier is arrived at by all */
         batch_meet<Shape>::read(true);
 }
