@@ -44,12 +44,13 @@ __device__ __forceinline__ uint64_t attn_values()
 struct attn_half {
     uint4 of[4][2];
 
-    __device__ __forceinline__ void ask(const uint8_t *from)
+    /* The eights [first, end) of these tokens. */
+    __device__ __forceinline__ void ask(const uint8_t *from, int first = 0, int end = 4)
     {
         const uint32_t lane = attn_lane();
         from += lane / 4 * 128 + lane % 4 * 16;
 #pragma unroll
-        for (int n = 0; n < 4; n++)
+        for (int n = first; n < end; n++)
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -192,12 +193,12 @@ __device__ __forceinline__ uint32_t attn_turned(uint32_t v)
     return r;
 }
 
-/* To the warp's sums, which lie at `own` in shared memory between two steps and are scaled first, the values of 32 keys with these probabilities. Dims are the
- * rows of the product: the lane has of heads 2t and 2t + 1 in its number d of four words dims d / 2 * 32 + d % 2 * 4 + g / 2 * 8 + g % 2, and that + 2. */
-__device__ __forceinline__ void attn_long_add(uint32_t own, float keep0, float keep1, uint4 p, const attn_half &v)
+/* To half of the warp's sums, which lie at `own` in shared memory between two steps and are scaled first, the values of 32 keys with these probabilities. Dims are
+ * the rows of the product: the lane has of heads 2t and 2t + 1 in its number d of four words dims d / 2 * 32 + d % 2 * 4 + g / 2 * 8 + g % 2, and that + 2. */
+__device__ __forceinline__ void attn_long_add(int half, uint32_t own, float keep0, float keep1, uint4 p, const attn_half &v)
 {
 #pragma unroll
-    for (int d = 0; d < 4; d++) {
+    for (int d = half * 2; d < half * 2 + 2; d++) {
         const uint32_t at = own + d * 512 + attn_lane() * 16;
         const uint4 was = lds16(at);
         float o[4] = {__uint_as_float(was.x) * keep0, __uint_as_float(was.y) * keep1, __uint_as_float(was.z) * keep0, __uint_as_float(was.w) * keep1};
@@ -317,10 +318,13 @@ __device__ __noinline__ void attn_long_units(uint32_t team)
             if (seen < 32)
                 v.clear(seen);
             from = next;
-            k.ask(from);
+            k.ask(from, 2, 4); /* in parts, as values leave registers */
             if (more)
                 ahead.next();
-            attn_long_add(own, keep0, keep1, p, v);
+            attn_long_add(0, own, keep0, keep1, p, v);
+            k.ask(from, 1, 2);
+            attn_long_add(1, own, keep0, keep1, p, v);
+            k.ask(from, 0, 1);
         }
         sum = quad_sum(sum);
         attn_long_keep(own, most, sum);
