@@ -49,6 +49,14 @@ __device__ __forceinline__ void attn_scores(float s[4], const uint4 q[2][2], con
     }
 }
 
+/* 2 to the power of x, in one instruction; less than 2^-126 is zero. */
+__device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float quad_max(float v)
 {
     v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
@@ -70,13 +78,13 @@ template <int N, bool FIRST> __device__ __forceinline__ float attn_weigh(float s
     for (int n = 0; n < N; n++)
         of_keys = fmaxf(of_keys, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
     most = fmaxf(most, quad_max(of_keys));
-    const float keep = exp2f(max - most);
+    const float keep = exp2_fast(max - most);
     max = most;
     float of_them = 0;
 #pragma unroll
     for (int n = 0; n < N; n++) {
-        s[n][2 * h] = exp2f(s[n][2 * h] - most);
-        s[n][2 * h + 1] = exp2f(s[n][2 * h + 1] - most);
+        s[n][2 * h] = exp2_fast(s[n][2 * h] - most);
+        s[n][2 * h + 1] = exp2_fast(s[n][2 * h + 1] - most);
         of_them += s[n][2 * h] + s[n][2 * h + 1];
     }
     sum = FIRST ? of_them : sum * keep + of_them;
@@ -352,7 +360,7 @@ __device__ __forceinline__ void attn_merge_warps(const Shared &sh, uint32_t h, u
     float sum = 0, o = 0;
 #pragma unroll
     for (int w = 0; w < ATTN_KEY_WARPS; w++) {
-        const float scale = exp2f(sh.max[w][h] - most);
+        const float scale = exp2_fast(sh.max[w][h] - most);
         sum += scale * sh.sum[w][h];
         o += scale * sh.o[w][h][d];
     }
@@ -378,13 +386,13 @@ struct attn_fold {
 #pragma unroll
         for (uint32_t k = 0; k < ATTN_FOLD; k++)
             top = fmaxf(top, v[k]);
-        const float keep = exp2f(most - top);
+        const float keep = exp2_fast(most - top);
         most = top;
         sum *= keep;
         o *= keep;
 #pragma unroll
         for (uint32_t k = 0; k < ATTN_FOLD; k++) {
-            const float scale = exp2f(v[k] - most);
+            const float scale = exp2_fast(v[k] - most);
             sum += scale * s[k];
             o += scale * w[k];
         }
@@ -418,8 +426,8 @@ __device__ __forceinline__ float attn_finish(const float *part, uint32_t d, uint
 /* The row's output of a head and dim when there is one split: as attn_finish does it. */
 __device__ __forceinline__ float attn_alone(float most, float sum, float o, float sink)
 {
-    const float top = fmaxf(sink, most), scale = exp2f(most - top), keep = exp2f(sink - top);
-    return scale * o / (keep + scale * sum);
+    const float top = fmaxf(sink, most), scale = exp2_fast(most - top), keep = exp2_fast(sink - top);
+    return divide_plain(scale * o, keep + scale * sum);
 }
 
 /* Output i of a decode row, to where each of the output projections reads it. `batch`: batch_acts of sm_90. */

@@ -98,7 +98,7 @@ __device__ __forceinline__ void attn_run(const struct nib_gpu_machine *m, uint32
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const float sum = quad_sum(st.sum[h]) + exp2f(sink - st.max[h]);
+        const float sum = quad_sum(st.sum[h]) + exp2_fast(sink - st.max[h]);
         if (!mine[h])
             continue;
         uint32_t *out = (uint32_t *)(acts_row(m, tile + warp * 2 + h) + head * NIB_HEAD_DIM * 2);

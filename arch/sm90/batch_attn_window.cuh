@@ -123,7 +123,7 @@ __device__ __forceinline__ void batch_window_values(uint32_t from, const batch_w
 {
     const uint32_t lane = threadIdx.x % 32;
     const float2 most = my.most[group][lane];
-    const float scale = exp2f(most.x - all.most);
+    const float scale = exp2_fast(most.x - all.most);
     const float2 scales = batch_attn_pair(scale);
     float o[4][4] = {};
     all.sum = __fmaf_rn(scale, most.y, all.sum);
@@ -146,25 +146,15 @@ __device__ __forceinline__ void batch_window_out(const batch_window_sum &all, fl
                                                  const batch_window_item &of, const batch_window_target &to, bool live)
 {
     const uint32_t lane = threadIdx.x % 32, room = smem_at(my.weights);
-    const float top = fmaxf(sink, all.most), scale = exp2f(all.most - top), keep = exp2f(sink - top),
+    const float top = fmaxf(sink, all.most), scale = exp2_fast(all.most - top), keep = exp2_fast(sink - top),
                 below = keep + scale * all.sum;
     const float2 scales = batch_attn_pair(scale), belows = batch_attn_pair(below);
-    float x[4][4], y[4][4];
-    bool plain = true;
+    float y[4][4];
 #pragma unroll
     for (uint32_t d = 0; d < 4; d++)
 #pragma unroll
-        for (uint32_t c = 0; c < 4; c++) {
-            x[d][c] = (c % 2 ? scales.y : scales.x) * all.o[d][c];
-            y[d][c] = divide_plain(x[d][c], (c % 2 ? belows.y : belows.x));
-            plain &= fabsf(x[d][c]) > 0x1p-40f && fabsf(x[d][c]) < 0x1p100f;
-        }
-    if (!plain)
-#pragma unroll
-        for (uint32_t d = 0; d < 4; d++)
-#pragma unroll
-            for (uint32_t c = 0; c < 4; c++)
-                y[d][c] = x[d][c] / (c % 2 ? belows.y : belows.x);
+        for (uint32_t c = 0; c < 4; c++)
+            y[d][c] = divide_plain((c % 2 ? scales.y : scales.x) * all.o[d][c], c % 2 ? belows.y : belows.x);
     __syncwarp();
 #pragma unroll
     for (uint32_t d = 0; d < 4;

@@ -23,13 +23,6 @@ struct prompt_softmax {
     float o[32];
 };
 
-__device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* Fragments of 64 dims of 8 heads of both rows; a row that is not there is zeros. */
 __device__ __forceinline__ void prompt_query(const __nv_bfloat16 *row0, const __nv_bfloat16 *row1, uint32_t q[4][4])
 {

@@ -240,7 +240,7 @@ __device__ __forceinline__ void attn_merge(const float2 state[ATTN_KEY_WARPS], c
         most = fmaxf(most, state[w].x);
 #pragma unroll
     for (int w = 0; w < ATTN_KEY_WARPS; w++) {
-        const float scale = exp2f(state[w].x - most);
+        const float scale = exp2_fast(state[w].x - most);
         all += scale * state[w].y;
         o.x += scale * value[w].x;
         o.y += scale * value[w].y;
