@@ -69,10 +69,10 @@ __device__ __forceinline__ void attn_take_in(const token_at &b, uint32_t kv_head
     ret.v.x = ~ret.v.x;
 }
 
-/* The last position's key and value to its page, and to those asked for: what was there before is replaced. */
-__device__ __forceinline__ void attn_put_last(uint8_t *page, uint32_t token, const attn_news &news, attn_keys &keys, uint4 *v)
+/* The last position's key and value to those asked for: what was there before is replaced. */
+__device__ __forceinline__ void attn_put_last(uint32_t token, const attn_news &news, attn_keys &keys, uint4 *v)
 {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4;
     if (token >= 32)
         return;
 #pragma unroll
@@ -83,52 +83,52 @@ __device__ __forceinline__ void attn_put_last(uint8_t *page, uint32_t token, con
                 keys.key[n][half] = news.k[half];
     copy_wait<0>(); /* nor may an earlier copy come later */
     __syncwarp();
-    if (lane < 8) {
+    if (lane < 8)
         v[token * 8 + (lane ^ token % 8)] = news.v;
-        ((uint4 *)page)[lane + room().m.kv_heads * (PAGE_HEAD_BYTES / 16)] = news.v;
-    }
-    if (g == token % 8) {
-        ((uint4 *)page)[t] = news.k[0];
-        ((uint4 *)page)[4 + t] = news.k[1];
-    }
     __syncwarp();
 }
 
-/* As attn_step and attn_take of the first keys of all: values are asked for before the scores are weighed. */
-__device__ __forceinline__ void attn_begin(const attn_span &span, const uint4 q[2][2], uint32_t key0, const attn_keys &keys,
-                                           const uint4 *v, attn_state &st)
+/* A warp's softmax of its 32 keys: of head g the largest score and the lane's part of the sum, of heads 2t and 2t + 1 the values: dims 16d + g and + 8. */
+struct attn_own {
+    float most, sum, o[4][4];
+};
+
+/* As attn_step and attn_take of the first keys of all: values are asked for before the scores are weighed. Dims are the rows of the second product, so that none
+ * is empty. */
+__device__ __forceinline__ void attn_begin(const uint4 q[2], uint32_t low, uint32_t high, const attn_keys &keys, const uint4 *v, attn_own &ret)
 {
-    const uint32_t lane = threadIdx.x % 32, t = lane % 4;
+    const uint32_t lane = threadIdx.x % 32, first = lane % 4 * 2 - low;
+    const uint4 none = make_uint4(0, 0, 0, 0), rows[2][2] = {{q[0], q[1]}, {none, none}};
     float s[4][4];
 #pragma unroll
     for (int n = 0; n < 4; n++) {
         s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
-        attn_scores(s[n], q, keys.key[n]);
+        attn_scores(s[n], rows, keys.key[n]);
     }
     copy_wait<0>();
     __syncwarp();
     uint32_t value[2][4][4];
+    const uint32_t line = smem_at(v) + (lane / 16 * 8 + lane % 8) * 128;
 #pragma unroll
-    for (int kk = 0; kk < 2; kk++)
+    for (uint32_t kk = 0; kk < 2; kk++)
 #pragma unroll
-        for (int d = 0; d < 4; d++)
-            ldmatrix_trans(value[kk][d], smem_at(v) + (kk * 16 + lane % 16) * 128 + ((d * 2 + lane / 16) ^ (lane & 7)) * 16);
+        for (uint32_t d = 0; d < 4; d++)
+            ldmatrix_trans(value[kk][d], line + kk * 2048 + ((d * 2 + lane / 8 % 2) ^ (lane & 7)) * 16);
 #pragma unroll
     for (int n = 0; n < 4; n++)
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-            const uint32_t j = key0 + n * 8 + t * 2 + c;
-            s[n][c] = j >= span.begin && j < span.end ? s[n][c] * ATTN_SCALE : -INFINITY;
-        }
-    attn_clear(st, -1e30f, -1e30f);
-    (void)attn_weigh<4, true>(s, 0, st.max[0], st.sum[0]);
+        for (int c = 0; c < 2; c++)
+            s[n][c] = first + n * 8 + c < high - low ? s[n][c] * ATTN_SCALE : -INFINITY;
+    ret.most = -1e30f;
+    (void)attn_weigh<4, true>(s, 0, ret.most, ret.sum);
 #pragma unroll
-    for (int kk = 0; kk < 2; kk++) {
-        const uint32_t a0 = pack_bf16(s[2 * kk][0], s[2 * kk][1]), a2 = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
+    for (uint32_t kk = 0; kk < 2; kk++) {
+        const uint32_t b0 = pack_bf16(s[2 * kk][0], s[2 * kk][1]), b1 = pack_bf16(s[2 * kk + 1][0], s[2 * kk + 1][1]);
 #pragma unroll
-        for (int d = 0; d < 4; d++) {
-            mma_bf16(st.o[d * 2], a0, 0, a2, 0, value[kk][d][0], value[kk][d][1]);
-            mma_bf16(st.o[d * 2 + 1], a0, 0, a2, 0, value[kk][d][2], value[kk][d][3]);
+        for (uint32_t d = 0; d < 4; d++) {
+            if (kk == 0)
+                ret.o[d][0] = ret.o[d][1] = ret.o[d][2] = ret.o[d][3] = 0;
+            mma_bf16(ret.o[d], value[kk][d][0], value[kk][d][1], value[kk][d][2], value[kk][d][3], b0, b1);
         }
     }
 }
@@ -211,23 +211,22 @@ __device__ __noinline__ void attn_join(uint32_t u)
     }
 }
 
-/* Where dim d of head h lies among a warp's outputs: heads do not meet in banks. */
-__device__ __forceinline__ uint32_t attn_at(uint32_t h, uint32_t d)
-{
-    return d ^ h % 4 * 8;
-}
+#define ATTN_HEAD_AT (NIB_HEAD_DIM + 4) /* from head to head: lanes do not meet in banks */
 
 /* The state of a warp with keys: o lies where its own values lay. */
-__device__ __forceinline__ void attn_keep(const attn_state &st, uint32_t warp)
+__device__ __forceinline__ void attn_keep(const attn_own &st, uint32_t warp)
 {
     token_attn_room &sh = room().attn;
     const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const float sum = quad_sum(st.sum[0]);
+    const float sum = quad_sum(st.sum);
+    float *to = sh.o[warp][0] + t * 2 * ATTN_HEAD_AT + g;
 #pragma unroll
-    for (int n = 0; n < 8; n++)
-        *(float2 *)&sh.o[warp][g][attn_at(g, n * 8 + t * 2)] = make_float2(st.o[n][0], st.o[n][1]);
+    for (int d = 0; d < 4; d++)
+#pragma unroll
+        for (int c = 0; c < 4; c++)
+            to[c % 2 * ATTN_HEAD_AT + d * 16 + c / 2 * 8] = st.o[d][c];
     if (t == 0)
-        sh.state[warp][g] = make_float2(st.max[0], sum);
+        sh.state[warp][g] = make_float2(st.most, sum);
 }
 
 /* Two outputs of a head: the warps' states, merged as attn_merge_warps does it. */
@@ -251,7 +250,7 @@ __device__ __forceinline__ void attn_merge(const float2 state[ATTN_KEY_WARPS], c
 }
 
 /* The warps' states, merged, become outputs or the split's part. */
-__device__ __forceinline__ void attn_leave(const token_at &b, uint32_t kv_head, uint32_t split, uint32_t splits, float sink)
+__device__ __forceinline__ void attn_leave(const token_at &b, uint32_t *to, uint32_t *clear, uint32_t splits, float sink)
 {
     const token_attn_room &sh = room().attn;
     const uint32_t lane = threadIdx.x % 32;
@@ -262,15 +261,14 @@ __device__ __forceinline__ void attn_leave(const token_at &b, uint32_t kv_head, 
 #pragma unroll
     for (int w = 0; w < ATTN_KEY_WARPS; w++) {
         state[w] = sh.state[w][h];
-        value[w] = *(const float2 *)&sh.o[w][h][attn_at(h, d)];
+        value[w] = *(const float2 *)(sh.o[w][0] + h * ATTN_HEAD_AT + d);
     }
     attn_merge(state, value, &most, &all, &o);
     if (splits == 1) {
-        attn_give(b, kv_head, h * NIB_HEAD_DIM + d, attn_bits(attn_alone(most, all, o.x, sink)), attn_bits(attn_alone(most, all, o.y, sink)));
+        word_store(to, clear, pack_bf16(attn_alone(most, all, o.x, sink), attn_alone(most, all, o.y, sink)));
         return;
     }
-    eight_store(room().packets->part[kv_head * NIB_GQA_GROUP + h][split][lane],
-                make_uint4(b.epoch, __float_as_uint(lane % 2 ? all : most), __float_as_uint(o.x), __float_as_uint(o.y)));
+    eight_store(to, make_uint4(b.epoch, __float_as_uint(lane % 2 ? all : most), __float_as_uint(o.x), __float_as_uint(o.y)));
 }
 
 /* What a unit reads: keys [base, last) of the row's [begin, end). */
@@ -298,20 +296,34 @@ __device__ __forceinline__ void attn_warp(const token_at &b, uint32_t kv_head, c
     const attn_span span = attn_span_of(b.layer, kv_head, of);
     const uint32_t key0 = of.base + warp * 32;
     uint4 *v = room().attn.v[warp];
-    attn_state st;
-    attn_clear(st, -1e30f, -1e30f);
+    attn_own st = {};
+    st.most = -1e30f;
     if (key0 < of.last) {
         attn_keys ahead;
         attn_news news;
         span.ask(key0, ahead, v);
         const uint32_t token = of.end - 1 - key0;
-        uint8_t *page = token < 32 ? (uint8_t *)span.at_key(of.end - 1) : NULL; /* where the last key goes: found while q is on its way */
         attn_take_in(b, kv_head, token, news);
-        attn_put_last(page, token, news, ahead, v);
-        const uint4 q[2][2] = {{news.q[0], news.q[1]}, {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)}};
-        attn_begin(span, q, key0, ahead, v, st);
+        attn_put_last(token, news, ahead, v);
+        attn_begin(news.q, of.begin - key0, of.end - key0, ahead, v, st);
     }
     attn_keep(st, warp);
+}
+
+/* The last position's key and value to its page, if they are the unit's. By a warp without keys: 16 bytes a lane. */
+__device__ __forceinline__ void attn_page_put(const token_at &b, uint32_t kv_head, const attn_keys_of &of)
+{
+    const uint32_t lane = threadIdx.x % 32, kv_heads = room().m.kv_heads, half = lane / 8;
+    if (of.last != of.end || half > 1)
+        return;
+    const attn_span span = attn_span_of(b.layer, kv_head, of);
+    uint4 *to = (uint4 *)span.at_key(of.end - 1) + half * kv_heads * (PAGE_HEAD_BYTES / 16) + lane % 8;
+    const uint32_t *from = room().packets->qkv[b.epoch & 1] + (room().m.heads + half * kv_heads + kv_head) * (NIB_HEAD_DIM / 2) + lane % 8 * 4;
+    uint4 got;
+    for (uint32_t turn = 0; (got = eight_ask(from), !got.x) && !token_late(turn); turn++)
+        ;
+    got.x = ~got.x;
+    *to = got;
 }
 
 /* Unit u of the layer. What it needs is found here and not carried along. */
@@ -321,10 +333,17 @@ __device__ __noinline__ void attn_unit(uint32_t u)
     const attn_splits splits(b.layer);
     const uint32_t kv_heads = room().m.kv_heads, kv_head = u % kv_heads, split = u / kv_heads, warp = threadIdx.x / 32 - ATTN_FIRST_WARP;
     const float sink = bf16_at(room().m.layer[b.layer].sinks, kv_head * NIB_GQA_GROUP + threadIdx.x / 32) * LOG2E;
+    const attn_keys_of of(b.layer % 2 == 0, split, splits.keys);
+    const uint32_t h = threadIdx.x / 32, at = (kv_head * NIB_GQA_GROUP + h) * (NIB_HEAD_DIM / 2) + threadIdx.x % 32;
+    uint32_t *to = splits.count > 1 ? room().packets->part[kv_head * NIB_GQA_GROUP + h][split][threadIdx.x % 32] : &room().packets->attn[b.epoch & 1][at],
+             *clear = &room().packets->attn[~b.epoch & 1][at];
+    asm volatile("" : "+l"(to), "+l"(clear)); /* found before q is there */
     if (warp < ATTN_KEY_WARPS)
-        attn_warp(b, kv_head, attn_keys_of(b.layer % 2 == 0, split, splits.keys), warp);
+        attn_warp(b, kv_head, of, warp);
+    else if (warp == ATTN_KEY_WARPS)
+        attn_page_put(b, kv_head, of);
     attn_sync();
-    attn_leave(b, kv_head, split, splits.count, sink);
+    attn_leave(b, to, clear, splits.count, sink);
 }
 
 /* The block's units of a layer; eight warps call it. Parts are put together when it has left all of its own. */

@@ -19,11 +19,16 @@ __device__ __forceinline__ uint32_t packet_get(const cu_packet *from, uint32_t e
     }
 }
 
-/* A word of a vector that every block reads (struct cu_token). */
+/* A word of a vector that every block reads (struct cu_token), and what clears the other buffer's. */
+__device__ __forceinline__ void word_store(uint32_t *to, uint32_t *clear, uint32_t value)
+{
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(~value) : "memory");
+    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(clear), "r"(0) : "memory");
+}
+
 template <int N> __device__ __forceinline__ void word_put(uint32_t (*to)[N], uint32_t i, uint32_t value, uint32_t epoch)
 {
-    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[epoch & 1][i]), "r"(~value) : "memory");
-    asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(&to[~epoch & 1][i]), "r"(0) : "memory");
+    word_store(&to[epoch & 1][i], &to[~epoch & 1][i], value);
 }
 
 /* A word of 128 bits, which is there when its first 32 bits are not zero (struct cu_token). */
