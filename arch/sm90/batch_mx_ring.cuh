@@ -227,7 +227,6 @@ template <class Form> struct batch_mx_acts {
                     copy16_there((j % 2 ? odd : even) + u * UNIT + j * FOUR, acts + (uint64_t)(lds4(from + (j * 4 + lane / 8) * 4) + chunk) * 16);
         }
     }
-
 };
 
 /* A stage's weights, by one lane. */
