@@ -16,6 +16,7 @@ void nib_answer_init(struct nib_answer *a, const struct nib_answer_spec *spec)
     a->chat = spec->chat;
     a->stream = p->stream;
     a->usage = p->include_usage;
+    a->continuous_usage = p->continuous_usage;
     a->logprobs = spec->chat ? p->logprobs : p->completion_logprobs >= 0;
     a->top_logprobs =
         (uint32_t)(spec->chat ? p->top_logprobs : (p->completion_logprobs > 0 ? p->completion_logprobs : 0));

@@ -41,7 +41,8 @@ struct nib_answer {
     const struct nib_tokenizer *tokenizer;
     char *buf; /* [buf_bytes] */
     size_t buf_bytes;
-    bool chat, stream, usage, logprobs;
+    bool chat, stream, logprobs;
+    bool usage, continuous_usage; /* streamed: told at the end; in every event, too */
     uint32_t top_logprobs;
     const char *model;
     uint64_t id, created;

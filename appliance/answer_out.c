@@ -122,9 +122,27 @@ static void event_end(struct nib_answer *a, struct nib_out *out, const char *tai
         nib_answer_send(a, out->ptr, out->used);
 }
 
-static const char *after_choices(const struct nib_answer *a)
+static void usage_text(const struct nib_answer *a, struct nib_out *out)
 {
-    return a->usage ? "],\"usage\":null}\n\n" : "]}\n\n";
+    nib_out_fmt(out,
+                "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
+                "\"prompt_tokens_details\":{\"cached_tokens\":%u},"
+                "\"completion_tokens_details\":{\"reasoning_tokens\":%u}}",
+                a->prompt_tokens, a->answer_tokens, a->prompt_tokens + a->answer_tokens, a->cached_tokens,
+                a->reasoning_tokens);
+}
+
+/* What follows the choices of an event but the last. */
+static void choices_end(struct nib_answer *a, struct nib_out *out)
+{
+    nib_out_text(out, "]");
+    if (a->continuous_usage) {
+        nib_out_text(out, ",");
+        usage_text(a, out);
+    } else if (a->usage) {
+        nib_out_text(out, ",\"usage\":null");
+    }
+    event_end(a, out, "}\n\n");
 }
 
 /* One chat event whose delta is the given ready text. */
@@ -145,7 +163,7 @@ static void chat_event(struct nib_answer *a, const char *delta, const struct nib
         nib_out_text(&out, "null");
     }
     nib_out_text(&out, ",\"finish_reason\":null}");
-    event_end(a, &out, after_choices(a));
+    choices_end(a, &out);
 }
 
 static void begin_stream(struct nib_answer *a)
@@ -176,7 +194,7 @@ static void completion_event(struct nib_answer *a, const struct nib_delta *d)
         nib_out_text(&out, "null");
     }
     nib_out_text(&out, ",\"finish_reason\":null}");
-    event_end(a, &out, after_choices(a));
+    choices_end(a, &out);
 }
 
 static void keep(struct nib_answer *a, enum nib_section section, const struct nib_out *text, bool list)
@@ -271,23 +289,13 @@ void nib_answer_call_end(struct nib_answer *a)
         nib_answer_keep(a, NIB_SEC_CALLS, "\"}}", 3);
 }
 
-static void usage_text(const struct nib_answer *a, struct nib_out *out)
-{
-    nib_out_fmt(out,
-                "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u,"
-                "\"prompt_tokens_details\":{\"cached_tokens\":%u},"
-                "\"completion_tokens_details\":{\"reasoning_tokens\":%u}}",
-                a->prompt_tokens, a->answer_tokens, a->prompt_tokens + a->answer_tokens, a->cached_tokens,
-                a->reasoning_tokens);
-}
-
 static void close_stream(struct nib_answer *a)
 {
     begin_stream(a);
     struct nib_out out = event_begin(a);
     nib_out_fmt(&out, "{\"index\":0,%s,\"logprobs\":null,\"finish_reason\":\"%s\"}",
                 a->chat ? "\"delta\":{}" : "\"text\":\"\"", a->finish_reason);
-    event_end(a, &out, after_choices(a));
+    choices_end(a, &out);
     if (a->usage) {
         out = event_begin(a);
         nib_out_text(&out, "],");

@@ -176,11 +176,17 @@ static bool read_effort(const json_t *v, struct nib_params *p, struct nib_refusa
 
 static bool read_stream_options(const json_t *v, struct nib_params *p, struct nib_refusal *ret)
 {
-    const json_t *usage = json_object_get(v, "include_usage");
-    if (!json_is_object(v) || (usage && !json_is_boolean(usage) && !json_is_null(usage)))
+    const json_t *usage = json_object_get(v, "include_usage"), *always = json_object_get(v, "continuous_usage_stats");
+    if (!json_is_object(v) || (usage && !json_is_boolean(usage) && !json_is_null(usage)) ||
+        (always && !json_is_boolean(always) && !json_is_null(always)))
         return nib_refuse(ret, 400, "invalid_type", "stream_options",
-                          "'stream_options' must be an object; 'include_usage' in it true or false");
+                          "'stream_options' must be an object; 'include_usage' and 'continuous_usage_stats' in it true "
+                          "or false");
     p->include_usage = json_is_true(usage);
+    p->continuous_usage = json_is_true(always);
+    if (p->continuous_usage && !p->include_usage)
+        return nib_refuse(ret, 400, "invalid_value", "stream_options",
+                          "'continuous_usage_stats' is allowed only when 'include_usage' is true");
     return true;
 }
 

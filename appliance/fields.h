@@ -37,8 +37,9 @@ struct nib_params {
     int64_t seed;
     int64_t max_tokens, max_completion_tokens; /* 0: not given */
     bool stream, logprobs, echo, seed_given, include_usage;
-    bool ignore_eos; /* tokens that end a turn are taken like others: the answer has max_tokens, but for `stop` */
-    uint32_t effort; /* 0 low, 1 medium, 2 high */
+    bool continuous_usage; /* streamed: every event says the usage so far; only with include_usage */
+    bool ignore_eos;       /* tokens that end a turn are taken like others: the answer has max_tokens, but for `stop` */
+    uint32_t effort;       /* 0 low, 1 medium, 2 high */
     uint32_t bias_count;
     struct nib_bias bias[NIB_MAX_LOGIT_BIAS];
     struct nib_stop stop;

@@ -56,12 +56,12 @@ void nib_bench_print_point(const struct nib_bench_report *report, const struct n
     if (r->why.text[0])
         (void)printf("%9s first error: %s\n", "", r->why.text);
     if (p->beside_tokens) { /* the point before is the same load alone */
-        const double alone = p[-1].result.gap.p50;
+        const double alone = p[-1].result.gap.p50, token_alone = p[-1].result.token_gap.p50;
         (void)printf(
-            "%9s beside prompts of %u tokens: %u of them in %.1f ms (p50), %u errors; between texts p99 %.2f x the p50 "
-            "of the load alone\n",
+            "%9s beside prompts of %u tokens: %u of them in %.1f ms (p50), %u errors; p99 between texts %.2f x the "
+            "p50 of the load alone, a token %.2f x\n",
             "", p->beside_tokens, r->beside.count, r->beside.p50 * 1e3, r->beside_errors,
-            alone > 0 ? r->gap.p99 / alone : 0);
+            alone > 0 ? r->gap.p99 / alone : 0, token_alone > 0 ? r->token_gap.p99 / token_alone : 0);
     }
     if (r->tokens_cached)
         (void)printf("%9s %llu of %llu prompt tokens were known from prompts before\n", "",
@@ -86,13 +86,14 @@ static json_t *point_json(const struct nib_bench_report *report, const struct ni
     json_t *errors = json_object();
     for (uint32_t i = 0; i < NIB_LOAD_ERROR_COUNT; i++)
         json_object_set_new(errors, nib_load_error_name((enum nib_load_error)i), json_integer(r->errors[i]));
-    json_t *json = json_pack(
-        "{s:f, s:f, s:I, s:I, s:o, s:I, s:s, s:f, s:f, s:f, s:o, s:o, s:o, s:o}", report->open ? "rate_s" : "clients",
-        p->load, "seconds", r->seconds, "sent", (json_int_t)r->sent, "finished", (json_int_t)r->finished, "errors",
-        errors, "waited", (json_int_t)r->waited, "first_error", r->why.text, "requests_s", a_second(r->finished, r),
-        "tokens_in_s", a_second((double)r->tokens_in, r), "tokens_out_s", a_second((double)r->tokens_out, r),
-        "first_text_ms", spread_json(&r->first), "between_texts_ms", spread_json(&r->gap), "token_ms",
-        spread_json(&r->token), "whole_ms", spread_json(&r->whole));
+    json_t *json =
+        json_pack("{s:f, s:f, s:I, s:I, s:o, s:I, s:s, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o}",
+                  report->open ? "rate_s" : "clients", p->load, "seconds", r->seconds, "sent", (json_int_t)r->sent,
+                  "finished", (json_int_t)r->finished, "errors", errors, "waited", (json_int_t)r->waited, "first_error",
+                  r->why.text, "requests_s", a_second(r->finished, r), "tokens_in_s", a_second((double)r->tokens_in, r),
+                  "tokens_out_s", a_second((double)r->tokens_out, r), "first_text_ms", spread_json(&r->first),
+                  "between_texts_ms", spread_json(&r->gap), "between_tokens_ms", spread_json(&r->token_gap), "token_ms",
+                  spread_json(&r->token), "whole_ms", spread_json(&r->whole));
     json_t *beside = json_null();
     if (p->beside_tokens)
         beside = json_pack("{s:I, s:I, s:o}", "prompt_tokens", (json_int_t)p->beside_tokens, "errors",

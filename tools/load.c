@@ -21,7 +21,7 @@ struct run {
     struct nib_load_conn *conns; /* [conns_count], and the one beside */
     uint32_t conns_count;
     char *requests; /* [conns_count][request_max] */
-    float *times;   /* [3][requests]: first, token, whole; then the gaps */
+    float *times;   /* [3][requests]: first, token, whole; then [2][requests * answer_tokens]: the gaps, by tokens */
     uint32_t first_count, token_count, whole_count, gaps_count;
     uint32_t ended;
     struct nib_load beside_load;  /* requests of the client beside */
@@ -303,9 +303,9 @@ static enum nib_err take_memory(struct run *r, struct nib_msg *msg)
     r->conns_count = load->clients ? load->clients : NIB_LOAD_MAX_CONNS;
     r->conns = calloc(r->conns_count + 1, sizeof *r->conns);
     r->requests = malloc(r->conns_count * bytes);
-    r->times = malloc((3 * n + gaps) * sizeof *r->times);
+    r->times = malloc((3 * n + 2 * gaps) * sizeof *r->times);
     if (!r->conns || !r->requests || !r->times)
-        return nib_fail(msg, NIB_E_NOMEM, "no memory for %u clients and %zu times", r->conns_count, 3 * n + gaps);
+        return nib_fail(msg, NIB_E_NOMEM, "no memory for %u clients and %zu times", r->conns_count, 3 * n + 2 * gaps);
     for (uint32_t i = 0; i < r->conns_count; i++) {
         struct nib_load_conn *c = &r->conns[i];
         c->load = load;
@@ -313,6 +313,7 @@ static enum nib_err take_memory(struct run *r, struct nib_msg *msg)
         c->request = r->requests + i * bytes;
         c->request_max = bytes;
         c->gaps = r->times + 3 * n;
+        c->token_gaps = c->gaps + gaps;
         c->gaps_max = (uint32_t)gaps;
         c->gaps_count = &r->gaps_count;
     }
@@ -329,6 +330,7 @@ static void sum_up(struct run *r)
     result->whole = nib_load_spread_of(r->times + 2 * n, r->whole_count);
     result->beside = nib_load_spread_of(r->beside_times, r->beside_count);
     result->gap = nib_load_spread_of(r->times + 3 * n, r->gaps_count);
+    result->token_gap = nib_load_spread_of(r->times + 3 * n + n * r->load->answer_tokens, r->gaps_count);
 }
 
 enum nib_err nib_load_run(const struct nib_load *load, const volatile sig_atomic_t *stop,

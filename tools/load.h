@@ -57,6 +57,7 @@ struct nib_load_result {
     uint64_t tokens_cached;                /* of tokens_in: computed for a prompt before */
     struct nib_load_spread first;          /* to the first text */
     struct nib_load_spread gap;            /* between two events with text, of all requests */
+    struct nib_load_spread token_gap;      /* these by their tokens, of which some give no text */
     struct nib_load_spread token;          /* a token after the first, mean of a request */
     struct nib_load_spread whole;          /* to the end */
     struct nib_load_spread beside;         /* the client beside: to the end of each; in no other figure */

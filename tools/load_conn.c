@@ -43,7 +43,7 @@ static void make_request(struct nib_load_conn *c, uint32_t index)
     n += put_prompt(load, index, body + n);
     n += (size_t)snprintf(body + n, HEAD_BYTES,
                           "],\"max_tokens\":%u,\"ignore_eos\":true,\"temperature\":%.6g,\"seed\":%llu,\"stream\":true,"
-                          "\"stream_options\":{\"include_usage\":true}}",
+                          "\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true}}",
                           load->answer_tokens, load->temperature,
                           (unsigned long long)((load->seed + index) & 0xffffffffffffu));
     const int head_bytes = snprintf(head, sizeof head,
@@ -124,11 +124,16 @@ static enum nib_load_step send_more(struct nib_load_conn *c)
 
 static void take_text(struct nib_load_conn *c)
 {
-    if (c->first_s <= 0)
+    const double gap_s = c->now_s - c->last_s;
+    const uint32_t tokens = c->answer_tokens > c->text_tokens ? c->answer_tokens - c->text_tokens : 1;
+    if (c->first_s <= 0) {
         c->first_s = c->now_s;
-    else if (*c->gaps_count < c->gaps_max)
-        c->gaps[(*c->gaps_count)++] = (float)(c->now_s - c->last_s);
+    } else if (*c->gaps_count < c->gaps_max) {
+        c->gaps[*c->gaps_count] = (float)gap_s;
+        c->token_gaps[(*c->gaps_count)++] = (float)(gap_s / tokens);
+    }
     c->last_s = c->now_s;
+    c->text_tokens = c->answer_tokens;
 }
 
 static void take_event(struct nib_load_conn *c, const char *text, size_t bytes)
@@ -141,16 +146,16 @@ static void take_event(struct nib_load_conn *c, const char *text, size_t bytes)
         c->failed = true;
         (void)nib_fail(&c->why, NIB_E_FORMAT, "%s", why ? why : "the daemon sent an event that is no JSON object");
     }
-    if (json_string_length(json_object_get(choice, "text")))
-        take_text(c);
     c->finish |= json_is_string(json_object_get(choice, "finish_reason"));
     if (json_is_object(usage)) {
-        c->usage = true;
+        c->usage |= choice == NULL; /* the last event's */
         c->prompt_tokens = (uint32_t)json_integer_value(json_object_get(usage, "prompt_tokens"));
         c->answer_tokens = (uint32_t)json_integer_value(json_object_get(usage, "completion_tokens"));
         const json_t *details = json_object_get(usage, "prompt_tokens_details");
         c->cached_tokens = (uint32_t)json_integer_value(json_object_get(details, "cached_tokens"));
     }
+    if (json_string_length(json_object_get(choice, "text")))
+        take_text(c);
     json_decref(event);
 }
 
@@ -217,7 +222,7 @@ enum nib_load_step nib_load_conn_begin(struct nib_load_conn *c, uint32_t index, 
     c->sent = 0;
     c->due_s = due_s;
     c->first_s = c->last_s = c->end_s = 0;
-    c->prompt_tokens = c->cached_tokens = c->answer_tokens = 0;
+    c->prompt_tokens = c->cached_tokens = c->answer_tokens = c->text_tokens = 0;
     c->finish = c->usage = c->done = c->failed = false;
     c->why.text[0] = '\0';
     c->state = c->fd < 0 ? NIB_LOAD_CALLING : NIB_LOAD_SENDING;

@@ -25,10 +25,11 @@ struct nib_load_conn {
     /* of the answer */
     double due_s, first_s, last_s, end_s; /* first and last text; 0: none */
     uint32_t prompt_tokens, cached_tokens, answer_tokens;
+    uint32_t text_tokens;             /* answer_tokens when the last text came */
     bool finish, usage, done, failed; /* what has been seen; failed: an error event, or no JSON */
     struct nib_msg why;               /* of what is wrong */
     double now_s;                     /* when the bytes that are being read came */
-    float *gaps;                      /* [gaps_max] all clients'; *gaps_count are filled */
+    float *gaps, *token_gaps;         /* [gaps_max] all clients'; *gaps_count are filled */
     uint32_t gaps_max, *gaps_count;
 };
 

@@ -130,7 +130,7 @@ END_TEST
 enum after { KEEP, CLOSE, STOP_LISTENING, STAY_SILENT };
 
 struct turn {
-    const char *body; /* of an event stream, or with `status` the whole response */
+    const char *body; /* of an event stream, a pause at each \f; or, raw, the whole response */
     bool raw;
     enum after after;
 };
@@ -160,13 +160,30 @@ static bool read_request(int fd)
     }
 }
 
+static void send_all(int fd, const char *text, int n)
+{
+    for (int at = 0; at < n; at += 7) /* in pieces that no line ends with */
+        ck_assert_int_gt(send(fd, text + at, (size_t)(n - at < 7 ? n - at : 7), MSG_NOSIGNAL), 0);
+}
+
 static void answer(int fd, const struct turn *turn)
 {
     char text[4096];
-    int n = turn->raw ? snprintf(text, sizeof text, "%s", turn->body)
-                      : snprintf(text, sizeof text, CHUNKED "%zx\r\n%s\r\n0\r\n\r\n", strlen(turn->body), turn->body);
-    for (int at = 0; at < n; at += 7) /* in pieces that no line ends with */
-        ck_assert_int_gt(send(fd, text + at, (size_t)(n - at < 7 ? n - at : 7), MSG_NOSIGNAL), 0);
+    if (turn->raw) {
+        send_all(fd, text, snprintf(text, sizeof text, "%s", turn->body));
+        return;
+    }
+    send_all(fd, CHUNKED, (int)strlen(CHUNKED));
+    for (const char *part = turn->body; *part;) {
+        const int n = (int)strcspn(part, "\f");
+        send_all(fd, text, snprintf(text, sizeof text, "%x\r\n%.*s\r\n", (unsigned)n, n, part));
+        part += n;
+        if (*part == '\f') {
+            (void)nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+            part++;
+        }
+    }
+    send_all(fd, "0\r\n\r\n", 5);
 }
 
 static void *serve(void *arg)
@@ -252,6 +269,24 @@ static struct nib_load_result one(const struct turn *turn, double stall_s, enum 
     return r;
 }
 
+#define COUNTED(text, n)                                                                                               \
+    "data: {\"choices\":[{\"index\":0,\"text\":\"" text "\",\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":5,"  \
+    "\"completion_tokens\":" n "}}\n\n"
+
+/* A text behind a token without a whole character is a gap of two tokens. */
+START_TEST(a_gap_is_divided_by_its_tokens)
+{
+    const struct turn turn = {COUNTED("a", "1") "\f" COUNTED("\\u00e9", "3") LAST USAGE("3") DONE, false, KEEP};
+    const struct nib_load_result r = one(&turn, 60, NIB_OK);
+    ck_assert_uint_eq(r.finished, 1);
+    ck_assert(r.gap.count == 1 && r.token_gap.count == 1 && r.gap.max > 0);
+    ck_assert_float_eq_tol((float)r.token_gap.max, (float)r.gap.max / 2, 1e-6f);
+    /* what events say along the way does not stand for the last one */
+    const struct turn cut = {COUNTED("a", "1") COUNTED("b", "3") LAST DONE, false, KEEP};
+    ck_assert_uint_eq(one(&cut, 60, NIB_OK).errors[NIB_LOAD_BROKEN], 1);
+}
+END_TEST
+
 START_TEST(an_answer_is_measured)
 {
     struct nib_load_result r = one(&(struct turn){GOOD, false, KEEP}, 60, NIB_OK);
@@ -260,7 +295,8 @@ START_TEST(an_answer_is_measured)
     ck_assert_uint_eq(r.tokens_cached, 2);
     ck_assert_uint_eq(r.tokens_out, 3);
     ck_assert(r.first.count == 1 && r.first.p50 > 0 && r.first.p99 == r.first.p50);
-    ck_assert(r.gap.count == 2 && r.token.count == 1 && r.whole.p50 >= r.first.p50 && r.seconds >= r.whole.p50);
+    ck_assert(r.gap.count == 2 && r.token_gap.count == 2 && r.token_gap.p50 == r.gap.p50 && r.token.count == 1 &&
+              r.whole.p50 >= r.first.p50 && r.seconds >= r.whole.p50);
     ck_assert_str_eq(r.why.text, "");
     ck_assert_ptr_nonnull(strstr(server.request, "POST /v1/completions HTTP/1.1\r\n"));
     ck_assert_ptr_nonnull(
@@ -386,6 +422,6 @@ START_TEST(arrivals_do_not_wait_for_answers)
 END_TEST
 
 NIB_SUITE(load, a_response_may_be_cut_anywhere, a_response_that_is_none_is_refused, percentiles_are_ranks,
-          an_answer_is_measured, each_way_to_go_wrong_is_told_apart, silence_is_given_up, a_stop_ends_the_load,
-          a_connection_closed_between_requests_is_opened_again, a_daemon_that_goes_away_ends_the_load,
-          arrivals_do_not_wait_for_answers)
+          an_answer_is_measured, a_gap_is_divided_by_its_tokens, each_way_to_go_wrong_is_told_apart,
+          silence_is_given_up, a_stop_ends_the_load, a_connection_closed_between_requests_is_opened_again,
+          a_daemon_that_goes_away_ends_the_load, arrivals_do_not_wait_for_answers)

@@ -65,6 +65,20 @@ def test_stream_is_the_whole_answer(nibbled, endless):
     assert all(e["id"] == events[0]["id"] for e in events)
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_usage_in_every_event(nibbled, endless, chat):
+    ask = dict(seed=7, max_tokens=40, logit_bias=endless, stream=True)
+    post = nibbled.chat if chat else nibbled.complete
+    plain = post(stream_options={"include_usage": True}, **ask).events
+    events = post(stream_options={"include_usage": True, "continuous_usage_stats": True}, **ask).events
+    assert [e["choices"] for e in events] == [e["choices"] for e in plain]
+    assert events[-1]["usage"] == plain[-1]["usage"]
+    tokens = [e["usage"]["completion_tokens"] for e in events]
+    assert tokens == sorted(tokens) and tokens[0] >= 1 and tokens[-1] == 40
+    assert chat or len(set(tokens)) > 2  # this chat's header never ends, so that its text comes at the end
+    assert {e["usage"]["prompt_tokens"] for e in events} == {plain[-1]["usage"]["prompt_tokens"]}
+
+
 def test_no_usage_unless_asked(nibbled):
     assert all("usage" not in e for e in nibbled.chat(stream=True).events)
 

@@ -46,6 +46,8 @@ def check_point(point, requests, prompt, tokens):
     assert 0 < first["p50"] <= whole["p50"] and first["max"] <= whole["max"] <= point["seconds"] * 1e3 * 1.001
     gaps = point["between_texts_ms"]  # at most one less than its tokens a request
     assert 0 < gaps["count"] <= requests * (tokens - 1) and 0 <= gaps["p50"] <= gaps["max"] <= whole["max"]
+    each = point["between_tokens_ms"]
+    assert each["count"] == gaps["count"] and each["p50"] <= gaps["p50"] and each["p99"] <= gaps["p99"]
     assert point["cpu_us_token"] >= point["cpu_front_us_token"] > 0
 
 

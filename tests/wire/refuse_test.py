@@ -151,6 +151,8 @@ def test_unknown_field(nibbled):
     ({"reasoning_effort": "max"}, "reasoning_effort"), ({"reasoning_effort": 1}, "reasoning_effort"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": []}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": 1}}, "stream_options"),
+    ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"messages": []}, "messages"), ({"messages": "x"}, "messages"), ({"messages": [1]}, "messages"),
     ({"messages": [{"role": "user", "content": 1}]}, "messages"),
