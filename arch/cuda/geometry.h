@@ -248,15 +248,13 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
                                      0};
     if (op == NIB_GPU_QKV) {
         ret->block = CU_BATCH_QKV_THREADS;
-        ret->grid[0] = CU_BATCH_QKV_PARTS * CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
-        ret->grid[3] = CU_BATCH_QKV_PARTS;
-        if (!few) { /* blocks alone */
+        ret->grid[0] = CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_TILES);
+        if (!few) {
             const bool third = rows > 3 * CU_BATCH_QKV_ROWS;
             const uint32_t items = CU_DIV_UP(cu_tiles(qkv), CU_BATCH_QKV_MANY) *
                                    CU_DIV_UP(rows, third ? CU_BATCH_QKV_THIRD : CU_BATCH_QKV_ROWS);
             ret->shared_bytes = third ? CU_BATCH_SHARED : CU_BATCH_SOME;
             ret->grid[0] = least(items, m->sms);
-            ret->grid[3] = 0;
         }
     } else if (op == NIB_GPU_ATTN || op == NIB_GPU_ATTN_FP8) {
         *ret = (struct nib_gpu_geometry){{m->sms, 1, 1}, CU_BATCH_ATTN_THREADS, CU_BATCH_ATTN_SHARED, 0};

@@ -1,8 +1,8 @@
 /* arch/sm90/batch_dense.cuh: the dense products of many decode rows on Hopper (arch/sm90/BATCH.md), with the bits of arch/cuda/gemv.cuh: inputs
  * are cut into shares, the sum of each is one chain of products of 16 inputs from zero, and the sums are added in the order of the shares.
  *
- * qkv and out: a cluster's blocks have some of the shares each, keep their sums apart and add them up at the end, each block for some of the rows.
- * head: a block has all shares, and takes items in turns; of more than 64 rows arch/sm90/batch_head.cuh. */
+ * out: a cluster's blocks have some of the shares each, keep their sums apart and add them up at the end, each block for some of the rows.
+ * qkv, head: a block has all shares, and takes items in turns; qkv of up to 64 rows is arch/sm90/batch_qkv.cuh's, head of more arch/sm90/batch_head.cuh's. */
 #pragma once
 #include "arch/cuda/gemv.cuh"
 #include "arch/sm90/batch_dense_done.cuh"
@@ -148,9 +148,9 @@ template <class Shape, int N> __device__ __forceinline__ void batch_stages_sum(b
     }
 }
 
-/* The sum of one share of the inputs, `units` of them, for N rows; the stages are left for `warps`. */
+/* The sum of one share of the inputs, `units` of them, for N rows. */
 template <class Shape, int N>
-__device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t units, float (&acc)[Shape::each][N / 2], uint32_t warps = 1)
+__device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t units, float (&acc)[Shape::each][N / 2])
 {
 #pragma unroll
     for (uint32_t i = 0; i < Shape::each; i++)
@@ -176,7 +176,7 @@ __device__ __forceinline__ void batch_sum(batch_ring<Shape> &ring, uint32_t unit
             if (Shape::groups != 2 && left > 1)
                 batch_products<Shape, N, 2>(weights + Shape::Form::unit_bytes, 0, rows + Shape::further(2), acc);
         }
-        ring.leave(warps);
+        ring.leave();
     }
 }
 
@@ -214,33 +214,21 @@ template <class Shape> __device__ __forceinline__ uint32_t batch_given(const bat
     return ring.beside() + batch_tile<Shape>(0) * 512 + threadIdx.x % 32 * 16;
 }
 
-/* The sums of the block's shares, given to those blocks of the cluster that add them up, each as soon as it is there: rows 8n .. 8n + 7 to the one of rank
- * n % parts. Behind the share that is dealt, which those who have none of leave out, there is no other item. */
+/* The sum of the block's share, given to those blocks of the cluster that add it up: rows 8n .. 8n + 7 to the one of rank n % parts. There is no other item. */
 template <class Shape, int N> __device__ __forceinline__ void batch_give(batch_ring<Shape> &ring, uint32_t units)
 {
-    constexpr uint32_t PARTS = Shape::parts, OWN = Shape::own, LINE = Shape::tiles * 512;
+    constexpr uint32_t PARTS = Shape::parts, LINE = Shape::tiles * 512;
     static_assert(Shape::each == 1, "a warp has one tile");
-    const uint32_t rank = cluster_rank(), came = smem_at(&batch_room()->came), count = OWN + Shape::has_dealt(rank, threadIdx.x / 128 - 1);
-    float sum[1][N / 2], before[N / 2];
+    const uint32_t rank = cluster_rank(), came = smem_at(&batch_room()->came);
+    float sum[1][N / 2];
     if (threadIdx.x == 128)
         bulk_expect(came, batch_adds<Shape, N>(rank) * Shape::slots * LINE);
     cluster_begun();
-#pragma unroll 1
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t share = i < OWN ? Shape::share(rank) + i : Shape::shares - 1;
-        batch_sum<Shape, N>(ring, batch_units<Shape>(units, share), sum, i < OWN ? 1 : Shape::groups);
-        if (OWN > 1 && rank == 0) {
+    batch_sum<Shape, N>(ring, batch_units<Shape>(units, rank), sum);
+    const uint32_t to = batch_given(ring) + rank * LINE;
 #pragma unroll
-            for (int n = 0; n < N / 2; n++)
-                before[n] = sum[0][n] = i ? before[n] + sum[0][n] : sum[0][n];
-            if (i + 1 < OWN)
-                continue;
-        }
-        const uint32_t to = batch_given(ring) + (rank ? share - OWN + 1 : 0) * LINE;
-#pragma unroll
-        for (uint32_t n = 0; n < N / 8; n++)
-            cluster_give(cluster_at(to + n / PARTS * Shape::slots * LINE, n % PARTS), &sum[0][4 * n], cluster_at(came, n % PARTS));
-    }
+    for (uint32_t n = 0; n < N / 8; n++)
+        cluster_give(cluster_at(to + n / PARTS * Shape::slots * LINE, n % PARTS), &sum[0][4 * n], cluster_at(came, n % PARTS));
 }
 
 /* Adds up what was given to this block. */
@@ -536,17 +524,6 @@ template <class Shape> __device__ __forceinline__ void out_batch_run(const struc
         m, m->layer[layer].out, m->hidden, m->heads * NIB_HEAD_DIM, layer > 0, [&] { return step_of(m)->decode_count; }, done);
 }
 
-template <class Form> __device__ __forceinline__ void qkv_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
-{
-    const uint32_t bytes = dynamic_shared_bytes();
-    if (bytes == CU_BATCH_LESS)
-        qkv_batch_run<batch_shape<Form, CU_BATCH_QKV_GROUPS, 1, CU_BATCH_FEW, CU_BATCH_QKV_PARTS, CU_GEMV_WARPS>>(m, layer);
-    else if (bytes == CU_BATCH_SOME)
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 1, CU_BATCH_QKV_ROWS, 1, CU_GEMV_WARPS, true>>(m, layer);
-    else
-        qkv_batch_run<batch_shape<Form, CU_BATCH_GROUPS, 1, CU_BATCH_QKV_THIRD, 1, CU_GEMV_WARPS, true>>(m, layer);
-}
-
 template <class Form> __device__ __forceinline__ void out_batch_rows(const struct nib_gpu_machine *m, uint32_t layer)
 {
     const uint32_t bytes = dynamic_shared_bytes();
@@ -556,16 +533,6 @@ template <class Form> __device__ __forceinline__ void out_batch_rows(const struc
         out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 1, CU_BATCH_ROWS, CU_BATCH_OUT_PARTS, CU_OUT_WARPS>>(m, layer);
     else
         out_batch_run<batch_shape<Form, CU_BATCH_OUT_GROUPS, 1, CU_BATCH_ROWS, CU_BATCH_OUT_MANY, CU_OUT_WARPS>>(m, layer);
-}
-
-KERNEL(qkv_batch, CU_BATCH_QKV_THREADS, 1)
-{
-    qkv_batch_rows<weights_bf16>(m, layer);
-}
-
-KERNEL(qkv_batch_mxfp8, CU_BATCH_QKV_THREADS, 1)
-{
-    qkv_batch_rows<weights_mxfp8>(m, layer);
 }
 
 KERNEL(out_batch, CU_BATCH_OUT_THREADS, 1)

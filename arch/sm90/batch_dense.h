@@ -8,9 +8,7 @@
 #define CU_BATCH_UNITS 2  /* of inputs in a stage, at most */
 #define CU_BATCH_LINE  64 /* bytes of a unit's activations of a row */
 
-/* qkv and out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, rows at a time; a warp has one tile. */
-#define CU_BATCH_QKV_PARTS   4
-#define CU_BATCH_QKV_GROUPS  3
+/* out: blocks of a cluster share the inputs of a tile, so many shares each. Warpgroups that multiply, rows at a time; a warp has one tile. */
 #define CU_BATCH_OUT_PARTS   8
 #define CU_BATCH_OUT_MANY    4 /* with more than CU_BATCH_ROWS; half of the clusters have half of the rows */
 #define CU_BATCH_OUT_GROUPS  3
@@ -18,11 +16,13 @@
 #define CU_BATCH_ROWS        128
 #define CU_BATCH_FEW         64 /* rows of a bucket up to which a block has no room for more */
 #define CU_BATCH_THREADS     ((CU_BATCH_GROUPS + 1) * 128)
-#define CU_BATCH_QKV_THREADS ((CU_BATCH_QKV_GROUPS + 1) * 128)
-#define CU_BATCH_QKV_TILES   (CU_BATCH_QKV_GROUPS * 4)
 #define CU_BATCH_OUT_THREADS ((CU_BATCH_OUT_GROUPS + 1) * 128)
 #define CU_BATCH_OUT_TILES   (CU_BATCH_OUT_GROUPS * 4)
-/* qkv of more than CU_BATCH_FEW rows: a block has all inputs of so many tiles, for some of the rows. */
+/* qkv: a block has all inputs of so many tiles; its warpgroups have the same tiles and other shares. */
+#define CU_BATCH_QKV_GROUPS  3
+#define CU_BATCH_QKV_THREADS ((CU_BATCH_QKV_GROUPS + 1) * 128)
+#define CU_BATCH_QKV_TILES   3
+/* Of more than CU_BATCH_FEW rows: of so many tiles, for some of the rows. */
 #define CU_BATCH_QKV_MANY  (CU_BATCH_GROUPS * 4)
 #define CU_BATCH_QKV_ROWS  64           /* in buckets of up to three times as many */
 #define CU_BATCH_QKV_THIRD 88           /* in larger ones: a third of all that there can be */

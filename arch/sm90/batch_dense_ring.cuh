@@ -22,7 +22,6 @@ template <class FORM, uint32_t GROUPS, uint32_t EACH, uint32_t TOKENS, uint32_t 
     static constexpr uint32_t room = CU_BATCH_ROOM;
     static constexpr uint32_t own = SHARES / PARTS; /* shares of a block */
     static constexpr uint32_t held = PARTS == 1 ? 2 : own; /* sums that a warp has at a time, where it does not give them away */
-    static constexpr bool dealt = PARTS > 1 && SHARES % PARTS == 1; /* the last share is dealt: warpgroup i's tiles of it are the block's of rank i + 1 */
     static constexpr uint32_t slots = SHARES - own + 1; /* sums that come to a block: the first block's are added at once */
     static constexpr uint32_t given = CU_DIV_UP(TOKENS / 8, PARTS) * slots * tiles * 512;
     static constexpr bool gives = PARTS > 1 && given <= CU_BATCH_GIVEN; /* a block gives its sums to the others, else it reads theirs */
@@ -31,19 +30,12 @@ template <class FORM, uint32_t GROUPS, uint32_t EACH, uint32_t TOKENS, uint32_t 
     static constexpr uint32_t stages = (room - beside) / (weights_bytes + acts_bytes);
     /* Registers for the fragments of two stages. */
     static constexpr bool ahead = GROUPS == 2 && EACH == 1;
-    static_assert(own >= 1 && own * PARTS + dealt == SHARES && (!dealt || (gives && GROUPS < PARTS && GROUPS == BATCH_WEIGHTS_WARPS)),
-                  "all have as many shares, but for one that is dealt");
+    static_assert(own * PARTS == SHARES && (!gives || own == 1), "all blocks have as many shares; who gives its sum has one");
 
     /* The first of a block's shares. */
     __host__ __device__ __forceinline__ static constexpr uint32_t share(uint32_t rank)
     {
         return rank * own;
-    }
-
-    /* That warpgroup, or the warp that asks for its weights, has tiles of the share that is dealt. */
-    __host__ __device__ __forceinline__ static constexpr bool has_dealt(uint32_t rank, uint32_t group)
-    {
-        return dealt && group + 1 == rank;
     }
 
     /* The k-th 16 inputs of a stage's activations, in a descriptor. */
@@ -142,12 +134,10 @@ template <class Shape> struct batch_ring {
         bulk_wait(empty(), parity ^ 1);
     }
 
-    /* By one warp, all lanes, for `warps` of them: the stage is read. */
-    __device__ __forceinline__ void leave(uint32_t warps = 1)
+    /* By one warp, all lanes: the stage is read. */
+    __device__ __forceinline__ void leave()
     {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0)
-            asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" ::"r"(empty()), "r"(warps) : "memory");
+        bulk_arrive(empty());
         next();
     }
 };
@@ -212,22 +202,12 @@ template <class Shape> struct batch_stages {
         end = Shape::first(units, share + 1);
     }
 
-    /* The stages are of the share that is dealt. */
-    __device__ __forceinline__ bool dealt() const
-    {
-        return Shape::dealt && share + 1 == Shape::shares;
-    }
-
     /* Units at .. at + have - 1. */
     __device__ __forceinline__ bool next(uint32_t &at, uint32_t &have)
     {
         while (u >= end) {
-            if (++share >= last) {
-                if (!Shape::dealt || share >= Shape::shares || batch_part<Shape>() == 0)
-                    return false;
-                share = Shape::shares - 1;
-                u = Shape::first(units, share);
-            }
+            if (++share >= last)
+                return false;
             end = Shape::first(units, share + 1);
         }
         at = u;
@@ -281,11 +261,11 @@ __device__ __forceinline__ void batch_copy(uint32_t bar, uint32_t to, uint32_t s
 /* `have` units of this warp's tiles of those from tile0 on, from unit u on, to the ring's next stage. All lanes of a warp, which asks for copies as one. */
 template <class Shape>
 __device__ __forceinline__ void batch_ask(batch_ring<Shape> &ring, const uint8_t *w, uint32_t which, uint32_t all_tiles, uint32_t units,
-                                          uint32_t tile0, uint32_t u, uint32_t have, bool mine, uint64_t policy)
+                                          uint32_t tile0, uint32_t u, uint32_t have, uint64_t policy)
 {
     constexpr uint32_t unit_bytes = Shape::Form::unit_bytes, EACH = CU_DIV_UP(Shape::tiles, BATCH_WEIGHTS_WARPS);
     const uint32_t first = which * EACH, most = min(Shape::tiles - min(first, Shape::tiles), EACH);
-    const uint32_t there = mine && tile0 + first < all_tiles ? min(all_tiles - tile0 - first, most) : 0, stored = Shape::Form::stored(units);
+    const uint32_t there = tile0 + first < all_tiles ? min(all_tiles - tile0 - first, most) : 0, stored = Shape::Form::stored(units);
     const uint32_t bytes = Shape::Form::stored(have) * unit_bytes, stride = stored * unit_bytes;
     const uint32_t bar = ring.full(), to = ring.weights_at() + first * Shape::tile_bytes;
     const uint8_t *from = w + ((uint64_t)(tile0 + first) * stored + u) * unit_bytes;
@@ -302,16 +282,15 @@ __device__ __forceinline__ void batch_weights(batch_ring<Shape> &ring, nib_gpu_p
     const uint64_t policy = Shape::once ? stream_policy() : shared_policy();
     batch_stages<Shape> stages;
     stages.open(units);
-    const bool deal = Shape::has_dealt(batch_part<Shape>(), which);
     uint32_t u, have;
     for (uint32_t early = batch_early<Shape>(units); early > 0 && stages.next(u, have); early--)
-        batch_ask(ring, w, which, all_tiles, units, batch_work<Shape>::own_tile(all_tiles), u, have, deal || !stages.dealt(), policy);
+        batch_ask(ring, w, which, all_tiles, units, batch_work<Shape>::own_tile(all_tiles), u, have, policy);
     batch_work<Shape> work;
     batch_item item;
     work.open(learn(), all_tiles);
     while (work.next(item, all_tiles)) {
         while (stages.next(u, have))
-            batch_ask(ring, w, which, all_tiles, units, item.tile0, u, have, deal || !stages.dealt(), policy);
+            batch_ask(ring, w, which, all_tiles, units, item.tile0, u, have, policy);
         if (Shape::parts > 1)
             batch_added<Shape>();
         stages.open(units);

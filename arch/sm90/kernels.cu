@@ -13,6 +13,7 @@
 #include "arch/sm90/batch_attn.cuh"
 #include "arch/sm90/token.cuh"
 #include "arch/sm90/batch_dense.cuh"
+#include "arch/sm90/batch_qkv.cuh"
 #include "arch/sm90/batch_head.cuh"
 #include "arch/sm90/batch_mx.cuh"
 #include "arch/sm90/few_mx.cuh"
