@@ -11,32 +11,12 @@
 
 #define BATCH_WEIGHTS_WARPS 3 /* of the four that bring; the last one has the activations */
 
-/* GROUPS warpgroups multiply, a warp EACH tiles; PARTS blocks of a cluster share the SHARES of the inputs. */
-template <class FORM, uint32_t GROUPS, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false> struct batch_shape {
-    static constexpr bool once = PARTS == 1 && TOKENS == CU_BATCH_HEAD_FEW && EACH == 2; /* the weights are read by one block, and once */
-    static constexpr bool idle = IDLE; /* a warpgroup has no work */
+/* A stage of TILES tiles and up to TOKENS rows, inputs in SHARES. */
+template <class FORM, uint32_t TILES, uint32_t TOKENS, uint32_t SHARES> struct batch_sizes {
     typedef FORM Form;
-    static constexpr uint32_t groups = GROUPS, each = EACH, tokens = TOKENS, parts = PARTS, shares = SHARES;
-    static constexpr uint32_t tiles = GROUPS * 4 * EACH, tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes;
-    static constexpr uint32_t weights_bytes = tiles * tile_bytes, unit_acts = TOKENS * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
-    static constexpr uint32_t room = CU_BATCH_ROOM;
-    static constexpr uint32_t own = SHARES / PARTS; /* shares of a block */
-    static constexpr uint32_t held = PARTS == 1 ? 2 : own; /* sums that a warp has at a time, where it does not give them away */
-    static constexpr uint32_t slots = SHARES - own + 1; /* sums that come to a block: the first block's are added at once */
-    static constexpr uint32_t given = CU_DIV_UP(TOKENS / 8, PARTS) * slots * tiles * 512;
-    static constexpr bool gives = PARTS > 1 && given <= CU_BATCH_GIVEN; /* a block gives its sums to the others, else it reads theirs */
-    static constexpr uint32_t lines = IDLE ? GROUPS * TOKENS * 128 : 0; /* what qkv leaves, a line a row and head */
-    static constexpr uint32_t beside = gives ? given : lines;           /* bytes behind the ring */
-    static constexpr uint32_t stages = (room - beside) / (weights_bytes + acts_bytes);
-    /* Registers for the fragments of two stages. */
-    static constexpr bool ahead = GROUPS == 2 && EACH == 1;
-    static_assert(own * PARTS == SHARES && (!gives || own == 1), "all blocks have as many shares; who gives its sum has one");
-
-    /* The first of a block's shares. */
-    __host__ __device__ __forceinline__ static constexpr uint32_t share(uint32_t rank)
-    {
-        return rank * own;
-    }
+    static constexpr uint32_t tiles = TILES, tokens = TOKENS, shares = SHARES;
+    static constexpr uint32_t tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes, weights_bytes = TILES * tile_bytes;
+    static constexpr uint32_t unit_acts = TOKENS * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
 
     /* The k-th 16 inputs of a stage's activations, in a descriptor. */
     __host__ __device__ __forceinline__ static constexpr uint32_t further(uint32_t k)
@@ -48,6 +28,33 @@ template <class FORM, uint32_t GROUPS, uint32_t EACH, uint32_t TOKENS, uint32_t 
     __device__ __forceinline__ static uint32_t first(uint32_t units, uint32_t share)
     {
         return min(unit_first<SHARES>(CU_DIV_UP(units, FORM::span), share) * FORM::span, units);
+    }
+};
+
+/* GROUPS warpgroups multiply, a warp EACH tiles; PARTS blocks of a cluster share the SHARES of the inputs. */
+template <class FORM, uint32_t GROUPS, uint32_t EACH, uint32_t TOKENS, uint32_t PARTS, uint32_t SHARES, bool IDLE = false>
+struct batch_shape : batch_sizes<FORM, GROUPS * 4 * EACH, TOKENS, SHARES> {
+    typedef batch_sizes<FORM, GROUPS * 4 * EACH, TOKENS, SHARES> sizes;
+    static constexpr bool once = PARTS == 1 && TOKENS == CU_BATCH_HEAD_FEW && EACH == 2; /* the weights are read by one block, and once */
+    static constexpr bool idle = IDLE; /* a warpgroup has no work */
+    static constexpr uint32_t groups = GROUPS, each = EACH, parts = PARTS;
+    static constexpr uint32_t room = CU_BATCH_ROOM;
+    static constexpr uint32_t own = SHARES / PARTS; /* shares of a block */
+    static constexpr uint32_t held = PARTS == 1 ? 2 : own; /* sums that a warp has at a time, where it does not give them away */
+    static constexpr uint32_t slots = SHARES - own + 1; /* sums that come to a block: the first block's are added at once */
+    static constexpr uint32_t given = CU_DIV_UP(TOKENS / 8, PARTS) * slots * sizes::tiles * 512;
+    static constexpr bool gives = PARTS > 1 && given <= CU_BATCH_GIVEN; /* a block gives its sums to the others, else it reads theirs */
+    static constexpr uint32_t lines = IDLE ? GROUPS * TOKENS * 128 : 0; /* what qkv leaves, a line a row and head */
+    static constexpr uint32_t beside = gives ? given : lines;           /* bytes behind the ring */
+    static constexpr uint32_t stages = (room - beside) / (sizes::weights_bytes + sizes::acts_bytes);
+    /* Registers for the fragments of two stages. */
+    static constexpr bool ahead = GROUPS == 2 && EACH == 1;
+    static_assert(own * PARTS == SHARES && (!gives || own == 1), "all blocks have as many shares; who gives its sum has one");
+
+    /* The first of a block's shares. */
+    __host__ __device__ __forceinline__ static constexpr uint32_t share(uint32_t rank)
+    {
+        return rank * own;
     }
 };
 

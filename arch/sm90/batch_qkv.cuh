@@ -5,27 +5,20 @@
 #pragma once
 #include "arch/sm90/batch_dense.cuh"
 
-template <class FORM> struct qkv_shape {
-    typedef FORM Form;
+template <class FORM> struct qkv_shape : batch_sizes<FORM, CU_BATCH_QKV_TILES, CU_BATCH_FEW, CU_GEMV_WARPS> {
+    typedef batch_sizes<FORM, CU_BATCH_QKV_TILES, CU_BATCH_FEW, CU_GEMV_WARPS> sizes;
     static constexpr uint32_t groups = 1; /* read a stage */
-    static constexpr uint32_t teams = CU_BATCH_QKV_GROUPS, tiles = CU_BATCH_QKV_TILES, shares = CU_GEMV_WARPS, rounds = shares / teams;
-    static constexpr uint32_t tile_bytes = CU_BATCH_UNITS * FORM::unit_bytes, weights_bytes = tiles * tile_bytes;
-    static constexpr uint32_t unit_acts = CU_BATCH_FEW * CU_BATCH_LINE, acts_bytes = CU_BATCH_UNITS * unit_acts;
-    static constexpr uint32_t line = tiles * 512, given = teams * (CU_BATCH_FEW / 8) * line; /* a round's sums, behind the ring */
-    static constexpr uint32_t fit = (CU_BATCH_ROOM - given) / (weights_bytes + acts_bytes), stages = fit < BATCH_STAGES_MAX ? fit : BATCH_STAGES_MAX;
+    static constexpr uint32_t teams = CU_BATCH_QKV_GROUPS, rounds = sizes::shares / teams;
+    static constexpr uint32_t line = sizes::tiles * 512, given = teams * (CU_BATCH_FEW / 8) * line; /* a round's sums, behind the ring */
+    static constexpr uint32_t fit = (CU_BATCH_ROOM - given) / (sizes::weights_bytes + sizes::acts_bytes);
+    static constexpr uint32_t stages = fit < BATCH_STAGES_MAX ? fit : BATCH_STAGES_MAX;
     static constexpr bool gives = false;
-    static_assert(rounds * teams == shares && tiles == BATCH_WEIGHTS_WARPS && CU_BATCH_UNITS == 2, "a share a round, a warp a tile");
-
-    /* First unit of a share. */
-    __device__ __forceinline__ static uint32_t first(uint32_t units, uint32_t share)
-    {
-        return min(unit_first<shares>(CU_DIV_UP(units, FORM::span), share) * FORM::span, units);
-    }
+    static_assert(rounds * teams == sizes::shares && sizes::tiles == BATCH_WEIGHTS_WARPS && CU_BATCH_UNITS == 2, "a share a round, a warp a tile");
 
     /* Stages of a share; of a shorter one the last is empty. */
     __device__ __forceinline__ static uint32_t per(uint32_t units)
     {
-        return CU_DIV_UP(CU_DIV_UP(CU_DIV_UP(units, FORM::span), shares) * FORM::span, CU_BATCH_UNITS);
+        return CU_DIV_UP(CU_DIV_UP(CU_DIV_UP(units, FORM::span), sizes::shares) * FORM::span, CU_BATCH_UNITS);
     }
 };
 
@@ -146,7 +139,7 @@ template <class Shape, int N, uint32_t COUNT> __device__ __forceinline__ void qk
     wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < COUNT; k++)
-        wgmma(wgmma_bf16(), acc, a[k], rows + (k / 2 * Shape::unit_acts >> 4) + k % 2 * 2);
+        wgmma(wgmma_bf16(), acc, a[k], rows + Shape::further(k));
     wgmma_commit();
     wgmma_wait<0>();
     wgmma_hold(acc);
