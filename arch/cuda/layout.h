@@ -386,7 +386,8 @@ struct cu_scratch {
     struct cu_tickets head;
     uint32_t dealt;  /* chunks that a full layer's blocks have asked for (sm90/batch_attn_plan.cuh) */
     uint32_t chunks; /* of each of the step's full layers */
-    uint32_t reserved[58];
+    uint32_t parts;  /* that the blocks of an expert product have asked for (sm90/batch_mx_deal.cuh) */
+    uint32_t reserved[57];
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
     uint8_t picked[NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* a row's experts, plus 1; 0: read (sm90/route_cluster.cuh) */

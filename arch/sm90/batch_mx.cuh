@@ -343,9 +343,7 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
                                          const Done &done)
 {
     __shared__ uint32_t rows[EARLY ? 1 : CU_BATCH_MX_THREADS]; /* of the first places */
-    __shared__ struct cu_group groups[CU_GROUPS_MAX];
-    __shared__ struct batch_mx_costs costs[CU_BATCH_MX_ROWS / 8];
-    __shared__ uint32_t bounds[2];
+    __shared__ batch_mx_deal deal;
     static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
     const nib_gpu_ptr routing = read_now(m->route);
     const struct cu_route *route = at<const struct cu_route>(routing);
@@ -353,36 +351,25 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
     const uint32_t *rows_of = at<const uint32_t>(routing, cu_route_expert_at(most, experts) + 3 * cu_route_array(most));
     batch_mx_ring<Form> ring;
     ring.open(batch_mx_dynamic);
-    if constexpr (!Form::SHORT) {
-        if (threadIdx.x < CU_BATCH_MX_ROWS / 8)
-            costs[threadIdx.x].open(threadIdx.x);
-        __syncthreads();
-    }
+    const nib_gpu_ptr scratch = read_now(m->scratch);
     if (!EARLY)
         overlap_wait();
     overlap_next();
     if (!EARLY && threadIdx.x < most * used)
         rows[threadIdx.x] = __ldcg(rows_of + threadIdx.x);
     const uint32_t lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
-    uint32_t count = 0;
+    struct cu_group group = {};
     if (threadIdx.x < CU_GROUPS_MAX) { /* lists that are not there, too: no load waits */
         const uint32_t *from = (const uint32_t *)(route->group + threadIdx.x);
-        const struct cu_group group = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
-        groups[threadIdx.x] = group;
-        count = threadIdx.x < lists ? min(group.count, Form::ROWS) : 0;
+        group = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
     }
-    if constexpr (Form::SHORT)
-        batch_mx_walk<Form>::deal(count, cu_tiles(n), lists, bounds);
-    else
-        batch_mx_search(groups, count, cu_tiles(n), lists, costs, bounds);
-    __syncthreads();
-    batch_mx_walk<Form> walk = {groups, cu_tiles(n), bounds[1] - bounds[0]};
+    deal.open(group, lists, cu_tiles(n), &at<struct cu_scratch>(scratch)->parts);
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         if (!Form::SHORT)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
         else
             asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        batch_mx_bring<Form, EARLY>(ring, walk, bounds[0], at<const uint8_t>(all), cu_mx_bytes(n, k), k, acts,
+        batch_mx_bring<Form, EARLY>(ring, deal, at<const uint8_t>(all), cu_mx_bytes(n, k), k, acts,
                                       [&](uint32_t place) { return from(place, EARLY ? 0 : place < CU_BATCH_MX_THREADS ? rows[place] : __ldcg(rows_of + place)); });
     } else {
         if (Form::SHORT)
@@ -392,7 +379,8 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
         if (EARLY)
             overlap_wait();
         const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
-        batch_mx_item<Form> item = walk.first(bounds[0]);
+        batch_mx_walk<Form> walk = {deal, 0, 0};
+        batch_mx_item<Form> item = {};
         while (walk.next(item)) {
             if (item.count <= 8)
                 batch_mx_one<Form, 8>(ring, item, warp, spans, done);

@@ -16,22 +16,6 @@
 #define CU_BATCH_MX_READERS 12 /* multiplying warps */
 #define CU_BATCH_MX_STAGES  4  /* and as many warps that bring, each the stages of its place in the ring */
 #define CU_BATCH_MX_THREADS ((CU_BATCH_MX_READERS + CU_BATCH_MX_STAGES) * 32)
-#define CU_BATCH_MX_RUN     17 /* blocks at most among which a part of all tiles is cut evenly */
-
-/* What an item of 24 tiles takes for a list of up to 8, 16, ... rows, of 12 for more than CU_BATCH_MX_HALF, in 10 cycles; and what part of that one of hardly any
- * tiles would, where a warp has two tiles of a whole one or one. Measured, of up and down alike. */
-#define CU_BATCH_MX_WHOLE                                                                                              \
-    {                                                                                                                  \
-        3100, 3900, 4600, 5300, 5950, 3750, 4200, 4600                                                                 \
-    }
-#define CU_BATCH_MX_PART_TWO 0.22f
-#define CU_BATCH_MX_PART_ONE 0.34f
-
-/* The short form: what a tile takes for a list of up to 8 rows and of more, and what a list's beginning takes beside; measured, in 25 cycles. */
-#define CU_MX_SHORT_COST      63
-#define CU_MX_SHORT_COST_MORE 80
-#define CU_MX_SHORT_COST_LIST 240
-#define CU_MX_SHORT_SNAP      4 /* tiles: a block's share does not begin or end so close to the border of two lists */
 
 /* A stage is CU_MX_SPAN units of an item: for each block of 32 inputs a line of 64 bytes a row, 40 or 64 of them; then the weights of 24 or 12 tiles. But in the short
  * form word w of a line's chunk c, 16 bytes, lies as word c of chunk w, as products read them. */

@@ -6,7 +6,7 @@
 #pragma once
 #include "arch/cuda/base.cuh"
 #include "arch/sm90/batch_acts.cuh"
-#include "arch/sm90/batch_mx_cuts.cuh"
+#include "arch/sm90/batch_mx_deal.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
 /* 16 bytes. */
@@ -16,7 +16,7 @@ __device__ __forceinline__ void copy16_there(uint32_t dst, const void *src)
 }
 
 /* Two forms of the kernel: for lists of any length, and for short ones alone. ROWS: of a list at most; HALF: up to which a multiplying warp has two tiles;
- * SHORT: which of the two; CUT: of the short one, blocks' shares of a list begin and end at multiples of so many tiles. */
+ * SHORT: which of the two. */
 struct batch_mx_any {
     static constexpr uint32_t STAGE_BYTES = CU_BATCH_MX_STAGE_BYTES, ROWS = CU_BATCH_MX_ROWS, HALF = CU_BATCH_MX_HALF;
     static constexpr bool SHORT = false;
@@ -24,7 +24,6 @@ struct batch_mx_any {
 
 struct batch_mx_short {
     static constexpr uint32_t STAGE_BYTES = CU_MX_SHORT_STAGE_BYTES, ROWS = CU_BATCH_MX_FEW, HALF = CU_BATCH_MX_FEW;
-    static constexpr uint32_t CUT = 4; /* a tile more for each scheduler */
     static constexpr bool SHORT = true;
     static_assert(CU_BATCH_MX_ACTS(HALF) + 4 * CU_MX_STAGE <= STAGE_BYTES / 3 && CU_BATCH_MX_ACTS(HALF) + 8 * CU_MX_STAGE <= STAGE_BYTES / 2, "spans of few tiles");
 };
@@ -117,65 +116,34 @@ template <class Form> struct batch_mx_item {
     }
 };
 
-/* The short form: what a tile takes for a list of `count` rows. */
-__device__ __forceinline__ uint32_t batch_mx_cost(uint32_t count)
-{
-    return count > 8 ? CU_MX_SHORT_COST_MORE : CU_MX_SHORT_COST;
-}
-
-/* A block's share: a contiguous part of the tiles of all lists, with an even part of what they all take, cut where lists end and into whole items and a rest. In the
- * short form the rest comes first, as little is asked for and soon there; where it would be of more than a tile a warp there are items of like size. */
+/* A block's items: those of its parts, as these become known. */
 template <class Form> struct batch_mx_walk {
-    const struct cu_group *groups; /* in shared memory */
-    uint32_t tiles, left;          /* of a matrix; of the share, behind the item */
-
-    /* The short form: where the shares of this block and of the next one begin, counted through all lists, to bounds[2]. All threads call it, a thread a
-     * list, which has `count` rows, 0: there is none. */
-    __device__ __forceinline__ static void deal(uint32_t count, uint32_t tiles, uint32_t lists, uint32_t *bounds)
-    {
-        const uint32_t cost = batch_mx_cost(count), mine = count ? CU_MX_SHORT_COST_LIST + cost * tiles : 0;
-        uint32_t before, total;
-        batch_mx_sums(mine, before, total);
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            const uint32_t want = (uint32_t)((uint64_t)total * (blockIdx.x + i) / gridDim.x);
-            if (want >= before && want < before + mine) {
-                const uint32_t into = want - before, exact = (into - min(into, (uint32_t)CU_MX_SHORT_COST_LIST)) / cost;
-                const uint32_t tile = (exact + Form::CUT / 2) / Form::CUT * Form::CUT;
-                bounds[i] = threadIdx.x * tiles + (tile < CU_MX_SHORT_SNAP ? 0 : tile + CU_MX_SHORT_SNAP > tiles ? tiles : tile);
-            }
-            if (threadIdx.x == 0 && want >= total)
-                bounds[i] = lists * tiles;
-        }
-    }
-
-    /* Nothing, before tile `begin`, counted through all lists. */
-    __device__ __forceinline__ batch_mx_item<Form> first(uint32_t begin) const
-    {
-        const uint32_t list = begin / tiles;
-        return {list, 0, 0, 0, begin - list * tiles, 0};
-    }
+    const batch_mx_deal &deal; /* in shared memory */
+    uint32_t part, left;       /* parts that were begun; tiles of the last of them, behind the item */
 
     __device__ __forceinline__ bool next(batch_mx_item<Form> &item)
     {
-        if (left == 0)
-            return false;
         item.tile0 += item.tiles;
-        if (item.tile0 == tiles) {
-            item.tile0 = 0;
-            item.list++;
+        if (Form::SHORT || left == 0) {
+            const batch_mx_part of = deal.wait(part++);
+            left = of.tiles;
+            if (left == 0)
+                return false;
+            item.list = of.list;
+            item.expert = deal.group[of.list].expert;
+            item.place = deal.group[of.list].place;
+            item.count = min(deal.group[of.list].count, Form::ROWS);
+            item.tile0 = of.tile0;
         }
-        item.expert = groups[item.list].expert;
-        item.place = groups[item.list].place;
-        item.count = min(groups[item.list].count, Form::ROWS);
-        const uint32_t most = item.count <= Form::HALF ? 2 * CU_BATCH_MX_READERS : CU_BATCH_MX_READERS, here = min(left, tiles - item.tile0);
-        item.tiles = min(here, most);
-        if (Form::SHORT && here > most && here % most > 0) {
-            const uint32_t rest = here % most;
-            item.tiles = rest <= CU_BATCH_MX_READERS ? rest : (most + rest + 7) / 8 * 4;
-        }
+        item.tiles = min(left, (uint32_t)(item.count <= Form::HALF ? 2 : 1) * CU_BATCH_MX_READERS);
         left -= item.tiles;
         return true;
+    }
+
+    /* The item is the last of its part. */
+    __device__ __forceinline__ bool ends() const
+    {
+        return Form::SHORT || left == 0;
     }
 };
 
@@ -270,13 +238,14 @@ __device__ __forceinline__ void batch_mx_ask_lines(uint32_t to, const uint8_t *l
 /* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
  * still be writing the rows. */
 template <class Form, bool EARLY, class From>
-__device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_walk<Form> walk, uint32_t begin, const uint8_t *all, uint64_t bytes, uint32_t k,
+__device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_deal &deal, const uint8_t *all, uint64_t bytes, uint32_t k,
                                                const uint8_t *rows, From from)
 {
     constexpr bool LISTS = EARLY && !Form::SHORT; /* rows are places */
     const uint64_t policy = stream_policy();
     const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
-    batch_mx_item<Form> item = walk.first(begin);
+    batch_mx_walk<Form> walk = {deal, 0, 0};
+    batch_mx_item<Form> item = {};
     batch_mx_acts<Form> acts;
     __shared__ uint32_t places[CU_BATCH_MX_STAGES][Form::ROWS];
     acts.from = smem_at(places[threadIdx.x / 32]);
@@ -329,5 +298,7 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
             ring.parity ^= 1;
         }
         next -= stages;
+        if (ring.slot == 0 && walk.ends())
+            deal.ask(walk.part);
     }
 }

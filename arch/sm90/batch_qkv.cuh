@@ -11,9 +11,10 @@ template <class FORM> struct qkv_shape : batch_sizes<FORM, CU_BATCH_QKV_TILES, C
     static constexpr uint32_t teams = CU_BATCH_QKV_GROUPS, rounds = sizes::shares / teams;
     static constexpr uint32_t line = sizes::tiles * 512, given = teams * (CU_BATCH_FEW / 8) * line; /* a round's sums, behind the ring */
     static constexpr uint32_t fit = (CU_BATCH_ROOM - given) / (sizes::weights_bytes + sizes::acts_bytes);
-    static constexpr uint32_t stages = fit < BATCH_STAGES_MAX ? fit : BATCH_STAGES_MAX;
+    static constexpr uint32_t stages = (fit < BATCH_STAGES_MAX ? fit : BATCH_STAGES_MAX) / teams * teams;
     static constexpr bool gives = false;
     static_assert(rounds * teams == sizes::shares && sizes::tiles == BATCH_WEIGHTS_WARPS && CU_BATCH_UNITS == 2, "a share a round, a warp a tile");
+    static_assert(stages % teams == 0, "a place is one warpgroup's: one that came to it in other laps only could take a lap for the next");
 
     /* Stages of a share; of a shorter one the last is empty. */
     __device__ __forceinline__ static uint32_t per(uint32_t units)
