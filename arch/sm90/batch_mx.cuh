@@ -276,8 +276,7 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
 #pragma unroll
     for (int i = 0; i < TILES * N / 2; i++)
         sum[i / (N / 2)][i % (N / 2)] = 0;
-    constexpr bool SEVERAL = Form::SHORT && TILES == 1;
-    uint32_t span = 0, now = 0; /* the latter of a stage's */
+    uint32_t span = 0;
 #pragma unroll 1
     for (uint32_t part = 1; part <= CU_MX_SPLIT; part++) {
         float acc[TILES][N / 2];
@@ -286,19 +285,15 @@ __device__ __forceinline__ void batch_mx_multiply(batch_mx_ring<Form> &ring, con
             acc[i / (N / 2)][i % (N / 2)] = 0;
 #pragma unroll 1
         for (; span < spans * part / CU_MX_SPLIT; span++) {
-            if (!SEVERAL || now == 0)
-                ring.wait_full();
-            const uint32_t stage = ring.stage() + (SEVERAL ? now * item.part() : 0), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
+            ring.wait_full();
+            const uint32_t stage = ring.stage(), tile = stage + CU_BATCH_MX_ACTS(LINES) + warp * CU_MX_STAGE;
             if constexpr (N <= CU_BATCH_MX_FEW)
                 batch_mx_stage_few<Form, N, TILES>(tile, stage, acc);
             else if constexpr (N > (TILES > 1 ? CU_BATCH_MX_UNIT : CU_BATCH_MX_ONE))
                 batch_mx_stage_halves<N, TILES>(tile, wgmma_tokens64(__shfl_sync(~0u, stage, 0)), acc);
             else
                 batch_mx_stage<N, TILES>(tile, wgmma_tokens64(__shfl_sync(~0u, stage, 0)), acc);
-            if (!SEVERAL || ++now == item.together() || span + 1 == spans) {
-                ring.leave();
-                now = 0;
-            }
+            ring.leave();
         }
 #pragma unroll
         for (int i = 0; i < TILES * N / 2; i++)
@@ -330,7 +325,7 @@ __device__ __forceinline__ void batch_mx_one(batch_mx_ring<Form> &ring, const ba
     } else if (first < item.tiles) {
         batch_mx_multiply<Form, N, 1>(ring, item, warp, spans, done);
     } else {
-        for (uint32_t stage = item.stages(spans); stage > 0; stage--) {
+        for (uint32_t span = 0; span < spans; span++) {
             ring.wait_full();
             ring.leave();
         }
@@ -376,9 +371,10 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gp
             asm volatile("setmaxnreg.inc.sync.aligned.u32 104;");
         else
             asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+        const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
+        batch_mx_begin<Form>(ring, deal, warp, at<const uint8_t>(all), cu_mx_bytes(n, k), k);
         if (EARLY)
             overlap_wait();
-        const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
         batch_mx_walk<Form> walk = {deal, 0, 0};
         batch_mx_item<Form> item = {};
         while (walk.next(item)) {

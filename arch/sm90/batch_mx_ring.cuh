@@ -25,7 +25,6 @@ struct batch_mx_any {
 struct batch_mx_short {
     static constexpr uint32_t STAGE_BYTES = CU_MX_SHORT_STAGE_BYTES, ROWS = CU_BATCH_MX_FEW, HALF = CU_BATCH_MX_FEW;
     static constexpr bool SHORT = true;
-    static_assert(CU_BATCH_MX_ACTS(HALF) + 4 * CU_MX_STAGE <= STAGE_BYTES / 3 && CU_BATCH_MX_ACTS(HALF) + 8 * CU_MX_STAGE <= STAGE_BYTES / 2, "spans of few tiles");
 };
 
 static_assert(CU_BATCH_MX_ACTS(CU_BATCH_MX_ROWS) + CU_BATCH_MX_READERS * CU_MX_STAGE <= CU_BATCH_MX_STAGE_BYTES, "a stage of one tile a warp fits, too");
@@ -97,22 +96,6 @@ template <class Form> struct batch_mx_item {
     __device__ __forceinline__ uint32_t lines() const
     {
         return count <= Form::HALF ? Form::HALF : Form::ROWS;
-    }
-
-    /* Of a few tiles a stage has several spans, so that enough is on its way, in parts of so many bytes. */
-    __device__ __forceinline__ uint32_t together() const
-    {
-        return !Form::SHORT || tiles > 8 ? 1 : tiles > 4 ? 2 : 3;
-    }
-
-    __device__ __forceinline__ uint32_t part() const
-    {
-        return !Form::SHORT || tiles > 8 ? Form::STAGE_BYTES : tiles > 4 ? Form::STAGE_BYTES / 2 : Form::STAGE_BYTES / 3;
-    }
-
-    __device__ __forceinline__ uint32_t stages(uint32_t spans) const
-    {
-        return !Form::SHORT || tiles > 8 ? spans : tiles > 4 ? CU_DIV_UP(spans, 2) : CU_DIV_UP(spans, 3);
     }
 };
 
@@ -197,16 +180,25 @@ template <class Form> struct batch_mx_acts {
     }
 };
 
-/* A stage's weights, by one lane. */
-__device__ __forceinline__ void batch_mx_ask(uint32_t to, const uint8_t *from, uint32_t tiles, uint32_t stride, uint32_t size, uint32_t bar,
+/* Bytes of a tile in a stage. */
+__device__ __forceinline__ uint32_t batch_mx_size(uint32_t span, uint32_t units)
+{
+    return min(units - span * CU_MX_SPAN, (uint32_t)CU_MX_SPAN) * CU_MX_BYTES;
+}
+
+/* A stage's weights, of every STEP-th tile from `first` on, by one lane. */
+template <class Form, uint32_t STEP>
+__device__ __forceinline__ void batch_mx_ask(uint32_t stage, uint32_t bar, const batch_mx_item<Form> &item, const uint8_t *matrix, uint32_t units, uint32_t span, uint32_t first,
                                              uint64_t policy)
 {
-    bulk_also(bar, tiles * size);
+    const uint32_t stride = units * CU_MX_BYTES, size = batch_mx_size(span, units);
+    const uint8_t *from = matrix + first * stride + span * CU_MX_STAGE;
+    uint32_t to = stage + CU_BATCH_MX_ACTS(item.lines()) + first * CU_MX_STAGE;
 #pragma unroll 2
-    for (uint32_t i = 0; i < tiles; i++) {
+    for (uint32_t i = first; i < item.tiles; i += STEP) {
         copy_bulk(to, from, size, bar, policy);
-        to += CU_MX_STAGE;
-        from += stride;
+        to += STEP * CU_MX_STAGE;
+        from += STEP * stride;
     }
 }
 
@@ -235,6 +227,25 @@ __device__ __forceinline__ void batch_mx_ask_lines(uint32_t to, const uint8_t *l
     }
 }
 
+/* The first stages' weights, by all warps that multiply, as they have nothing else to do: one stage after another, so that the very first is soon there. */
+template <class Form>
+__device__ __forceinline__ void batch_mx_begin(const batch_mx_ring<Form> &ring, const batch_mx_deal &deal, uint32_t warp, const uint8_t *all, uint64_t bytes, uint32_t k)
+{
+    batch_mx_walk<Form> walk = {deal, 0, 0};
+    batch_mx_item<Form> item = {};
+    if (!walk.next(item))
+        return;
+    const uint32_t units = cu_mx_units(k), spans = CU_DIV_UP(units, CU_MX_SPAN);
+    const uint8_t *matrix = all + item.expert * bytes + (uint64_t)item.tile0 * units * CU_MX_BYTES;
+    const uint64_t policy = stream_policy();
+    __syncwarp();
+    if (elect_one())
+#pragma unroll 1
+        for (uint32_t i = 0; i < min(spans, (uint32_t)CU_BATCH_MX_STAGES); i++)
+            batch_mx_ask<Form, CU_BATCH_MX_READERS>(ring.stages + i * Form::STAGE_BYTES, ring.full(i), item, matrix, units, i, warp, policy);
+    __syncwarp();
+}
+
 /* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
  * still be writing the rows. */
 template <class Form, bool EARLY, class From>
@@ -252,26 +263,25 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
     acts.list = ~0u;
     ring.slot = threadIdx.x / 32;
     const uint32_t stage = ring.stage(), full = ring.full(ring.slot);
-    bool waits = EARLY;
+    bool waits = EARLY, asked = ring.slot < spans; /* asked: this stage's weights are (batch_mx_begin) */
     for (uint32_t next = ring.slot; walk.next(item);) { /* stages behind the item's beginning */
         if (!LISTS)
             acts.open(item, from);
-        const uint32_t stride = units * CU_MX_BYTES, together = item.together(), part = item.part(), stages = item.stages(spans);
-        const uint8_t *matrix = all + item.expert * bytes + (uint64_t)item.tile0 * stride;
+        const uint8_t *matrix = all + item.expert * bytes + (uint64_t)item.tile0 * units * CU_MX_BYTES;
 #pragma unroll 1
-        for (; next < stages; next += CU_BATCH_MX_STAGES) {
-            const uint32_t first = next * together, end = min(first + together, spans);
+        for (; next < spans; next += CU_BATCH_MX_STAGES) {
+            const uint32_t size = batch_mx_size(next, units);
             ring.wait_empty();
-#pragma unroll 1
-            for (uint32_t span = first, to = stage + CU_BATCH_MX_ACTS(item.lines()); span < end; span++, to += part) {
-                const uint32_t size = min(units - span * CU_MX_SPAN, (uint32_t)CU_MX_SPAN) * CU_MX_BYTES;
-                __syncwarp();
-                if (elect_one())
-                    batch_mx_ask(to, matrix + span * CU_MX_STAGE, item.tiles, stride, size, full, policy);
-                __syncwarp();
-                if (size < CU_MX_STAGE)
-                    batch_mx_fill(to, item.tiles, size);
+            __syncwarp();
+            if (elect_one()) {
+                bulk_also(full, item.tiles * size);
+                if (!asked)
+                    batch_mx_ask<Form, 1>(stage, full, item, matrix, units, next, 0, policy);
             }
+            __syncwarp();
+            asked = false;
+            if (size < CU_MX_STAGE)
+                batch_mx_fill(stage + CU_BATCH_MX_ACTS(item.lines()), item.tiles, size);
             if (waits) {
                 overlap_wait();
                 if (LISTS)
@@ -280,14 +290,12 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
             waits = false;
             if constexpr (LISTS) {
                 if (elect_one())
-                    batch_mx_ask_lines(stage, rows + (uint64_t)item.place * k * 2, item, first, k, full);
+                    batch_mx_ask_lines(stage, rows + (uint64_t)item.place * k * 2, item, next, k, full);
                 __syncwarp();
             } else if (item.count <= Form::HALF) {
-#pragma unroll 1
-                for (uint32_t span = first, to = stage; span < end; span++, to += part)
-                    acts.template ask<Form::HALF>(to, item, span, rows, k);
+                acts.template ask<Form::HALF>(stage, item, next, rows, k);
             } else if constexpr (Form::HALF < Form::ROWS) {
-                acts.template ask<Form::ROWS>(stage, item, first, rows, k);
+                acts.template ask<Form::ROWS>(stage, item, next, rows, k);
             }
             if (!LISTS) {
                 copy_commit();
@@ -297,7 +305,7 @@ __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_
             bulk_arrive(full);
             ring.parity ^= 1;
         }
-        next -= stages;
+        next -= spans;
         if (ring.slot == 0 && walk.ends())
             deal.ask(walk.part);
     }
