@@ -267,19 +267,20 @@ static void send(struct rig *rig, struct rig_bucket b, uint32_t pos, uint64_t se
 /* Steps one after another, two in flight, tokens fed back on the device; microseconds a step. */
 static double time_steps(struct rig *rig, struct rig_bucket b, uint32_t pos, uint32_t count)
 {
-    struct CUgraphExec_st *exec = capture(rig, NIB_GPU_OP_COUNT, b);
+    struct CUgraphExec_st *exec = rig_fused(rig, b) ? NULL : capture(rig, NIB_GPU_OP_COUNT, b); /* as the engine does */
     uint64_t first = 0;
     double start = 0;
     rig_down(rig, &first, rig->m.next_serial, 8);
-    RIG_CU(rig, cuGraphUpload, exec, rig->stream);
+    if (exec)
+        RIG_CU(rig, cuGraphUpload, exec, rig->stream);
     rig_wait(rig);
     for (uint64_t i = 0; i < count + 2; i++) {
         if (i < count) {
             send(rig, b, pos + (b.prompt ? 0 : (uint32_t)i % 64), first + i);
-            if (rig_fused(rig, b)) /* as the engine does */
-                rig_step(rig, b);
-            else
+            if (exec)
                 RIG_CU(rig, cuGraphLaunch, exec, rig->stream);
+            else
+                rig_step(rig, b);
         }
         if (i < 2)
             continue;
@@ -295,7 +296,8 @@ static double time_steps(struct rig *rig, struct rig_bucket b, uint32_t pos, uin
     }
     const double us = (rig_now() - start) * 1e6 / (count - 1);
     rig_wait(rig);
-    RIG_CU(rig, cuGraphExecDestroy, exec);
+    if (exec)
+        RIG_CU(rig, cuGraphExecDestroy, exec);
     return us;
 }
 
