@@ -235,7 +235,7 @@ static enum nib_gpu_op decode_form(enum nib_gpu_op op, const struct nib_gpu_mach
 
 /* The _BATCH or _SHORT kernel that does the work of `op`. */
 static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_machine *m, uint32_t rows,
-                           uint32_t prompt, struct nib_gpu_geometry *ret)
+                           struct nib_gpu_geometry *ret)
 {
 #if NIB_SM >= 90
     const uint32_t qkv = (m->heads + 2 * m->kv_heads) * NIB_HEAD_DIM;
@@ -269,11 +269,9 @@ static void batch_geometry(enum nib_gpu_op op, bool mxfp8, const struct nib_gpu_
         const bool lists = cu_lists_short(rows, m->experts_used, m->experts);
         *ret = (struct nib_gpu_geometry){
             {m->sms, 1, 1}, CU_BATCH_MX_THREADS, lists ? CU_MX_SHORT_SHARED : CU_BATCH_MX_SHARED, 0};
-        if (op == NIB_GPU_UP && lists && prompt == 0 && rows <= CU_MX_TOLD_ROWS && cu_route_each(m, rows))
-            ret->shared_bytes = CU_MX_SHORT_TOLD;
     }
 #endif
-    (void)op, (void)mxfp8, (void)m, (void)rows, (void)prompt, (void)ret;
+    (void)op, (void)mxfp8, (void)m, (void)rows, (void)ret;
 }
 
 /* Ops over all rows of the step. */
@@ -384,7 +382,7 @@ static void geometry(enum nib_gpu_op form, const struct nib_gpu_machine *m, uint
     case NIB_GPU_DOWN_SHORT:
     case NIB_GPU_HEAD_BATCH:
         if (decode_form(few, m, rows) == op)
-            batch_geometry(few, mxfp8, m, rows, prompt, ret);
+            batch_geometry(few, mxfp8, m, rows, ret);
         break;
     case NIB_GPU_QKV_PROMPT:
     case NIB_GPU_ATTN_PROMPT:

@@ -391,7 +391,6 @@ struct cu_scratch {
     struct cu_part part[NIB_MAX_SLOTS][CU_SLICES];
     struct cu_draw draw[NIB_MAX_SLOTS][CU_SLICES];
     uint8_t picked[NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* a row's experts, plus 1; 0: read (sm90/route_cluster.cuh) */
-    uint8_t told[2][NIB_MAX_SLOTS][NIB_MAX_EXPERTS_USED]; /* the same for up (sm90/batch_mx_lists.cuh) */
     struct cu_attn_chunk chunk[CU_ATTN_CHUNKS];
 };
 

@@ -271,12 +271,6 @@ __device__ __forceinline__ void route_lists(struct cu_group *to, uint32_t at_lis
             to[at_list] = {expert, place + i, min(size, count - i)};
 }
 
-/* Lists of an expert are of like length, in 8s. */
-__device__ __forceinline__ uint32_t route_length(uint32_t count, uint32_t lists, uint32_t most)
-{
-    return lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(count, lists), 8) * 8 : most;
-}
-
 #define ROUTE_FIELD 20 /* bits of a number of assignments or lists: three in a word */
 
 /* Exclusive sum over the threads of the block, of which those below NIB_MAX_EXPERTS have any; all threads call it, once. */
@@ -312,9 +306,10 @@ __device__ __forceinline__ uint32_t route_table(struct cu_route *head, uint32_t 
     uint64_t total;
     const uint64_t before = route_scan(count | (uint64_t)lists << ROUTE_FIELD | (uint64_t)lists_prompt << 2 * ROUTE_FIELD, &total);
     const uint32_t mask = (1u << ROUTE_FIELD) - 1, begin = (uint32_t)before & mask;
-    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, writes ? CU_GROUPS_MAX : 0, e, begin, of_decode,
-                route_length(of_decode, lists, most));
-    const uint32_t length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M; /* in 32s */
+    /* lists of an expert are of like length, in 8s, prompt rows' in 32s */
+    uint32_t length = lists && CU_LIST_ROWS > 8 ? CU_DIV_UP(CU_DIV_UP(of_decode, lists), 8) * 8 : most;
+    route_lists(head->group, (uint32_t)(before >> ROUTE_FIELD) & mask, writes ? CU_GROUPS_MAX : 0, e, begin, of_decode, length);
+    length = lists_prompt ? CU_DIV_UP(CU_DIV_UP(of_prompt, lists_prompt), 32) * 32 : CU_GEMM_M;
     route_lists(head->group_prompt, (uint32_t)(before >> 2 * ROUTE_FIELD), writes ? CU_GROUPS_PROMPT_MAX : 0, e, begin + of_decode,
                 of_prompt, length);
     if (threadIdx.x == 0 && writes) {

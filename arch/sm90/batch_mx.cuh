@@ -334,10 +334,9 @@ __device__ __forceinline__ void batch_mx_one(batch_mx_ring<Form> &ring, const ba
 
 /* EARLY, from(place, row): as in arch/sm90/few_mx.cuh. */
 template <class Form, bool EARLY, class From, class Done>
-__device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, uint32_t layer, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *acts,
-                                         From from, const Done &done)
+__device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, nib_gpu_ptr all, uint32_t n, uint32_t k, const uint8_t *acts, From from,
+                                         const Done &done)
 {
-    constexpr bool TOLD = !EARLY && Form::SHORT; /* the lists may be known before the router has ended */
     __shared__ uint32_t rows[EARLY ? 1 : CU_BATCH_MX_THREADS]; /* of the first places */
     __shared__ batch_mx_deal deal;
     static_assert(CU_GROUPS_MAX <= CU_BATCH_MX_THREADS, "a thread a list");
@@ -348,24 +347,18 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, uint32
     batch_mx_ring<Form> ring;
     ring.open(batch_mx_dynamic);
     const nib_gpu_ptr scratch = read_now(m->scratch);
-    uint32_t lists = BATCH_MX_UNKNOWN;
-    if constexpr (TOLD)
-        if (layer && dynamic_shared_bytes() == CU_MX_SHORT_TOLD) /* in layer 0 the step may not be there yet */
-            lists = batch_mx_lists({at<struct cu_scratch>(scratch)->told[layer % 2], step_of(m)->rows_count, used, experts}, deal.group, rows);
-    if (!TOLD || lists == BATCH_MX_UNKNOWN) {
-        if (!EARLY)
-            overlap_wait();
-        if (!TOLD)
-            overlap_next();
-        if (!EARLY && threadIdx.x < most * used)
-            rows[threadIdx.x] = __ldcg(rows_of + threadIdx.x);
-        lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
-        if (threadIdx.x < CU_GROUPS_MAX) { /* lists that are not there, too: no load waits */
-            const uint32_t *from = (const uint32_t *)(route->group + threadIdx.x);
-            deal.group[threadIdx.x] = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
-        }
+    if (!EARLY)
+        overlap_wait();
+    overlap_next();
+    if (!EARLY && threadIdx.x < most * used)
+        rows[threadIdx.x] = __ldcg(rows_of + threadIdx.x);
+    const uint32_t lists = min(__ldcg(&route->groups), (uint32_t)CU_GROUPS_MAX);
+    struct cu_group group = {};
+    if (threadIdx.x < CU_GROUPS_MAX) { /* lists that are not there, too: no load waits */
+        const uint32_t *from = (const uint32_t *)(route->group + threadIdx.x);
+        group = {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
     }
-    deal.open(lists, cu_tiles(n), &at<struct cu_scratch>(scratch)->parts);
+    deal.open(group, lists, cu_tiles(n), &at<struct cu_scratch>(scratch)->parts);
     if (threadIdx.x < CU_BATCH_MX_STAGES * 32) {
         if (!Form::SHORT)
             asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
@@ -380,10 +373,8 @@ __device__ __forceinline__ void batch_mx(const struct nib_gpu_machine *m, uint32
             asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
         const uint32_t spans = CU_DIV_UP(cu_mx_units(k), CU_MX_SPAN), warp = threadIdx.x / 32 - CU_BATCH_MX_STAGES;
         batch_mx_begin<Form>(ring, deal, warp, at<const uint8_t>(all), cu_mx_bytes(n, k), k);
-        if (EARLY || TOLD)
+        if (EARLY)
             overlap_wait();
-        if (TOLD)
-            overlap_next(); /* not before the routing is done: the op after this one reads it */
         batch_mx_walk<Form> walk = {deal, 0, 0};
         batch_mx_item<Form> item = {};
         while (walk.next(item)) {
@@ -413,7 +404,7 @@ template <class Form> __device__ __forceinline__ void batch_mx_up(const struct n
 {
     const uint32_t stride = Form::SHORT ? acts_stride16(m) : m->hidden / 8;
     batch_mx<Form, false>(
-        m, layer, m->layer[layer].up, 2 * m->intermediate, m->hidden, Form::SHORT ? at<const uint8_t>(m->acts) : batch_acts(m),
+        m, m->layer[layer].up, 2 * m->intermediate, m->hidden, Form::SHORT ? at<const uint8_t>(m->acts) : batch_acts(m),
         [&](uint32_t, uint32_t row) { return row * stride; }, batch_mx_up_done<Form>(m, layer));
 }
 
@@ -421,7 +412,7 @@ template <class Form> __device__ __forceinline__ void batch_mx_down(const struct
 {
     const uint32_t inner = m->intermediate;
     batch_mx<Form, true>(
-        m, layer, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place, uint32_t) { return place * (inner / 8); },
+        m, m->layer[layer].down, m->hidden, inner, at<const uint8_t>(m->gated), [&](uint32_t place, uint32_t) { return place * (inner / 8); },
         batch_mx_down_done(m, layer));
 }
 

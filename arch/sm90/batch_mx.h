@@ -42,7 +42,5 @@ NIB_BOTH uint32_t cu_batch_mx_acts_word(uint32_t row, uint32_t hidden, uint32_t 
 #define CU_MX_SHORT_STAGE_BYTES                                                                                        \
     ((CU_BATCH_MX_ACTS(CU_BATCH_MX_FEW) + 2 * CU_BATCH_MX_READERS * CU_MX_STAGE + 1023) / 1024 * 1024)
 #define CU_MX_SHORT_SHARED (CU_BATCH_MX_STAGES * CU_MX_SHORT_STAGE_BYTES + 1024 + 128)
-#define CU_MX_SHORT_TOLD   (CU_MX_SHORT_SHARED + 16) /* so up knows that the router of its launch leaves it words, */
-#define CU_MX_TOLD_ROWS    (CU_BATCH_MX_THREADS / NIB_MAX_EXPERTS_USED) /* of steps of so many rows at most */
 
 #endif

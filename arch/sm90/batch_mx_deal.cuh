@@ -20,20 +20,19 @@ struct batch_mx_deal {
     uint32_t tiles, lists, whole, small;  /* of a matrix; lists; whole parts of one, small ones */
     uint32_t *asked;                      /* the counter */
 
-    /* All threads call it, a thread a list; `n` lists are in `group`, in any order. */
-    __device__ __forceinline__ void open(uint32_t n, uint32_t matrix_tiles, uint32_t *counter)
+    /* All threads call it, a thread a list, of which there are `n`. */
+    __device__ __forceinline__ void open(const struct cu_group &mine, uint32_t n, uint32_t matrix_tiles, uint32_t *counter)
     {
+        if (threadIdx.x < CU_GROUPS_MAX)
+            group[threadIdx.x] = mine;
         if (threadIdx.x < PARTS)
             bulk_init<1>(smem_at(&known[threadIdx.x]));
         __syncthreads();
-        struct cu_group mine;
         uint32_t rank = 0;
-        if (threadIdx.x < n) {
-            mine = group[threadIdx.x];
+        if (threadIdx.x < n)
 #pragma unroll 4
             for (uint32_t i = 0; i < n; i++)
                 rank += group[i].count + (i < threadIdx.x) > mine.count; /* of like lists the earlier one */
-        }
         __syncthreads();
         if (threadIdx.x < n)
             group[rank] = mine;

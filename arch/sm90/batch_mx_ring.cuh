@@ -6,7 +6,7 @@
 #pragma once
 #include "arch/cuda/base.cuh"
 #include "arch/sm90/batch_acts.cuh"
-#include "arch/sm90/batch_mx_lists.cuh"
+#include "arch/sm90/batch_mx_deal.cuh"
 #include "arch/sm90/prompt_ring.cuh"
 
 /* 16 bytes. */
@@ -246,8 +246,8 @@ __device__ __forceinline__ void batch_mx_begin(const batch_mx_ring<Form> &ring, 
     __syncwarp();
 }
 
-/* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY, or in the short form: the op before this one
- * may still be writing the rows. */
+/* This warp's stages of all items of this block. from(place): where its row begins, in 16 bytes from `acts`. EARLY: the op before this one may
+ * still be writing the rows. */
 template <class Form, bool EARLY, class From>
 __device__ __forceinline__ void batch_mx_bring(batch_mx_ring<Form> &ring, batch_mx_deal &deal, const uint8_t *all, uint64_t bytes, uint32_t k,
                                                const uint8_t *rows, From from)

@@ -9,7 +9,6 @@
 #include "arch/sm90/batch_acts.cuh"
 #include "arch/sm90/cluster.cuh"
 #include "arch/sm90/route_cluster.h"
-#include "arch/sm90/route_marks.cuh"
 
 struct route_cluster {
     float squares[CU_ROUTE_EACH][CU_ROW_THREADS / 32]; /* of this block's rows: sums of the threads of norm_row */
@@ -17,24 +16,23 @@ struct route_cluster {
     uint64_t came[2];                                  /* mbarriers: shares' sums, the chosen */
 };
 enum { ROUTE_SUMS, ROUTE_CHOSEN };
-static_assert(CU_ROUTE_BLOCKS == ROUTE_WARPS, "a warp a block of the cluster");
+static_assert(CU_ROUTE_BLOCKS == ROUTE_WARPS && NIB_MAX_EXPERTS_USED == 4 && NIB_MAX_EXPERTS < 255, "a row's experts are a word");
 #define ROUTE_OWN CU_DIV_UP(CU_ROUTE_UNITS, ROUTE_WARPS) /* units of a warp: warp, warp + 8 of the share */
 
 /* Where results go. Known before the op before this one has ended: found when it is needed, each of these would be a trip more. */
 struct route_to {
     struct cu_route *head;
     float *logits, *weight;
-    uint32_t *expert, *place, *row, *picked, *told;
+    uint32_t *expert, *place, *row, *picked;
     uint8_t *acts, *lines; /* of rows; for the experts' products of many */
     uint32_t experts, used, stride; /* bytes of a row of acts */
 
-    __device__ __forceinline__ explicit route_to(const struct nib_gpu_machine *m, uint32_t layer)
+    __device__ __forceinline__ explicit route_to(const struct nib_gpu_machine *m)
         : head(route_head(m)), logits(route_logits(m)), weight((float *)route_array(m, 1)), expert(route_array(m, 0)), place(route_array(m, 2)),
-          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked),
-          told((uint32_t *)at<struct cu_scratch>(m->scratch)->told[layer % 2]), acts(acts_row(m, 0)), lines(batch_acts(m)),
-          experts(m->experts), used(m->experts_used), stride(acts_stride16(m) * 16)
+          row(route_array(m, 3)), picked((uint32_t *)at<struct cu_scratch>(m->scratch)->picked), acts(acts_row(m, 0)),
+          lines(batch_acts(m)), experts(m->experts), used(m->experts_used), stride(acts_stride16(m) * 16)
     {
-        asm volatile("" : "+l"(head), "+l"(logits), "+l"(weight), "+l"(expert), "+l"(place), "+l"(row), "+l"(picked), "+l"(told));
+        asm volatile("" : "+l"(head), "+l"(logits), "+l"(weight), "+l"(expert), "+l"(place), "+l"(row), "+l"(picked));
         asm volatile("" : "+l"(acts), "+l"(lines), "+r"(experts), "+r"(used), "+r"(stride));
     }
 };
@@ -256,10 +254,8 @@ __device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t 
     if (lane < used) {
         if (gridDim.y == 1)
             route_give(sh, ROUTE_CHOSEN, smem_at(&sh.chosen[row * used + lane]), 0, known);
-        else {
-            ((volatile uint8_t *)(to.told + row))[lane] = (uint8_t)(known + 1);
+        else
             ((volatile uint8_t *)(to.picked + row))[lane] = (uint8_t)(known + 1);
-        }
         to.expert[row * used + lane] = chosen;
         to.weight[row * used + lane] = weight;
     }
@@ -269,6 +265,11 @@ __device__ __forceinline__ void route_cluster_pick(const route_to &to, uint32_t 
             to.logits[(uint64_t)row * experts + lane + 32 * i] = value[i];
 }
 
+/* What the block that groups works with, where weights were. */
+struct route_marks {
+    uint32_t has[NIB_MAX_SLOTS / 32][NIB_MAX_EXPERTS];   /* which of 32 rows have chosen the expert */
+    uint32_t place[NIB_MAX_SLOTS / 32][NIB_MAX_EXPERTS]; /* of the first of them */
+};
 static_assert(sizeof(struct route_marks) <= CU_ROUTE_UNITS * CU_DENSE_BYTES &&
                   NIB_MAX_SLOTS <= CU_ROUTE_THREADS && NIB_MAX_EXPERTS <= CU_ROUTE_THREADS,
               "there is room; a thread a row, a thread an expert");
@@ -286,15 +287,14 @@ __device__ __forceinline__ uint32_t route_await(const route_to &to, uint32_t row
     return word;
 }
 
-/* Groups the assignments of all rows, with marks where weights were. All threads of a block that does nothing else. What it does it does twice, the first time for
- * practice and before the op before this one has ended: the program is there then. And it clears the next layer's words for up (arch/sm90/batch_mx_lists.cuh). */
-__device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *m, uint32_t layer)
+/* Groups the assignments of all rows by expert, rows in order: a row has an expert once. All threads of a block that does nothing else. What it
+ * does it does twice, the first time for practice and before the op before this one has ended: the program is there then. */
+__device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *m)
 {
     struct route_marks &marks = *(struct route_marks *)gemv_dynamic;
-    const route_to to(m, layer);
+    const route_to to(m);
     const struct nib_gpu_step *step = step_of(m);
-    uint32_t *next = (uint32_t *)at<struct cu_scratch>(m->scratch)->told[(layer + 1) % 2];
-    const uint32_t used = to.used, row = threadIdx.x, e = threadIdx.x;
+    const uint32_t used = to.used, row = threadIdx.x, e = threadIdx.x, word = row / 32, bit = 1u << row % 32;
     uint32_t rows = CU_ROUTE_THREADS, decode = CU_ROUTE_THREADS;
 #pragma unroll 1
     for (uint32_t turn = 0; turn < 2; turn++) {
@@ -303,26 +303,36 @@ __device__ __forceinline__ void route_group_marks(const struct nib_gpu_machine *
             overlap_wait();
             rows = step->rows_count;
             decode = step->decode_count;
-            if (row < NIB_MAX_SLOTS)
-                next[row] = 0;
         }
-        marks.clear(CU_ROUTE_THREADS);
+        for (uint32_t i = threadIdx.x; i < sizeof marks.has / 16; i += CU_ROUTE_THREADS)
+            ((uint4 *)marks.has)[i] = make_uint4(0, 0, 0, 0);
         __syncthreads();
         const uint32_t picks = turn && row < rows ? route_await(to, row) : 0x04030201;
-        if (row < rows)
-            marks.mark(row, picks, used);
+#pragma unroll
+        for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++)
+            if (row < rows && c < used)
+                atomicOr(&marks.has[word][(picks >> 8 * c & 255) - 1], bit);
         __syncthreads();
-        uint32_t before[NIB_MAX_SLOTS / 32], of_decode;
-        const uint32_t count = marks.count(e, e < to.experts, decode, before, &of_decode);
+        uint32_t before[NIB_MAX_SLOTS / 32], count = 0, of_decode = 0;
+#pragma unroll
+        for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++) {
+            const uint32_t has = e < to.experts ? marks.has[w][e] : 0;
+            before[w] = count;
+            count += __popc(has);
+            of_decode += __popc(has & (decode >= w * 32 + 32 ? ~0u : decode <= w * 32 ? 0 : (1u << decode % 32) - 1));
+        }
         const uint32_t begin = route_table(to.head, count, of_decode, cu_lists_short(decode, used, to.experts) ? CU_GEMV_ROWS : CU_LIST_ROWS, turn > 0);
-        if (e < to.experts)
-            marks.put(e, begin, before);
+#pragma unroll
+        for (uint32_t w = 0; w < NIB_MAX_SLOTS / 32; w++)
+            if (e < to.experts)
+                marks.place[w][e] = begin + before[w];
         __syncthreads();
 #pragma unroll
         for (uint32_t c = 0; c < NIB_MAX_EXPERTS_USED; c++) {
             if (row >= rows || c >= used)
                 break;
-            const uint32_t place = marks.place_of(row, (picks >> 8 * c & 255) - 1);
+            const uint32_t expert = (picks >> 8 * c & 255) - 1;
+            const uint32_t place = marks.place[word][expert] + __popc(marks.has[word][expert] & (bit - 1));
             if (turn) {
                 to.place[row * used + c] = place;
                 to.row[place] = row;
@@ -384,7 +394,7 @@ template <uint32_t EACH, uint32_t N> __device__ __forceinline__ void route_clust
     __shared__ struct route_cluster sh;
     if (gridDim.y > 1 && blockIdx.y + 1 == gridDim.y) {
         if (blockIdx.x == 0)
-            route_group_marks(m, layer);
+            route_group_marks(m);
         return;
     }
     const struct nib_gpu_step *step = step_of(m);
@@ -396,7 +406,7 @@ template <uint32_t EACH, uint32_t N> __device__ __forceinline__ void route_clust
 #pragma unroll
     for (uint32_t i = 0; i < N; i++)
         bias[i] = warp < EACH && lane + 32 * i < experts ? bf16_at(m->layer[layer].router_bias, lane + 32 * i) : 0;
-    const route_to to(m, layer);
+    const route_to to(m);
     const uint8_t *x_own[EACH], *x_row[EACH]; /* of the lane's inputs of the warp's first unit; of the block's rows */
 #pragma unroll
     for (uint32_t j = 0; j < EACH; j++) {
