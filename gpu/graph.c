@@ -49,11 +49,10 @@ static void list(struct nib_gpu_engine *e)
         add(e, n, 0, true);
 }
 
-const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt,
-                                                bool draft)
+struct nib_gpu_bucket *nib_gpu_bucket_for(struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt, bool draft)
 {
     for (uint32_t i = 0; i < e->buckets_count; i++) {
-        const struct nib_gpu_bucket *b = &e->buckets[i];
+        struct nib_gpu_bucket *b = &e->buckets[i];
         if (decode <= b->decode && prompt <= b->prompt && draft == b->draft)
             return b;
     }

@@ -13,11 +13,14 @@ struct nib_gpu_bucket {
     uint32_t decode, prompt, want;
     bool draft;                  /* decode rows may be of one sequence */
     struct CUgraphExec_st *exec; /* NULL: its kernels are launched one by one */
+    uint64_t took_us;            /* the last such step, behind the one before it; 0: there was none */
 };
 
 /* A step that was submitted and not yet collected. */
 struct nib_gpu_flight {
     uint64_t caller_serial;
+    struct nib_gpu_bucket *bucket;
+    uint64_t sent_us; /* when it was submitted */
     uint32_t want_count;
     uint16_t slot[NIB_MAX_SLOTS]; /* [want_count] in the device's order */
     uint16_t out[NIB_MAX_SLOTS];  /* [want_count] place in the caller's order */
@@ -48,6 +51,7 @@ struct nib_gpu_engine {
         buckets[NIB_GPU_MAX_BUCKETS]; /* decode, then prompt, then mixed, then drafts; each kind ascending */
 
     uint64_t submitted, collected; /* serials */
+    uint64_t ended_us;             /* when the last step that was waited for was seen to have ended */
     uint64_t
         first[NIB_MAX_SLOTS]; /* serial of the slot's last NIB_ROW_FIRST: its tables are read until that step ends */
     struct nib_gpu_flight flight[NIB_GPU_MAILBOX];
@@ -85,12 +89,13 @@ enum nib_err nib_gpu_graph_launch(struct nib_gpu_engine *e, const struct nib_gpu
                                   struct nib_msg *msg) NIB_CHECKED;
 void nib_gpu_graphs_free(struct nib_gpu_engine *e);
 /* The smallest bucket for such a step. There always is one, but for drafts when the plan has none. */
-const struct nib_gpu_bucket *nib_gpu_bucket_for(const struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt,
-                                                bool draft);
+struct nib_gpu_bucket *nib_gpu_bucket_for(struct nib_gpu_engine *e, uint32_t decode, uint32_t prompt, bool draft);
 
 /* wait.c: polling with a deadline. nib_gpu_wait and nib_gpu_idle wait until the stream has done all it was given. */
 uint64_t nib_gpu_now_us(void);
 void nib_gpu_pause(uint32_t tries);
+/* Whether what is due then is so near, or late by so little, that a nap might end too late for it. */
+bool nib_gpu_near(uint64_t now_us, uint64_t due_us);
 enum nib_err nib_gpu_wait(const struct nib_cuda *cuda, struct CUstream_st *stream, uint64_t us_max,
                           struct nib_msg *msg) NIB_CHECKED;
 enum nib_err nib_gpu_idle(struct nib_gpu_engine *e, uint64_t us_max, struct nib_msg *msg) NIB_CHECKED;

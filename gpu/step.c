@@ -38,12 +38,22 @@ static enum nib_err look(const struct nib_gpu_engine *e, uint64_t serial, struct
     return nib_cuda_result(e->cuda, "cuStreamQuery", result, why);
 }
 
+/* When a step begins that was submitted then: behind the one before it, of which it is known when it ended. */
+static uint64_t began(const struct nib_gpu_engine *e, const struct nib_gpu_flight *flight)
+{
+    return flight->sent_us > e->ended_us ? flight->sent_us : e->ended_us;
+}
+
+/* Naps, but not when the step is due, as far as the last one like it tells. */
 static enum nib_err await(struct nib_gpu_engine *e, uint64_t serial, struct nib_msg *why)
 {
-    const uint64_t begin = nib_gpu_now_us();
-    for (uint32_t tries = 0; !arrived(e, serial); tries++) {
-        nib_gpu_pause(tries);
-        if (tries % QUERY_EVERY != QUERY_EVERY - 1)
+    const struct nib_gpu_flight *flight = &e->flight[serial % NIB_GPU_MAILBOX];
+    const uint64_t begin = nib_gpu_now_us(), due = began(e, flight) + flight->bucket->took_us;
+    for (uint32_t tries = 0; !arrived(e, serial);) {
+        if (nib_gpu_near(nib_gpu_now_us(), due))
+            continue;
+        nib_gpu_pause(tries++);
+        if (tries % QUERY_EVERY != 0)
             continue;
         enum nib_err err = look(e, serial, why);
         if (err)
@@ -126,6 +136,7 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
     if (err)
         return err;
     flight->caller_serial = step->serial;
+    flight->sent_us = nib_gpu_now_us();
     flight->want_count = 0;
     flight->logits = step->logits;
     to->rows_count = to->want_count = to->fault = 0;
@@ -133,9 +144,10 @@ static enum nib_err send(struct nib_gpu_engine *e, const struct nib_step *step, 
     to->decode_count = to->rows_count;
     send_kind(to, flight, step, 0);
     __atomic_store_n(&to->serial, serial, __ATOMIC_RELEASE);
-    const struct nib_gpu_bucket *b =
+    struct nib_gpu_bucket *b =
         nib_gpu_bucket_for(e, to->decode_count, to->rows_count - to->decode_count, nib_step_drafts(step));
     NIB_MUST(b != NULL);
+    flight->bucket = b;
     for (uint32_t i = 0; i < step->loads_count && !err; i++)
         err = copy_window(e, &step->loads[i], true, why);
     if (!err)
@@ -194,6 +206,9 @@ static enum nib_err receive(struct nib_gpu_engine *e, struct nib_step_out *ret_o
     const struct nib_gpu_flight *flight = &e->flight[serial % NIB_GPU_MAILBOX];
     const struct nib_gpu_result *r = result_of(e, serial);
     enum nib_err err = await(e, serial, why);
+    const uint64_t now = nib_gpu_now_us();
+    flight->bucket->took_us = now - began(e, flight);
+    e->ended_us = now;
     if (!err && flight->logits)
         err = nib_gpu_idle(e, e->step_us_max, why);
     if (!err)

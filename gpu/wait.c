@@ -1,4 +1,4 @@
-/* gpu/wait.c: owns the one way of waiting for the device: poll, sleep a little, give up at a deadline.
+/* gpu/wait.c: owns the one way of waiting for the device: poll, sleep a little, give up at a deadline; and says when not to sleep.
  * Any thread with the context current. Fails with NIB_E_DEVICE. */
 #include <time.h>
 
@@ -6,6 +6,7 @@
 
 enum { SPINS = 64 };
 #define NAP_NS 20000L
+#define NEAR_US 60 /* of a thousand naps one took 50 us */
 
 uint64_t nib_gpu_now_us(void)
 {
@@ -20,6 +21,11 @@ void nib_gpu_pause(uint32_t tries)
         return;
     const struct timespec nap = {.tv_nsec = NAP_NS};
     (void)nanosleep(&nap, NULL);
+}
+
+bool nib_gpu_near(uint64_t now_us, uint64_t due_us)
+{
+    return now_us + NEAR_US > due_us && now_us < due_us + NEAR_US;
 }
 
 enum nib_err nib_gpu_wait(const struct nib_cuda *cuda, struct CUstream_st *stream, uint64_t us_max, struct nib_msg *msg)

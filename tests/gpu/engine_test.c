@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "gpu/state.h"
 #include "tests/gpu/gpu_fixture.h"
 
 enum { VOCAB = 288 };
@@ -517,9 +518,30 @@ START_TEST(scratch_is_zero_before_the_first_step)
 }
 END_TEST
 
+/* Who waits for a step naps, but not about when it is due; and a step leaves how long such a step takes. */
+START_TEST(no_nap_is_begun_when_a_step_is_due)
+{
+    ck_assert(!nib_gpu_near(1000, 2000));
+    ck_assert(nib_gpu_near(1950, 2000));
+    ck_assert(nib_gpu_near(2050, 2000));
+    ck_assert(!nib_gpu_near(3000, 2000));
+    fake_env("h200", "");
+    gpu_fixture_open(&g, &nano);
+    struct nib_gpu_engine *e = (struct nib_gpu_engine *)(void *)g.f.engine;
+    const uint64_t before = nib_gpu_now_us();
+    fixture_tokens(g.f.image.shape, 1, tokens, 8);
+    fixture_prefill(&g.f, 0, tokens, 0, 8, 8, got);
+    const uint64_t after = nib_gpu_now_us(), took = nib_gpu_bucket_for(e, 0, 8, false)->took_us;
+    ck_assert_uint_gt(took, 0);
+    ck_assert_uint_le(took, after - before);
+    ck_assert(e->ended_us >= before && e->ended_us <= after);
+    gpu_fixture_close(&g);
+}
+END_TEST
+
 NIB_SUITE(gpu_engine, a_warm_begin_changes_nothing, a_load_that_fails_loses_the_engine,
           a_save_that_fails_loses_the_engine, scratch_is_zero_before_the_first_step, answers_are_the_reference_s,
           steps_ahead_change_nothing, a_draft_changes_nothing, a_draft_needs_its_graphs,
           results_keep_the_caller_s_order, bad_steps_change_nothing, load_reports_and_checks,
           an_image_of_another_form_is_refused, two_readers_share_the_largest_tensors,
-          experts_in_host_memory_give_the_same_bits, steps_allocate_nothing)
+          experts_in_host_memory_give_the_same_bits, steps_allocate_nothing, no_nap_is_begun_when_a_step_is_due)
