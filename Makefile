@@ -123,7 +123,9 @@ $(B)/arch/sm80/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm80.image"'
 
 tests: $(TESTS)
 # runs on a machine that has only libc and libcuda; says so and passes where there is no device
-GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops each steps head mxfp8 extremes invariance token sampler bench)
+GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops each steps head mxfp8 extremes invariance late token sampler bench)
+$(B)/tests/gpu/late.o: ISA := -DNIB_LATE='"tests/gpu/late.ptx"'
+$(B)/tests/gpu/late.o: tests/gpu/late.ptx
 $(B)/tests/gpu/kernels_gpu_test: $(GPU_TEST_OBJ) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ -lm -lpthread -ldl
 # what tests/gpu/compare.py drives, and a measurement; not tests themselves

@@ -6,7 +6,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd) dir=$1 failed=0
 nvidia-smi --query-gpu=name,clocks.sm,clocks.mem,temperature.gpu,power.draw --format=csv,noheader
 for row in sm90 sm80; do
-    timeout 240 "$dir/kernels_gpu_test" --row $row >"$dir/$row.log" 2>&1 &
+    timeout 300 "$dir/kernels_gpu_test" --row $row >"$dir/$row.log" 2>&1 &
 done
 bash "$here/sanitize.sh" "$dir/kernels_gpu_test" "$dir" || failed=1
 wait

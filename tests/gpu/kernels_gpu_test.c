@@ -4,7 +4,7 @@
  *     kernels_gpu_test [--row NAME] [--image FILE] [--only TEST] [--bench 20b|120b|... [--batches LIST] [--spread N]] [--no-prompt]
  *                      [--mxfp8] [--kv8]
  *
- * TEST is one of each, ops, head, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, token, stuck, sampler, faults.
+ * TEST is one of each, ops, head, mxfp8, sizes, kv8, contexts, routing, extremes, invariance, late, token, stuck, sampler, faults.
  * --image: a cubin or PTX whose kernels are used in place of the row's own, all or some, to compare kernels whose sizes, launches, layouts
  * of weights and places in scratch are the same; --batches: the bench of so many decode rows alone, such as 1,64,256; --spread: how unevenly its
  * rows choose experts, the deviation of the logarithm of how likely one is: 0 unless said, about 1.5 in the engine with made-up weights.
@@ -27,8 +27,9 @@ static int test_row(struct rig *rig, const char *only)
         {"sizes", rig_test_sizes},       {"kv8", rig_test_kv8},
         {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
         {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
-        {"token", rig_test_token},       {"stuck", rig_test_stuck},
-        {"sampler", rig_test_sampler},   {"faults", rig_test_faults},
+        {"late", rig_test_late},         {"token", rig_test_token},
+        {"stuck", rig_test_stuck},       {"sampler", rig_test_sampler},
+        {"faults", rig_test_faults},
     };
     int failures = 0;
     for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {

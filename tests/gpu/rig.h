@@ -96,6 +96,8 @@ int rig_test_contexts(struct rig *rig);
 int rig_test_routing(struct rig *rig);
 int rig_test_extremes(struct rig *rig);
 int rig_test_invariance(struct rig *rig);
+/* What an op reads before the one before it has ended, where launches may overlap (late.ptx wants sm_90). */
+int rig_test_late(struct rig *rig);
 int rig_test_token(struct rig *rig);
 int rig_test_stuck(struct rig *rig);
 int rig_test_sampler(struct rig *rig);

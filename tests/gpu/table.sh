@@ -39,7 +39,7 @@ tests() { printf '%s\n' "$@" | xargs -P "$side" -L 1 bash -c 'part $0 $1' || fai
 
 nvidia-smi --query-gpu=name,clocks.sm,power.draw,temperature.gpu --format=csv,noheader
 side=7
-tests "sm90 "{kv8,routing,extremes,sizes,contexts,ops,mxfp8,each,head,invariance,token,sampler} "sm80 "{ops,each,head,mxfp8,invariance,sampler}
+tests "sm90 "{kv8,routing,extremes,sizes,contexts,ops,mxfp8,each,head,invariance,late,token,sampler} "sm80 "{ops,each,head,mxfp8,invariance,sampler}
 side=1 # these want the device for themselves
 tests "sm90 "{stuck,faults}
 echo "tests: $SECONDS s"
