@@ -5,7 +5,7 @@
 #include "gpu/state.h"
 
 enum { SPINS = 64 };
-#define NAP_NS 20000L
+#define NAP_NS  20000L
 #define NEAR_US 60 /* of a thousand naps one took 50 us */
 
 uint64_t nib_gpu_now_us(void)
