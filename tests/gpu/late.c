@@ -7,7 +7,7 @@
 
 #include "tests/gpu/model.h"
 
-enum { SLOTS = 130, CTX = 192, ROWS = 128, BUFFERS_MAX = 24, ALL = BUFFERS_MAX, BLOCKS = 8, THREADS = 256 };
+enum { SLOTS = 256, CTX = 192, ROWS = 128, BUFFERS_MAX = 24, ALL = BUFFERS_MAX, BLOCKS = 8, THREADS = 256 };
 #define LATE_NS 100000ull
 
 /* the kernel; the Makefile says where the text lies */
@@ -238,7 +238,7 @@ static void run_step(struct late *l, const struct model *model, const struct mod
 /* Steps of every form that a bucket's decode rows may have, of one row both ways, and a prompt alone and beside them. */
 static int test_shape(struct rig *rig, const char *shape)
 {
-    static const uint32_t decode[] = {1, 1, 2, 9, 17, 64, 65, 130, 0, 3};
+    static const uint32_t decode[] = {1, 1, 2, 9, 17, 64, 65, 130, 256, 0, 3};
     enum { STEPS = sizeof decode / sizeof decode[0] };
     struct model model;
     struct late l;

@@ -29,7 +29,7 @@ serve() {
 # one test of one row
 part() {
     local log=$work/$1.$2 start=$SECONDS code=0
-    timeout 120 "$bin/kernels_gpu_test" --row "$1" --only "$2" >"$log" 2>&1 || code=$?
+    timeout 180 "$bin/kernels_gpu_test" --row "$1" --only "$2" >"$log" 2>&1 || code=$?
     echo "$1 $2: $(grep -c '^ok' "$log") parts in $((SECONDS - start)) s$([ $code -eq 0 ] || echo ", FAILED ($code)")"
     [ $code -eq 0 ] || grep FAILED "$log" | head -n 3
     return $code
