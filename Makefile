@@ -124,7 +124,7 @@ $(B)/arch/sm80/table.o: ISA := -DNIB_IMAGE='"build/gpu/sm80.image"'
 tests: $(TESTS)
 # runs on a machine that has only libc and libcuda; says so and passes where there is no device
 GPU_TEST_OBJ := $(patsubst %,$(B)/tests/gpu/%.o,kernels_gpu_test rig model ops each steps head mxfp8 extremes invariance late token sampler bench)
-$(B)/tests/gpu/late.o: ISA := -DNIB_LATE='"tests/gpu/late.ptx"'
+$(B)/tests/gpu/late.o: ISA := -DNIB_IMAGE='"tests/gpu/late.ptx"'
 $(B)/tests/gpu/late.o: tests/gpu/late.ptx
 $(B)/tests/gpu/kernels_gpu_test: $(GPU_TEST_OBJ) $(B)/libnib.a
 	$(Q)echo "  LD  $@"; $(CC) $(LDFLAGS_ALL) -o $@ $^ -lm -lpthread -ldl

@@ -13,7 +13,7 @@ enum { SLOTS = 256, CTX = 192, ROWS = 128, BUFFERS_MAX = 24, ALL = BUFFERS_MAX, 
 /* the kernel; the Makefile says where the text lies */
 __asm__(".section .rodata\n"
         "late_ptx:\n"
-        ".incbin \"" NIB_LATE "\"\n"
+        ".incbin \"" NIB_IMAGE "\"\n"
         ".byte 0\n"
         ".previous\n");
 extern const char late_ptx[];
@@ -143,9 +143,10 @@ static void launch_late(struct late *l, int late)
     RIG_CU(l->rig, cuLaunchKernelEx, &config, l->copy, arguments, NULL);
 }
 
-static bool writes_pages(enum nib_gpu_op op)
+/* Whether the op may change the buffer: pages only those from QKV to KV_FP8, so that they are not looked at behind others. */
+static bool may_change(enum nib_gpu_op op, const struct buffer *b)
 {
-    return op >= NIB_GPU_QKV && op <= NIB_GPU_KV_FP8;
+    return !b->pages || (op >= NIB_GPU_QKV && op <= NIB_GPU_KV_FP8);
 }
 
 static bool expect_same(struct late *l, enum nib_gpu_op op, uint32_t layer, struct rig_bucket bucket, int late)
@@ -153,7 +154,7 @@ static bool expect_same(struct late *l, enum nib_gpu_op op, uint32_t layer, stru
     bool same = true;
     for (int i = 0; i < l->count; i++) {
         const struct buffer *b = &l->buffer[i];
-        if (b->pages && !writes_pages(op))
+        if (!may_change(op, b))
             continue;
         rig_down(l->rig, b->got, b->at, b->bytes);
         if (memcmp(b->got, b->want, b->bytes) == 0)
@@ -189,7 +190,7 @@ static bool run_plain(struct late *l, enum nib_gpu_op op, uint32_t layer, struct
     if (!rig_launch(l->rig, op, layer, bucket))
         return false;
     for (int i = 0; i < l->count; i++)
-        if (!l->buffer[i].pages || writes_pages(op))
+        if (may_change(op, &l->buffer[i]))
             rig_down(l->rig, l->buffer[i].want, l->buffer[i].at, l->buffer[i].bytes);
     return true;
 }
@@ -200,7 +201,7 @@ static void go_on(struct late *l, enum nib_gpu_op op)
     for (int i = 0; i < l->count; i++) {
         struct buffer *b = &l->buffer[i];
         RIG_CU(l->rig, cuMemcpyDtoDAsync, b->before, b->now, b->bytes, l->rig->stream);
-        b->changed = (!b->pages || writes_pages(op)) && memcmp(b->is, b->want, b->bytes) != 0;
+        b->changed = may_change(op, b) && memcmp(b->is, b->want, b->bytes) != 0;
         if (!b->changed)
             continue;
         uint8_t *is = b->is;
