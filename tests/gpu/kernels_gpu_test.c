@@ -16,23 +16,50 @@
 
 extern const struct nib_gpu_kernels nib_gpu_kernels_sm90, nib_gpu_kernels_sm80;
 
+static const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
+
+static const struct {
+    const char *name;
+    int (*run)(struct rig *rig);
+} tests[] = {
+    {"each", rig_test_each},         {"ops", rig_test_ops},
+    {"head", rig_test_head},         {"mxfp8", rig_test_mxfp8},
+    {"sizes", rig_test_sizes},       {"kv8", rig_test_kv8},
+    {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
+    {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
+    {"late", rig_test_late},         {"token", rig_test_token},
+    {"stuck", rig_test_stuck},       {"sampler", rig_test_sampler},
+    {"faults", rig_test_faults},
+};
+
+enum { ROWS = sizeof rows / sizeof rows[0], TESTS = sizeof tests / sizeof tests[0] };
+
+/* There is such a row and such a test, where one is named: else nothing would be run, and that be good. */
+static bool names_known(const char *row, const char *only)
+{
+    bool row_known = !row, only_known = !only;
+    for (size_t i = 0; i < ROWS; i++)
+        row_known = row_known || strcmp(row, rows[i]->name) == 0;
+    for (size_t i = 0; i < TESTS; i++)
+        only_known = only_known || strcmp(only, tests[i].name) == 0;
+    if (!row_known) {
+        fprintf(stderr, "no row is called '%s'; there are:", row);
+        for (size_t i = 0; i < ROWS; i++)
+            fprintf(stderr, " %s", rows[i]->name);
+    } else if (!only_known) {
+        fprintf(stderr, "no test is called '%s'; there are:", only);
+        for (size_t i = 0; i < TESTS; i++)
+            fprintf(stderr, " %s", tests[i].name);
+    }
+    if (!row_known || !only_known)
+        fprintf(stderr, "\n");
+    return row_known && only_known;
+}
+
 static int test_row(struct rig *rig, const char *only)
 {
-    static const struct {
-        const char *name;
-        int (*run)(struct rig *rig);
-    } tests[] = {
-        {"each", rig_test_each},         {"ops", rig_test_ops},
-        {"head", rig_test_head},         {"mxfp8", rig_test_mxfp8},
-        {"sizes", rig_test_sizes},       {"kv8", rig_test_kv8},
-        {"contexts", rig_test_contexts}, {"routing", rig_test_routing},
-        {"extremes", rig_test_extremes}, {"invariance", rig_test_invariance},
-        {"late", rig_test_late},         {"token", rig_test_token},
-        {"stuck", rig_test_stuck},       {"sampler", rig_test_sampler},
-        {"faults", rig_test_faults},
-    };
     int failures = 0;
-    for (size_t i = 0; i < sizeof tests / sizeof tests[0]; i++) {
+    for (size_t i = 0; i < TESTS; i++) {
         if (only && strcmp(only, tests[i].name) != 0)
             continue;
         const double start = rig_now();
@@ -46,7 +73,6 @@ static int test_row(struct rig *rig, const char *only)
 
 int main(int argc, char **argv)
 {
-    const struct nib_gpu_kernels *const rows[] = {&nib_gpu_kernels_sm90, &nib_gpu_kernels_sm80};
     const char *row = NULL, *image = NULL, *only = NULL, *bench = NULL, *batches = NULL, *spread = NULL;
     bool prompt = true, mxfp8 = false, kv8 = false;
     for (int i = 1; i < argc; i++) {
@@ -84,11 +110,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "--image wants a --row, --batches and --spread a --bench\n");
         return 2;
     }
+    if (!names_known(row, only))
+        return 2;
     static struct rig rig;
     if (!rig_open(&rig))
         return 0;
     int failures = 0;
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+    for (size_t i = 0; i < ROWS; i++) {
         if ((row && strcmp(row, rows[i]->name) != 0) || !rig_load(&rig, rows[i], image))
             continue;
         rig.dense = bench && mxfp8 ? NIB_DENSE_MXFP8 : NIB_DENSE_BF16;
